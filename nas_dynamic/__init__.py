@@ -1,0 +1,20 @@
+"""Subnet-aware learning rates and momenta for training weight-sharing supernets."""
+
+from __future__ import annotations
+
+from nas_dynamic.architecture import Architecture, SearchSpace
+from nas_dynamic.calr import CaLR
+from nas_dynamic.momentum import ComplexityBins, MomentumSeparation
+from nas_dynamic.sampling import UniformSampler
+from nas_dynamic.training import DynamicTraining, Update
+
+__all__ = [
+    "Architecture",
+    "CaLR",
+    "ComplexityBins",
+    "DynamicTraining",
+    "MomentumSeparation",
+    "SearchSpace",
+    "UniformSampler",
+    "Update",
+]

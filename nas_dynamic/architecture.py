@@ -1,0 +1,178 @@
+"""Architectures and the spaces that they are drawn from."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Architecture", "SearchSpace"]
+
+Architecture = Mapping[str, Hashable]
+"""One subnet: for every choice of the space, its label and the candidate that was chosen."""
+
+
+class SearchSpace:
+    """A finite space of subnets: labelled choices, each with its candidates.
+
+    Args:
+        choices: label → candidates of that choice. Candidates are hashable and unique within
+            their choice; their order gives the integer encoding.
+
+    Raises:
+        ValueError: no choices, a choice without candidates, or one candidate twice.
+
+    Example:
+        >>> space = SearchSpace({"layer1": ["conv3", "conv5"], "depth": [2, 3, 4]})
+        >>> space.size
+        6
+        >>> space.sample(np.random.default_rng(0))
+        {'layer1': 'conv5', 'depth': 3}
+    """
+
+    def __init__(self, choices: Mapping[str, Sequence[Hashable]]) -> None:
+        if not choices:
+            raise ValueError("a search space needs at least one choice; got none")
+        self.choices: dict[str, tuple[Hashable, ...]] = {}
+        self._index: dict[str, dict[Hashable, int]] = {}
+        for label, candidates in choices.items():
+            self.choices[label] = tuple(candidates)
+            self._index[label] = {c: i for i, c in enumerate(self.choices[label])}
+            if not self.choices[label]:
+                raise ValueError(f"choice {label!r} has no candidates")
+            if len(self._index[label]) != len(self.choices[label]):
+                raise ValueError(
+                    f"choice {label!r} lists a candidate twice: {_listed(self.choices[label])}"
+                )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels, in the order of the definition."""
+        return tuple(self.choices)
+
+    @property
+    def size(self) -> int:
+        """Number of architectures: the product of the numbers of candidates."""
+        return math.prod(len(candidates) for candidates in self.choices.values())
+
+    def __iter__(self) -> Iterator[dict[str, Hashable]]:
+        """Every architecture, the last label varying fastest."""
+        for values in itertools.product(*self.choices.values()):
+            yield dict(zip(self.choices, values, strict=True))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SearchSpace) and list(self.choices.items()) == list(
+            other.choices.items()
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"SearchSpace({len(self.choices)} choices, {self.size:,} architectures)"
+
+    def sample(self, generator: np.random.Generator) -> dict[str, Hashable]:
+        """Draw every choice uniformly and independently."""
+        return {
+            label: candidates[generator.integers(len(candidates))]
+            for label, candidates in self.choices.items()
+        }
+
+    def validate(self, architecture: Architecture) -> None:
+        """Check that an architecture chooses one candidate for every label, and nothing else.
+
+        Raises:
+            ValueError: names the label, and what it may be.
+        """
+        for label, index in self._index.items():
+            if label not in architecture:
+                raise ValueError(
+                    f"architecture chooses nothing for {label!r}; "
+                    f"candidates are {_listed(self.choices[label])}"
+                )
+            if not _contains(index, architecture[label]):
+                raise ValueError(
+                    f"{architecture[label]!r} is not a candidate of {label!r}; "
+                    f"candidates are {_listed(self.choices[label])}"
+                )
+        if len(architecture) != len(self.choices):
+            unknown = next(label for label in architecture if label not in self.choices)
+            raise ValueError(
+                f"architecture has a choice {unknown!r} that the space does not; "
+                f"labels are {_listed(self.labels)}"
+            )
+
+    def encode(self, architecture: Architecture) -> np.ndarray:
+        """Candidate numbers, int64 of shape (choices,), in the order of `labels`."""
+        self.validate(architecture)
+        return np.array([index[architecture[label]] for label, index in self._index.items()])
+
+    def decode(self, indices: Sequence[int] | np.ndarray) -> dict[str, Hashable]:
+        """The architecture of candidate numbers: the inverse of `encode`."""
+        if len(indices) != len(self.choices):
+            raise ValueError(f"expected {len(self.choices)} candidate numbers, got {len(indices)}")
+        architecture = {}
+        for index, (label, candidates) in zip(indices, self.choices.items(), strict=True):
+            if not 0 <= index < len(candidates):
+                raise ValueError(
+                    f"candidate number {index} of {label!r} is outside 0 … {len(candidates) - 1}"
+                )
+            architecture[label] = candidates[index]
+        return architecture
+
+    def one_hot(self, architecture: Architecture) -> np.ndarray:
+        """One-hot encoding, float32 of shape (sum of the numbers of candidates,)."""
+        indices = self.encode(architecture)
+        widths = [len(candidates) for candidates in self.choices.values()]
+        encoding = np.zeros(sum(widths), dtype=np.float32)
+        encoding[np.cumsum([0, *widths[:-1]]) + indices] = 1
+        return encoding
+
+    def smallest(self, measure: Callable[[Architecture], float]) -> dict[str, Hashable]:
+        """The architecture with the least `measure`; see `largest`."""
+        return self.largest(lambda architecture: -measure(architecture))
+
+    def largest(
+        self, measure: Callable[[Architecture], float], restarts: int = 4
+    ) -> dict[str, Hashable]:
+        """The architecture with the greatest `measure`, found without enumerating the space.
+
+        Coordinate ascent: each choice in turn takes its best candidate until a pass changes
+        nothing, from the first architecture and from `restarts` random ones. Exact where the
+        measure is additive over choices, and where every choice has one order of candidates that
+        the other choices do not reverse (widths, depths, kernels): parameters and MACs of the
+        usual spaces. A measure with other interactions may have a greater maximum elsewhere.
+
+        Costs (restarts + 1) · passes · (sum of the numbers of candidates) evaluations.
+        """
+        generator = np.random.default_rng(0)
+        starts = [self.decode([0] * len(self.choices))]
+        starts += [self.sample(generator) for _ in range(restarts)]
+        best, best_value = starts[0], -math.inf
+        for architecture in starts:
+            value, improved = measure(architecture), True
+            while improved:
+                improved = False
+                for label, candidates in self.choices.items():
+                    for candidate in candidates:
+                        trial = architecture | {label: candidate}
+                        trial_value = measure(trial)
+                        if trial_value > value:
+                            architecture, value, improved = trial, trial_value, True
+            if value > best_value:
+                best, best_value = architecture, value
+        return best
+
+
+def _contains(index: Mapping[Hashable, int], candidate: Any) -> bool:
+    try:
+        return candidate in index
+    except TypeError:  # an unhashable value, such as a list, is no candidate
+        return False
+
+
+def _listed(values: Sequence[Any], limit: int = 8) -> str:
+    shown = ", ".join(repr(value) for value in values[:limit])
+    return shown + (f", … ({len(values)} in all)" if len(values) > limit else "")

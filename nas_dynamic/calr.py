@@ -1,0 +1,197 @@
+"""CaLR: a learning rate that decays by the complexity of each subnet.
+
+Source: Jeon et al., "Subnet-Aware Dynamic Supernet Training for Neural Architecture Search",
+CVPR 2025, arXiv 2503.10740.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from nas_dynamic.architecture import Architecture
+
+__all__ = ["CURVES", "CaLR"]
+
+
+def _cosine(progress: float) -> float:
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+def _cosine_power(progress: float, power: float = 10.0) -> float:
+    # Hundt et al., "sharpDARTS", 2019, arXiv 1903.09900: an exponential between the ends of cosine.
+    return (power ** (_cosine(progress) + 1) - power) / (power**2 - power)
+
+
+CURVES: dict[str, Callable[[float], float]] = {
+    "polynomial": lambda progress: 1 - progress,
+    "cosine": _cosine,
+    "cosine-power": _cosine_power,
+}
+"""Decay curves by name: progress in [0, 1] → decay ratio, from 1 to 0."""
+
+
+class CaLR:
+    """Complexity-aware learning rate: `lr_t(α) = lr_0 · s(t)^γ(α)`.
+
+    γ is linear in the logarithm of the subnet's complexity C, `γ_max` for the smallest subnet of
+    the space and `γ_min` for the largest: small subnets anneal early, large ones keep learning.
+
+        γ(α) = γ_max − (γ_max − γ_min) · log(C(α) / C_min) / log(C_max / C_min)
+
+    Args:
+        complexity: complexity of an architecture, > 0: parameters (as in the paper), MACs, latency.
+        total_steps: T, the number of optimizer updates in the whole training. Not needed with
+            `curve="scheduler"`.
+        bounds: (C_min, C_max) of the space, in the units of `complexity`. A complexity outside of
+            them is clamped, so that γ stays within its own bounds.
+        gamma_max: γ of the smallest subnet.
+        gamma_min: γ of the largest subnet; 1/γ_max by default.
+        curve: s. `"polynomial"` (1 − t/T, the paper's), `"cosine"`, `"cosine-power"`
+            (sharpDARTS), or a callable from progress in [0, 1] to a ratio. These multiply the
+            optimizer's lr. `"scheduler"` takes the decay from the lr scheduler that the
+            optimizer already has, s = lr / (its peak so far), and bends that: a warm-up, where
+            the lr is at its peak, stays as scheduled.
+        warmup_steps: updates of linear warm-up ahead of the curve. γ does not bend them.
+
+    Raises:
+        ValueError: names the argument and what it may be.
+
+    Example:
+        >>> calr = CaLR(lambda a: a["width"], total_steps=100, bounds=(1, 16))
+        >>> calr.gamma({"width": 1}), calr.gamma({"width": 4}), calr.gamma({"width": 16})
+        (4.0, 2.125, 0.25)
+        >>> calr.factor({"width": 1}, step=50)
+        0.0625
+    """
+
+    def __init__(
+        self,
+        complexity: Callable[[Architecture], float],
+        *,
+        total_steps: int | None = None,
+        bounds: tuple[float, float],
+        gamma_max: float = 4.0,
+        gamma_min: float | None = None,
+        curve: str | Callable[[float], float] = "polynomial",
+        warmup_steps: int = 0,
+    ) -> None:
+        self.complexity = complexity
+        self.c_min, self.c_max = _checked_bounds(bounds)
+        self.gamma_max = gamma_max
+        if not (math.isfinite(gamma_max) and gamma_max > 0):
+            raise ValueError(f"gamma_max must be a positive number, got {gamma_max}")
+        self.gamma_min = 1 / gamma_max if gamma_min is None else gamma_min
+        if not 0 < self.gamma_min <= gamma_max:
+            raise ValueError(
+                f"gamma_min must lie in 0 < gamma_min <= gamma_max = {gamma_max}, "
+                f"got {self.gamma_min}; for a gamma_max below 1 give gamma_min yourself"
+            )
+        self.curve = curve
+        self.follows_scheduler = curve == "scheduler"
+        if not self.follows_scheduler:
+            if isinstance(curve, str) and curve not in CURVES:
+                raise ValueError(
+                    f"unknown curve {curve!r}; choose one of "
+                    f"{', '.join([*CURVES, 'scheduler'])}, or give a callable"
+                )
+            self._curve = CURVES[curve] if isinstance(curve, str) else curve
+            if total_steps is None:
+                raise ValueError(
+                    "total_steps is needed: the number of optimizer updates in the whole training "
+                    "(or curve='scheduler' to follow the optimizer's own lr scheduler)"
+                )
+        if total_steps is not None and total_steps < 1:
+            raise ValueError(f"total_steps must be at least 1, got {total_steps}")
+        if warmup_steps < 0 or (total_steps is not None and warmup_steps >= total_steps):
+            raise ValueError(
+                f"warmup_steps must lie in 0 <= warmup_steps < total_steps = {total_steps}, "
+                f"got {warmup_steps}"
+            )
+        if warmup_steps and self.follows_scheduler:
+            raise ValueError(
+                "warmup_steps and curve='scheduler' exclude each other: the scheduler warms up"
+            )
+        self.total_steps = total_steps
+        self.warmup_steps = warmup_steps
+
+    def gamma(self, architecture: Architecture) -> float:
+        """γ(α), in [γ_min, γ_max].
+
+        Raises:
+            ValueError: the complexity is not a positive finite number.
+        """
+        return self.gamma_of(checked_complexity(self.complexity, architecture))
+
+    def gamma_of(self, complexity: float) -> float:
+        """γ of a complexity, clamped to the bounds of the space."""
+        complexity = min(max(complexity, self.c_min), self.c_max)
+        position = math.log(complexity / self.c_min) / math.log(self.c_max / self.c_min)
+        return self.gamma_max - (self.gamma_max - self.gamma_min) * position
+
+    def factor(self, architecture: Architecture, step: int, lr_ratio: float = 1.0) -> float:
+        """What the scheduled lr is multiplied by in update `step` (0-based) of a subnet.
+
+        `lr_ratio`, the scheduled lr over its peak so far, counts for `curve="scheduler"` only.
+        Finite and not negative for every step >= 0; 0 from `total_steps` on.
+        """
+        return self.factor_of(self.gamma(architecture), step, lr_ratio)
+
+    def factor_of(self, gamma: float, step: int, lr_ratio: float = 1.0) -> float:
+        """`factor` of a γ."""
+        if self.follows_scheduler:
+            # The host has already multiplied lr_0 by s: s · s^(γ−1) = s^γ. At s = 0 the lr is 0.
+            return lr_ratio ** (gamma - 1) if lr_ratio > 0 else 0.0
+        assert self.total_steps is not None
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
+        return max(self._curve(min(progress, 1.0)), 0.0) ** gamma
+
+    def definition(self) -> dict[str, Any]:
+        """What decides the lr, as plain data: a checkpoint is refused where it differs."""
+        return {
+            "bounds": [self.c_min, self.c_max],
+            "gamma": [self.gamma_min, self.gamma_max],
+            "curve": self.curve if isinstance(self.curve, str) else name_of(self.curve),
+            "total_steps": self.total_steps,
+            "warmup_steps": self.warmup_steps,
+        }
+
+
+def checked_complexity(
+    measure: Callable[[Architecture], float], architecture: Architecture
+) -> float:
+    """A complexity as a float.
+
+    Raises:
+        ValueError: it is not a positive finite number.
+    """
+    complexity = float(measure(architecture))
+    if not (math.isfinite(complexity) and complexity > 0):
+        raise ValueError(
+            f"complexity must be a positive finite number, got {complexity} "
+            f"for architecture {dict(architecture)}"
+        )
+    return complexity
+
+
+def name_of(function: Any) -> str:
+    """Qualified name of a callable, or of its class, for comparison between runs."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _checked_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
+    c_min, c_max = (float(bound) for bound in bounds)
+    if not (math.isfinite(c_min) and math.isfinite(c_max) and c_min > 0):
+        raise ValueError(f"bounds must be positive finite numbers, got {bounds}")
+    if c_min > c_max:
+        raise ValueError(f"bounds are (c_min, c_max); got {bounds}, which is reversed")
+    if c_min == c_max:
+        raise ValueError(
+            f"all subnets have the complexity {c_min}: there is nothing for CaLR to tell apart; "
+            "use another complexity, or calr=None"
+        )
+    return c_min, c_max

@@ -1,0 +1,224 @@
+"""Complexity of a subnet: parameters, MACs, latency; tables that look it up in microseconds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nas_dynamic.architecture import Architecture, SearchSpace
+
+__all__ = [
+    "AdditiveTable",
+    "Bounds",
+    "CachedComplexity",
+    "bounds",
+    "count_macs",
+    "count_parameters",
+    "lookup",
+    "measure_latency",
+]
+
+Complexity = Callable[[Architecture], float]
+
+
+def count_parameters(model: nn.Module, *inputs: Any) -> int:
+    """Number of trainable parameters.
+
+    Args:
+        model: a stand-alone subnet; or a supernet with one subnet activated.
+        inputs: example inputs. With them only parameters that the output depends on count, so
+            that a supernet gives the count of its active subnet. A parameter that the subnet
+            uses a slice of counts whole: such spaces need the stand-alone subnet.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not inputs:
+        return sum(p.numel() for p in parameters)
+    with torch.enable_grad():
+        output = sum(tensor.sum() for tensor in _tensors(model(*inputs)) if tensor.requires_grad)
+        gradients = torch.autograd.grad(output, parameters, allow_unused=True)
+    return sum(
+        parameter.numel()
+        for parameter, gradient in zip(parameters, gradients, strict=True)
+        if gradient is not None
+    )
+
+
+def count_macs(model: nn.Module, *inputs: Any) -> float:
+    """Multiply-accumulates of one forward pass: half of torch's flop count.
+
+    Counts what torch's flop registry knows (convolutions, matrix products, attention). Model and
+    inputs may lie on the meta device, where nothing is computed; on CPU fused attention is not
+    counted.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(*inputs)
+    finally:
+        model.train(training)
+    return counter.get_total_flops() / 2
+
+
+def measure_latency(model: nn.Module, *inputs: Any, seconds: float = 0.2) -> float:
+    """Median wall time of one forward pass in evaluation mode, in milliseconds.
+
+    Measured by `torch.utils.benchmark`, which synchronises accelerators, on the device and with
+    the number of threads that are set, for at least `seconds`.
+    """
+    from torch.utils.benchmark import Timer
+
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            timer = Timer(
+                "model(*inputs)",
+                globals={"model": model, "inputs": inputs},
+                num_threads=torch.get_num_threads(),
+            )
+            return timer.blocked_autorange(min_run_time=seconds).median * 1e3
+    finally:
+        model.train(training)
+
+
+class AdditiveTable:
+    """Complexity as a constant plus one term for each choice: a look-up of a few microseconds.
+
+    Args:
+        constant: what all subnets share.
+        terms: label → candidate → what that candidate adds. Any unit, one for all.
+    """
+
+    def __init__(self, constant: float, terms: Mapping[str, Mapping[Hashable, float]]) -> None:
+        self.constant = constant
+        self.terms = {label: dict(candidates) for label, candidates in terms.items()}
+
+    @classmethod
+    def measure(cls, space: SearchSpace, complexity: Complexity) -> AdditiveTable:
+        """Terms from the first architecture and its one-choice neighbours.
+
+        Costs 1 + (sum over choices of the number of candidates − 1) complexities.
+        """
+        base = space.decode([0] * len(space.labels))
+        constant = complexity(base)
+        terms = {
+            label: {
+                candidate: complexity(base | {label: candidate}) - constant if i else 0.0
+                for i, candidate in enumerate(candidates)
+            }
+            for label, candidates in space.choices.items()
+        }
+        return cls(constant, terms)
+
+    def __call__(self, architecture: Architecture) -> float:
+        """Look the complexity up."""
+        try:
+            return sum(
+                [term[architecture[label]] for label, term in self.terms.items()], self.constant
+            )
+        except KeyError as error:
+            raise ValueError(
+                f"the table has no entry for {error.args[0]!r} of architecture "
+                f"{dict(architecture)}; it was made for the labels {', '.join(self.terms)}"
+            ) from None
+
+    def __repr__(self) -> str:
+        return f"AdditiveTable({len(self.terms)} choices)"
+
+    def errors(
+        self, space: SearchSpace, complexity: Complexity, samples: int = 32, seed: int = 0
+    ) -> np.ndarray:
+        """Relative errors, table / complexity − 1, on random architectures; shape (samples,)."""
+        generator = np.random.default_rng(seed)
+        drawn = [space.sample(generator) for _ in range(samples)]
+        return np.array([self(a) / complexity(a) - 1 for a in drawn])
+
+    def save(self, path: str | Path) -> None:
+        """Write the table as JSON. Candidates are saved as JSON values: tuples become lists."""
+        rows = {label: [[c, t] for c, t in term.items()] for label, term in self.terms.items()}
+        Path(path).write_text(json.dumps({"constant": self.constant, "terms": rows}, indent=1))
+
+    @classmethod
+    def load(cls, path: str | Path) -> AdditiveTable:
+        """Read a table that `save` wrote, or one of that form that was measured elsewhere."""
+        try:
+            content = json.loads(Path(path).read_text())
+            terms = {
+                label: {_hashable(candidate): float(term) for candidate, term in rows}
+                for label, rows in content["terms"].items()
+            }
+            return cls(float(content["constant"]), terms)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is no complexity table, "
+                '{"constant": number, "terms": {label: [[candidate, number], …]}}: '
+                f"{error!r}"
+            ) from error
+
+
+class CachedComplexity:
+    """A complexity that is computed once for each architecture and then looked up."""
+
+    def __init__(self, space: SearchSpace, complexity: Complexity) -> None:
+        self.labels = space.labels
+        self.complexity = complexity
+        self._values: dict[tuple[Hashable, ...], float] = {}
+
+    def __call__(self, architecture: Architecture) -> float:
+        """Look the complexity up, or compute and keep it."""
+        key = tuple([architecture[label] for label in self.labels])
+        value = self._values.get(key)
+        if value is None:
+            value = self._values[key] = self.complexity(architecture)
+        return value
+
+    def __repr__(self) -> str:
+        return f"CachedComplexity({len(self._values)} architectures)"
+
+
+def lookup(
+    space: SearchSpace, complexity: Complexity, *, samples: int = 32, seed: int = 0
+) -> AdditiveTable | CachedComplexity:
+    """The fastest look-up of a complexity that is exact.
+
+    An `AdditiveTable` if it agrees with the complexity on `samples` random architectures to one
+    part in 10⁹, else a `CachedComplexity`; the type of the result says which.
+    """
+    table = AdditiveTable.measure(space, complexity)
+    exact = np.abs(table.errors(space, complexity, samples, seed)).max() < 1e-9
+    return table if exact else CachedComplexity(space, complexity)
+
+
+class Bounds(NamedTuple):
+    """The least and the greatest complexity of a space."""
+
+    min: float
+    max: float
+
+
+def bounds(space: SearchSpace, complexity: Complexity) -> Bounds:
+    """Complexity of the smallest and of the largest subnet, without enumerating the space.
+
+    See `SearchSpace.largest` for the search and for when it is exact.
+    """
+    found = Bounds(complexity(space.smallest(complexity)), complexity(space.largest(complexity)))
+    if not all(math.isfinite(value) and value > 0 for value in found):
+        raise ValueError(f"complexities must be positive finite numbers; the bounds are {found}")
+    return found
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(output) if torch.is_tensor(leaf)]
+
+
+def _hashable(candidate: Any) -> Hashable:
+    return tuple(map(_hashable, candidate)) if isinstance(candidate, list) else candidate

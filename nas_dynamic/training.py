@@ -1,0 +1,396 @@
+"""DynamicTraining: the learning rate and the momentum of each update, set by step hooks."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from nas_dynamic.architecture import Architecture, SearchSpace
+from nas_dynamic.calr import CaLR, checked_complexity
+from nas_dynamic.momentum import GroupStates, MomentumSeparation
+
+__all__ = ["DynamicTraining", "Update"]
+
+CHECKPOINT_KEY = "dynamic_training"
+
+UNSUPPORTED = {
+    "LBFGS": "it evaluates the closure, and so samples a subnet, several times in one step",
+    "Lookahead": "it updates through an optimizer inside it: attach to that one before wrapping",
+}
+"""Optimizer classes, by name, that cannot be attached to, and why."""
+
+_attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one update used.
+
+    Attributes:
+        step: 0-based number of the update.
+        architecture: the subnet that was trained.
+        complexity: of the subnet; None without CaLR.
+        gamma: γ of the subnet; None without CaLR.
+        factor: what the scheduled lr was multiplied by, one per param group.
+        lr: the lr that the update used, one per param group.
+        group: momentum group; None without momentum separation.
+    """
+
+    step: int
+    architecture: Architecture
+    complexity: float | None
+    gamma: float | None
+    factor: tuple[float, ...]
+    lr: tuple[Any, ...]
+    group: Hashable
+
+
+class DynamicTraining:
+    """Subnet-aware training of a supernet, attached to the optimizer that trains it.
+
+    Hooks on the optimizer's own `step` read the sampled architecture, set the lr and the momentum
+    of the update, and put the scheduled lr back after it. The loop, the lr schedulers, GradScaler
+    and existing checkpoint code stay as they are: `optimizer.state_dict()` holds every group's
+    state, and `optimizer.load_state_dict()` restores it.
+
+    Args:
+        optimizer: any optimizer that takes one update a step.
+        architecture: () → the architecture that this step's loss was computed with. Called once
+            an update, after the closure if there is one.
+        calr: the lr of each subnet, or None to leave the lr alone.
+        momentum: the groups of subnets with a momentum of their own, or None for one momentum.
+        idle: what an update does with the parameters outside of the subnet.
+            `"coast"`: as if their gradient were zero; weight decay and their group's momentum
+            move them on, as in the paper's experiments. `"freeze"`: nothing. Either holds whether
+            the host's `zero_grad` leaves None or zeros: coasting lends zero gradients for the
+            time of the update, freezing drops all gradients after it.
+        space: checks every architecture against a space, where given.
+
+    Raises:
+        ValueError: the optimizer cannot be attached to, or is attached already.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> calr = CaLR(lambda a: a["width"], total_steps=10, bounds=(1, 16))
+        >>> dynamic = DynamicTraining(
+        ...     optimizer, architecture=lambda: {"width": 4}, calr=calr,
+        ...     momentum=MomentumSeparation(group_by="width"),
+        ... )
+        >>> model(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> dynamic.updates, dynamic.last.gamma, dynamic.last.group
+        (1, 2.125, 4)
+        >>> dynamic.detach()
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        architecture: Callable[[], Architecture],
+        *,
+        calr: CaLR | None = None,
+        momentum: MomentumSeparation | None = None,
+        idle: Literal["coast", "freeze"] = "coast",
+        space: SearchSpace | None = None,
+    ) -> None:
+        _check_supported(optimizer, idle)
+        if not callable(architecture):
+            raise ValueError(
+                "architecture must be a callable that returns this step's architecture, "
+                f"got {type(architecture).__name__}"
+            )
+        self.optimizer = optimizer
+        self.calr = calr
+        self.momentum = momentum
+        self.idle = idle
+        self.space = space
+        self.updates = 0
+        """Number of updates so far: steps that were skipped, or had no gradient, do not count."""
+        self.last: Update | None = None
+        """What the last update used, for logging."""
+        self._architecture = architecture
+        self._states = GroupStates(optimizer) if momentum else None
+        self._peaks = [group["lr"] for group in optimizer.param_groups]
+        self._pending: tuple[Update, list[Any], list[torch.nn.Parameter]] | None = None
+        self._loading = False
+        self._saved: dict[str, Any] | None = None
+        self._warned: set[str] = set()
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_state_dict_post_hook(self._save),
+            optimizer.register_load_state_dict_pre_hook(self._check_checkpoint),
+            optimizer.register_load_state_dict_post_hook(self._load),
+        ]
+        _attached.add(optimizer)
+
+    @property
+    def groups(self) -> list[Hashable]:
+        """The momentum groups that have been updated so far, in the order of appearance."""
+        return self._states.keys() if self._states else []
+
+    def detach(self) -> None:
+        """Remove the hooks. The optimizer keeps the state of the group that it updated last."""
+        self._finish()
+        for handle in self._handles:
+            handle.remove()
+        _attached.discard(self.optimizer)
+
+    def _before_step(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._finish()  # of an update that raised
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._begin()
+            return None
+
+        # The subnet is sampled and trained in the closure, so only after it is it known.
+        def closure_then_begin(*closure_args: Any, **closure_kwargs: Any) -> Any:
+            if self._pending is not None:
+                raise RuntimeError(
+                    f"{type(optimizer).__name__} evaluated the closure twice in one step; "
+                    "dynamic training needs optimizers that take one update a step"
+                )
+            loss = closure(*closure_args, **closure_kwargs)
+            self._begin()
+            return loss
+
+        if len(args) > 1:
+            return (args[0], closure_then_begin, *args[2:]), kwargs
+        return args, kwargs | {"closure": closure_then_begin}
+
+    def _begin(self) -> None:
+        param_groups = self.optimizer.param_groups
+        idle = _idle_parameters(param_groups)
+        if idle is None:
+            return
+        update = self._plan(param_groups)
+        # Nothing below raises: an error leaves weights, state and count as they were.
+        scheduled = [group["lr"] for group in param_groups]
+        if self._states is not None:
+            self._states.switch(update.group)
+        for group, lr in zip(param_groups, update.lr, strict=True):
+            group["lr"] = lr
+        if self.idle == "freeze":
+            idle = []
+        for parameter in idle:
+            # One buffer each: foreach SGD with Nesterov adds the momentum into gradients in place.
+            parameter.grad = torch.zeros_like(parameter)
+        self._pending = update, scheduled, idle
+
+    def _plan(self, param_groups: list[dict[str, Any]]) -> Update:
+        """What the update will use; changes nothing but the peaks of the scheduled lr."""
+        architecture = self._architecture()
+        if architecture is None:
+            raise RuntimeError(
+                "no architecture at the update: `architecture` returned None; "
+                "sample a subnet before the step"
+            )
+        if self.space is not None:
+            self.space.validate(architecture)
+        group = None
+        if self.momentum is not None and self._states is not None:
+            group = self.momentum.group(architecture)
+            if group not in self._states and len(self._states) >= self.momentum.max_groups:
+                raise RuntimeError(
+                    f"{group!r} would be group number {len(self._states) + 1}; each costs as much "
+                    "memory as the optimizer's whole state. Group by something coarser, or raise "
+                    "MomentumSeparation(max_groups=…)"
+                )
+        complexity = gamma = None
+        factors = [1.0] * len(param_groups)
+        if self.calr is not None:
+            if self.calr.total_steps is not None and self.updates >= self.calr.total_steps:
+                raise RuntimeError(
+                    f"all {self.calr.total_steps} updates of CaLR's total_steps are done: the lr "
+                    "would be zero. Give CaLR the number of updates of the whole training"
+                )
+            complexity = checked_complexity(self.calr.complexity, architecture)
+            self._warn_outside_bounds(complexity)
+            gamma = self.calr.gamma_of(complexity)
+            ratios = self._lr_ratios(param_groups)
+            factors = [self.calr.factor_of(gamma, self.updates, ratio) for ratio in ratios]
+        return Update(
+            step=self.updates,
+            architecture=architecture,
+            complexity=complexity,
+            gamma=gamma,
+            factor=tuple(factors),
+            lr=tuple(g["lr"] * factor for g, factor in zip(param_groups, factors, strict=True)),
+            group=group,
+        )
+
+    def _lr_ratios(self, param_groups: list[dict[str, Any]]) -> list[float]:
+        """Scheduled lr over its peak so far, for each param group."""
+        assert self.calr is not None
+        ratios = []
+        for i, group in enumerate(param_groups):
+            if i == len(self._peaks):  # a group that was added after attachment
+                self._peaks.append(group["lr"])
+            self._peaks[i] = max(self._peaks[i], group["lr"])
+            ratios.append(float(group["lr"] / self._peaks[i]) if self._peaks[i] > 0 else 0.0)
+        if not self.calr.follows_scheduler and min(ratios) < 1:
+            self._warn_once(
+                "decayed twice",
+                f"an lr scheduler has decayed the lr, and CaLR's {self.calr.curve!r} curve decays "
+                "it again. Use CaLR(curve='scheduler') to bend the scheduler's decay instead, "
+                "or remove the scheduler",
+            )
+        return ratios
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self._pending is None:
+            return
+        update = self._pending[0]
+        if self._states is not None:
+            self._states.collect()
+        # A fused optimizer is stepped by GradScaler even where gradients are inf, and tests
+        # found_inf itself. Other optimizers are not stepped at all then.
+        found_inf = getattr(optimizer, "found_inf", None)
+        skipped = found_inf is not None and bool(found_inf)
+        self._finish()
+        if skipped:
+            return
+        if self.idle == "freeze":
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+        self.updates += 1
+        self.last = update
+        if self.momentum is not None and not any(optimizer.state.values()):
+            self._warn_once(
+                "no momentum",
+                f"{type(optimizer).__name__} keeps no state, so there is no momentum to separate. "
+                "Give it one, such as SGD(…, momentum=0.9), or drop momentum separation",
+            )
+
+    def _finish(self) -> None:
+        """Put the scheduled lr and the missing gradients back."""
+        if self._pending is None:
+            return
+        _, scheduled, idle = self._pending
+        for group, lr in zip(self.optimizer.param_groups, scheduled, strict=True):
+            group["lr"] = lr
+        for parameter in idle:
+            parameter.grad = None
+        self._pending = None
+
+    def _definition(self) -> dict[str, Any]:
+        return {
+            "idle": self.idle,
+            "space": self.space
+            and {k: [repr(c) for c in v] for k, v in self.space.choices.items()},
+            "calr": self.calr and self.calr.definition(),
+            "momentum": self.momentum and self.momentum.definition(),
+        }
+
+    def _save(
+        self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        if self._loading:
+            return None
+        state_dict[CHECKPOINT_KEY] = {
+            "definition": self._definition(),
+            "updates": self.updates,
+            "peaks": list(self._peaks),
+            "groups": self._states.state_dict() if self._states else None,
+        }
+        return state_dict
+
+    def _check_checkpoint(
+        self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]
+    ) -> None:
+        if self._loading:
+            return
+        saved = state_dict.get(CHECKPOINT_KEY)
+        if saved is None:
+            raise ValueError(
+                "the checkpoint was written without dynamic training; load it into the optimizer "
+                "before DynamicTraining is attached, and every group starts from its state"
+            )
+        differences = _differences(saved["definition"], self._definition())
+        if differences:
+            raise ValueError(
+                "the checkpoint is of another dynamic training: " + "; ".join(differences)
+            )
+        self._saved = saved
+
+    def _load(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._loading or self._saved is None:
+            return
+        self._loading, saved, self._saved = True, self._saved, None
+        try:
+            self.updates = saved["updates"]
+            self._peaks = list(saved["peaks"])
+            if self._states is not None:
+                self._states.load_state_dict(saved["groups"])
+        finally:
+            self._loading = False
+
+    def _warn_outside_bounds(self, complexity: float) -> None:
+        assert self.calr is not None
+        c_min, c_max = self.calr.c_min, self.calr.c_max
+        if not c_min <= complexity <= c_max:
+            self._warn_once(
+                "outside bounds",
+                f"a subnet of complexity {complexity:g} is outside CaLR's bounds "
+                f"({c_min:g}, {c_max:g}) and takes the γ of the nearer bound; "
+                "give the bounds of the whole space",
+            )
+
+    def _warn_once(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, UserWarning, stacklevel=2)
+
+
+def _idle_parameters(param_groups: list[dict[str, Any]]) -> list[torch.nn.Parameter] | None:
+    """The parameters without gradient, or None if no parameter has one: nothing was trained."""
+    idle, trained = [], False
+    for group in param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                trained = True
+            elif parameter.requires_grad:
+                idle.append(parameter)
+    return idle if trained else None
+
+
+def _check_supported(optimizer: torch.optim.Optimizer, idle: str) -> None:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(f"optimizer must be a torch Optimizer, got {type(optimizer).__name__}")
+    if idle not in ("coast", "freeze"):
+        raise ValueError(f"idle must be 'coast' or 'freeze', got {idle!r}")
+    if optimizer in _attached:
+        raise ValueError(
+            "dynamic training is attached to this optimizer already; detach() that one first"
+        )
+    for base in type(optimizer).__mro__:
+        if base.__name__ in UNSUPPORTED:
+            raise ValueError(f"{base.__name__} is not supported: {UNSUPPORTED[base.__name__]}")
+        if base.__name__ == "SparseAdam" and idle == "coast":
+            raise ValueError(
+                "SparseAdam takes sparse gradients only, so idle parameters cannot be given "
+                "zeros; use idle='freeze'"
+            )
+
+
+def _differences(saved: Any, here: Any, path: str = "") -> list[str]:
+    """Where two definitions differ, one sentence each."""
+    if isinstance(saved, dict) and isinstance(here, dict):
+        found = []
+        for key in [*saved, *(key for key in here if key not in saved)]:
+            found += _differences(
+                saved.get(key), here.get(key), f"{path}.{key}" if path else str(key)
+            )
+        return found
+    if saved == here:
+        return []
+    return [f"{path} is {saved} in the checkpoint and {here} here"]
