@@ -1,1 +1,28 @@
-"""NNI."""
+"""NNI one-shot experiments: `strategy = dynamic(RandomOneShot())`."""
+
+from __future__ import annotations
+
+try:
+    import nni.nas.oneshot.pytorch  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "nas_dynamic.adapters.nni needs NNI and Lightning: pip install 'nas-dynamic[nni]' "
+        f"(missing or broken: {error})"
+    ) from error
+
+from nas_dynamic.adapters.nni.space import (
+    activate,
+    search_space,
+    subnet_macs,
+    subnet_parameters,
+)
+from nas_dynamic.adapters.nni.training import DynamicCallback, dynamic
+
+__all__ = [
+    "DynamicCallback",
+    "activate",
+    "dynamic",
+    "search_space",
+    "subnet_macs",
+    "subnet_parameters",
+]
