@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from nni.mutable import Categorical, CategoricalMultiple
 from nni.mutable.annotation import Constraint
-from nni.nas.nn.pytorch import LayerChoice, ModelSpace, MutableModule
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation
 from nni.nas.oneshot.pytorch.supermodule.sampling import (
@@ -46,7 +47,8 @@ def search_space(model_space: ModelSpace) -> SearchSpace:
         TypeError: a choice is not finite.
     """
     choices: dict[str, Sequence[Hashable]] = {}
-    for label, mutable in model_space.simplify().items():
+    for nni_label, mutable in model_space.simplify().items():
+        label = str(nni_label)  # NNI's labels are of a subclass, which safe unpickling refuses
         if isinstance(mutable, Categorical):
             choices[label] = mutable.values
         elif isinstance(mutable, CategoricalMultiple):
@@ -64,7 +66,7 @@ def search_space(model_space: ModelSpace) -> SearchSpace:
 def architecture_of(sample: dict[str, Any]) -> dict[str, Hashable]:
     """An architecture from what NNI's `resample` returns: lists become sorted tuples."""
     return {
-        label: tuple(sorted(value)) if isinstance(value, list) else value
+        str(label): tuple(sorted(value)) if isinstance(value, list) else value
         for label, value in sample.items()
     }
 
@@ -96,7 +98,9 @@ def subnet_parameters(supernet: ModelSpace) -> Callable[[Architecture], int]:
         supernet: a model space that a one-shot strategy has mutated.
 
     Returns:
-        architecture → number of parameters, equal to that of `model_space.freeze(...)`.
+        architecture → number of parameters, equal to that of `model_space.freeze(...)`; but for
+        stages of a single cell in NDS spaces, whose supernet aligns shapes with a layer that the
+        frozen model does without. There it is the supernet's.
 
     Raises:
         TypeError: a supernet module of a kind that is not known here.
@@ -112,8 +116,6 @@ def subnet_macs(supernet: ModelSpace, *inputs: torch.Tensor) -> Callable[[Archit
         inputs: example inputs, of which only shape and dtype count. The result is for one
             example of their leading dimension.
     """
-    import copy
-
     shadow = copy.deepcopy(supernet).to("meta")
     examples = [x[:1].to("meta") for x in inputs]
 

@@ -84,15 +84,14 @@ def dynamic(
         >>> from nni.nas.strategy import RandomOneShot
         >>> strategy = dynamic(RandomOneShot())
     """
-    if type(strategy).configure_oneshot_module is not RandomOneShot.configure_oneshot_module:
+    configure = getattr(type(strategy), "configure_oneshot_module", None)
+    if configure is not RandomOneShot.configure_oneshot_module:
         raise TypeError(
-            f"dynamic() needs a strategy that trains one sampled subnet a step, such as "
-            f"RandomOneShot; {type(strategy).__name__} does not"
-            if isinstance(strategy, OneShotStrategy)
-            else f"dynamic() takes an NNI one-shot strategy, got {type(strategy).__name__}"
+            "dynamic() needs a one-shot strategy that trains one sampled subnet a step, such as "
+            f"RandomOneShot(); {type(strategy).__name__} does not"
         )
     options = {
-        name: value for name, value in locals().items() if name not in ("strategy", "options")
+        name: value for name, value in locals().items() if name not in ("strategy", "configure")
     }
     attached = copy.copy(strategy)
     # An attribute of the instance: the class, and so what NNI infers from it, stays the same.
@@ -188,6 +187,8 @@ class DynamicCallback(pl.Callback):
         """Attach: optimizers are built by now, and their states not yet restored."""
         if pl_module is not self.module:  # the trainer is fitting something else, later
             return
+        if self.training is not None:
+            self.training.detach()
         self.space = search_space(self.module.model)
         optimizer = _weight_optimizer(trainer)
         complexity = self._complexity(trainer)
@@ -289,10 +290,11 @@ class DynamicCallback(pl.Callback):
             logger.log_metrics(metrics, step=update.step)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Detach."""
-        if self.training is not None and pl_module is self.module:
-            self.training.detach()
-            self.module.__dict__.pop("resample", None)
+        """Give the module its own sampling back.
+
+        The optimizer stays attached, so that a checkpoint saved after the fit is complete.
+        """
+        self.module.__dict__.pop("resample", None)
 
 
 def _weight_optimizer(trainer: pl.Trainer) -> torch.optim.Optimizer:

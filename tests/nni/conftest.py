@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+pytest.importorskip("nni")
+import torch
+from nni.nas.evaluator.pytorch import Classification, DataLoader
+from nni.nas.hub.pytorch import (
+    DARTS,
+    AutoFormer,
+    MobileNetV3Space,
+    NasBench201,
+    ProxylessNAS,
+    ShuffleNetSpace,
+)
+
+# name → model space at small size, and the shape of its images
+HUB = {
+    "NasBench201": (lambda: NasBench201(4, 1, 10), (3, 8, 8)),
+    "ProxylessNAS": (lambda: ProxylessNAS(10, width_mult=0.25), (3, 32, 32)),
+    "MobileNetV3": (
+        lambda: MobileNetV3Space(
+            10, width_multipliers=(0.25, 0.5), expand_ratios=(1.0, 2.0), depth_range=(1, 2)
+        ),
+        (3, 32, 32),
+    ),
+    "ShuffleNet": (lambda: ShuffleNetSpace(10), (3, 32, 32)),
+    "ShuffleNet-channels": (lambda: ShuffleNetSpace(10, channel_search=True), (3, 32, 32)),
+    "AutoFormer": (
+        lambda: AutoFormer(
+            search_embed_dim=(24, 48),
+            search_num_heads=(3, 4),
+            search_depth=(2, 3),
+            img_size=16,
+            patch_size=4,
+            num_labels=10,
+        ),
+        (3, 16, 16),
+    ),
+    "DARTS": (lambda: DARTS(width=4, num_cells=3), (3, 16, 16)),
+    "DARTS-width-depth": (lambda: DARTS(width=(4, 8), num_cells=(6, 9)), (3, 16, 16)),
+}
+
+SGD = functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True)
+
+
+@pytest.fixture(params=HUB)
+def hub(request):
+    """A hub space's constructor and the shape of its images."""
+    return HUB[request.param]
+
+
+@pytest.fixture
+def classification(tmp_path):
+    """A quiet evaluator on random images."""
+
+    def build(shape=(3, 8, 8), examples=24, batch=4, **kwargs):
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(examples, *shape, generator=generator)
+        labels = torch.randint(10, (examples,), generator=generator)
+        data = torch.utils.data.TensorDataset(images, labels)
+        defaults = {
+            "optimizer": SGD,
+            "learning_rate": 0.05,
+            "weight_decay": 1e-3,
+            "train_dataloaders": DataLoader(data, batch),
+            "val_dataloaders": DataLoader(data, examples),
+            "num_classes": 10,
+            "max_epochs": 1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "default_root_dir": str(tmp_path),
+            "accelerator": "cpu",
+        }
+        return Classification(**(defaults | kwargs))
+
+    return build
