@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 try:
-    import nni.nas.oneshot.pytorch  # noqa: F401
+    # First: NNI's strategies are placeholders if nni.nas.oneshot is imported before them.
+    import nni.nas.strategy  # noqa: F401
 except ImportError as error:
     raise ImportError(
         "nas_dynamic.adapters.nni needs NNI and Lightning: pip install 'nas-dynamic[nni]' "
