@@ -104,6 +104,28 @@ class SearchSpace:
                 f"labels are {_listed(self.labels)}"
             )
 
+    def restrict(self, choices: Mapping[str, Sequence[Hashable]]) -> SearchSpace:
+        """The sub-space in which the given labels have only the given candidates.
+
+        Example:
+            >>> SearchSpace({"layer1": ["conv3", "conv5"], "depth": [2, 3]}).restrict(
+            ...     {"depth": [3]}
+            ... ).choices
+            {'layer1': ('conv3', 'conv5'), 'depth': (3,)}
+        """
+        for label, candidates in choices.items():
+            if label not in self.choices:
+                raise ValueError(
+                    f"the space has no choice {label!r}; labels are {_listed(self.labels)}"
+                )
+            for candidate in candidates:
+                if not _contains(self._index[label], candidate):
+                    raise ValueError(
+                        f"{candidate!r} is not a candidate of {label!r}; "
+                        f"candidates are {_listed(self.choices[label])}"
+                    )
+        return SearchSpace(self.choices | {k: tuple(v) for k, v in choices.items()})
+
     def encode(self, architecture: Architecture) -> np.ndarray:
         """Candidate numbers, int64 of shape (choices,), in the order of `labels`."""
         self.validate(architecture)

@@ -1,15 +1,24 @@
-"""Samplers: which subnet, or subnets, a training step takes."""
+"""Samplers: which subnet, or subnets, a training step takes.
+
+Every sampler draws from a generator of its own, so that a seed decides the sequence and no other
+generator is read or advanced; `state_dict` and `load_state_dict` continue it exactly.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import itertools
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from nas_dynamic.architecture import SearchSpace
+from nas_dynamic.architecture import Architecture, SearchSpace
 
-__all__ = ["UniformSampler"]
+__all__ = ["FairSampler", "SandwichSampler", "UniformSampler", "partition"]
+
+Accept = Callable[[Architecture], bool]
+
+_ATTEMPTS = 1000
 
 
 class UniformSampler:
@@ -17,7 +26,8 @@ class UniformSampler:
 
     Args:
         space: what to draw from.
-        seed: of the sampler's own generator; no other generator is read or advanced.
+        seed: of the sampler's own generator.
+        accept: draws again until it holds, for constraints such as a maximum of parameters.
 
     Source: Guo et al., "Single Path One-Shot NAS with Uniform Sampling", ECCV 2020.
 
@@ -27,18 +37,190 @@ class UniformSampler:
         ['conv5', 'conv5', 'conv5']
     """
 
-    def __init__(self, space: SearchSpace, seed: int = 0) -> None:
+    def __init__(self, space: SearchSpace, seed: int = 0, accept: Accept | None = None) -> None:
         self.space = space
+        self.accept = accept
         self._generator = np.random.default_rng(seed)
 
     def sample(self) -> dict[str, Hashable]:
         """The subnet of the next step."""
-        return self.space.sample(self._generator)
+        return _accepted(lambda: self.space.sample(self._generator), self.accept)
 
     def state_dict(self) -> dict[str, Any]:
         """State of the generator, as plain data."""
         return {"generator": self._generator.bit_generator.state}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         self._generator.bit_generator.state = state["generator"]
+
+
+class FairSampler:
+    """K subnets a step, in which every candidate of every choice is trained once (FairNAS).
+
+    K is the greatest number of candidates of any choice. Each choice deals from a shuffled deck of
+    its candidates, and shuffles a new one when it is empty. A choice of K candidates so has each
+    of them exactly once a step. One of n < K candidates has each of them exactly K times in every
+    n steps, and in a single step a number of times that differs from K/n by less than 2.
+
+    Args:
+        space: what to draw from.
+        seed: of the sampler's own generator.
+        group_by: a label that all subnets of one step agree in, so that they are of one momentum
+            group; its candidates take turns, each once in as many steps as it has candidates.
+        accept: draws the whole step again until it holds for all K subnets.
+
+    Source: Chu et al., "FairNAS: Rethinking Evaluation Fairness of Weight Sharing NAS", ICCV 2021.
+
+    Example:
+        >>> sampler = FairSampler(SearchSpace({"layer1": ["conv3", "conv5"], "layer2": [1, 2]}))
+        >>> sampler.sample()
+        [{'layer1': 'conv5', 'layer2': 2}, {'layer1': 'conv3', 'layer2': 1}]
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        seed: int = 0,
+        group_by: str | None = None,
+        accept: Accept | None = None,
+    ) -> None:
+        _check_label(space, group_by)
+        self.space = space
+        self.group_by = group_by
+        self.accept = accept
+        free = [len(c) for label, c in space.choices.items() if label != group_by]
+        self.subnets = max(free, default=1)
+        """K, the number of subnets a step."""
+        self._generator = np.random.default_rng(seed)
+        self._decks: dict[str, list[int]] = {label: [] for label in space.labels}
+
+    def sample(self) -> list[dict[str, Hashable]]:
+        """The K subnets of the next step."""
+
+        def deal_step() -> list[dict[str, Hashable]]:
+            hands = {}
+            for label in self.space.labels:
+                if label == self.group_by:
+                    hands[label] = [self._deal(label)] * self.subnets
+                else:
+                    hands[label] = [self._deal(label) for _ in range(self.subnets)]
+            return [{label: hand[k] for label, hand in hands.items()} for k in range(self.subnets)]
+
+        accept = self.accept
+        return _accepted(deal_step, accept and (lambda subnets: all(map(accept, subnets))))
+
+    def _deal(self, label: str) -> Hashable:
+        candidates, deck = self.space.choices[label], self._decks[label]
+        if not deck:
+            deck.extend(self._generator.permutation(len(candidates)).tolist())
+        return candidates[deck.pop()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the generator and of the decks, as plain data."""
+        decks = {label: list(deck) for label, deck in self._decks.items()}
+        return {"generator": self._generator.bit_generator.state, "decks": decks}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self._generator.bit_generator.state = state["generator"]
+        self._decks = {label: list(deck) for label, deck in state["decks"].items()}
+
+
+class SandwichSampler:
+    """The largest subnet, the smallest, and some random ones in every step (BigNAS).
+
+    Args:
+        space: what to draw from.
+        complexity: what large and small mean.
+        randoms: number of random subnets a step.
+        seed: of the sampler's own generator.
+        group_by: a label that all subnets of one step agree in, so that they are of one momentum
+            group; its candidates take turns, each once in as many steps as it has candidates,
+            and the ends are the largest and the smallest subnet with that candidate.
+        accept: draws a random subnet again until it holds; the ends are always taken.
+
+    Source: Yu et al., "BigNAS: Scaling Up NAS with Big Single-Stage Models", ECCV 2020.
+
+    Example:
+        >>> space = SearchSpace({"width": [8, 16, 24], "depth": [1, 2]})
+        >>> sampler = SandwichSampler(space, lambda a: a["width"] * a["depth"], randoms=1)
+        >>> sampler.sample()[:2]
+        [{'width': 24, 'depth': 2}, {'width': 8, 'depth': 1}]
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        complexity: Callable[[Architecture], float],
+        randoms: int = 2,
+        seed: int = 0,
+        group_by: str | None = None,
+        accept: Accept | None = None,
+    ) -> None:
+        _check_label(space, group_by)
+        if randoms < 0:
+            raise ValueError(f"randoms must be at least 0, got {randoms}")
+        self.space = space
+        self.randoms = randoms
+        self.accept = accept
+        self._generator = np.random.default_rng(seed)
+        spaces = partition(space, [group_by]) if group_by else [space]
+        self._layers = [(s, s.largest(complexity), s.smallest(complexity)) for s in spaces]
+        self._deck: list[int] = []
+
+    def sample(self) -> list[dict[str, Hashable]]:
+        """The subnets of the next step: largest, smallest, then the random ones."""
+        if not self._deck:
+            self._deck = self._generator.permutation(len(self._layers)).tolist()
+        space, largest, smallest = self._layers[self._deck.pop()]
+        randoms = [
+            _accepted(lambda: space.sample(self._generator), self.accept)
+            for _ in range(self.randoms)
+        ]
+        return [dict(largest), dict(smallest), *randoms]
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the generator and of the turns, as plain data."""
+        return {"generator": self._generator.bit_generator.state, "deck": list(self._deck)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self._generator.bit_generator.state = state["generator"]
+        self._deck = list(state["deck"])
+
+
+def partition(space: SearchSpace, labels: Sequence[str]) -> list[SearchSpace]:
+    """Split a space into disjoint sub-spaces, one for each way to choose at the labels.
+
+    Source: Zhao et al., "Few-Shot Neural Architecture Search", ICML 2021.
+
+    Example:
+        >>> space = SearchSpace({"layer1": ["conv3", "conv5"], "depth": [2, 3]})
+        >>> [s.choices["layer1"] for s in partition(space, ["layer1"])]
+        [('conv3',), ('conv5',)]
+    """
+    for label in labels:
+        _check_label(space, label)
+    return [
+        space.restrict({label: [c] for label, c in zip(labels, chosen, strict=True)})
+        for chosen in itertools.product(*(space.choices[label] for label in labels))
+    ]
+
+
+def _accepted(draw: Callable[[], Any], accept: Callable[[Any], bool] | None) -> Any:
+    for _ in range(_ATTEMPTS):
+        drawn = draw()
+        if accept is None or accept(drawn):
+            return drawn
+    raise RuntimeError(
+        f"none of {_ATTEMPTS} draws was accepted; loosen the constraint, or restrict the space "
+        "to candidates that meet it"
+    )
+
+
+def _check_label(space: SearchSpace, label: str | None) -> None:
+    if label is not None and label not in space.choices:
+        raise ValueError(
+            f"the space has no choice {label!r}; labels are {', '.join(map(repr, space.labels))}"
+        )
