@@ -151,6 +151,7 @@ def default_label(space: SearchSpace, complexity: Callable[[Architecture], float
 
 
 _ABSENT = object()
+_SCHEDULED = {"params", "lr", "initial_lr"}  # keys of a param group that are no counters
 
 
 class GroupStates:
@@ -167,9 +168,10 @@ class GroupStates:
         self._states: dict[Hashable, Any] = {}
         self._origin = dict(optimizer.state)
         # One dict a param group: of keys that updates write, the value at attachment.
-        self._initial: list[dict[str, Any]] = [{} for _ in optimizer.param_groups]
+        self._initial: list[dict[str, Any]] = []
         self._counters: dict[Hashable, list[dict[str, Any]]] = {}
         self._before: list[dict[str, Any]] = []
+        self._meet_param_groups()
 
     def __len__(self) -> int:
         return len(self._states)
@@ -184,17 +186,22 @@ class GroupStates:
         """The groups so far, in the order of their first update."""
         return list(self._states)
 
-    def switch(self, group: Hashable) -> None:
-        """Point the optimizer to the state of a group."""
-        if group not in self._states:
-            self._states[group] = defaultdict(
-                dict, {key: copy.deepcopy(value) for key, value in self._origin.items()}
-            )
+    def counters(self, group: Hashable) -> list[dict[str, Any]]:
+        """What the updates of a group wrote to `param_groups`, one dict a param group."""
+        return self._counters[group]
+
+    def switch(self, group: Hashable) -> bool:
+        """Point the optimizer to the state of a group; whether the group is a new one."""
+        new = group not in self._states
+        if new:
+            self._states[group] = self._fresh()
+        self._meet_param_groups()
         if group != self.current:
             self.optimizer.state = self._states[group]
-            self._write_counters(self._counters.get(group))
+            self._write_counters(self._counters.get(group, ()))
             self.current = group
         self._before = [dict(param_group) for param_group in self.optimizer.param_groups]
+        return new
 
     def collect(self) -> None:
         """After an update: keep the counters that the update wrote to `param_groups`."""
@@ -203,62 +210,95 @@ class GroupStates:
             param_groups, self._before, self._initial, strict=True
         ):
             for key, value in param_group.items():
-                if value is not before.get(key, _ABSENT) and key not in ("params", "lr"):
+                if value is not before.get(key, _ABSENT) and key not in _SCHEDULED:
                     initial.setdefault(key, before.get(key, _ABSENT))
         self._counters[self.current] = [
             {key: param_group[key] for key in initial if key in param_group}
             for param_group, initial in zip(param_groups, self._initial, strict=True)
         ]
 
-    def _write_counters(self, counters: list[dict[str, Any]] | None) -> None:
+    def forget(self, group: Hashable) -> None:
+        """Drop the state of the current group, as if it had had no update."""
+        del self._states[group]
+        self._counters.pop(group, None)
+        self.optimizer.state = self._fresh()
+        self._write_counters(())
+        self.current = _ABSENT
+
+    def _fresh(self) -> defaultdict[Any, Any]:
+        return defaultdict(dict, {key: copy.deepcopy(v) for key, v in self._origin.items()})
+
+    def _meet_param_groups(self) -> None:
+        """Note the counters of param groups that were added since the last call."""
+        for param_group in self.optimizer.param_groups[len(self._initial) :]:
+            # A tensor is counted up in place, which `collect` cannot see: what is no
+            # hyperparameter is taken for a counter from the start.
+            known = _SCHEDULED | self.optimizer.defaults.keys()
+            self._initial.append(
+                {
+                    key: value.clone()
+                    for key, value in param_group.items()
+                    if key not in known and torch.is_tensor(value)
+                }
+            )
+
+    def _write_counters(self, counters: Sequence[Mapping[str, Any]]) -> None:
         for i, (param_group, initial) in enumerate(
             zip(self.optimizer.param_groups, self._initial, strict=True)
         ):
             for key, value in initial.items():
-                value = counters[i].get(key, _ABSENT) if counters else value
+                if i < len(counters):
+                    value = counters[i].get(key, _ABSENT)
                 if value is _ABSENT:
                     param_group.pop(key, None)
                 else:
-                    param_group[key] = value
+                    param_group[key] = value if i < len(counters) else copy.deepcopy(value)
 
     def state_dict(self) -> dict[str, Any]:
         """Every group's state, keyed by parameter number as in `Optimizer.state_dict`."""
-        numbers = self._parameter_numbers()
-        groups = []
-        for group, state in self._states.items():
-            packed = {numbers.get(key, key): value for key, value in state.items()}
-            groups.append([group, packed, self._counters.get(group)])
-        initial = [
-            {key: None if value is _ABSENT else [value] for key, value in counters.items()}
-            for counters in self._initial
-        ]
-        current = None if self.current is _ABSENT else [self.current]
-        return {"groups": groups, "initial": initial, "current": current}
+        parameters = (p for group in self.optimizer.param_groups for p in group["params"])
+        numbers = {parameter: number for number, parameter in enumerate(parameters)}
+
+        def packed(state: Mapping[Any, Any]) -> dict[Any, Any]:
+            return {numbers.get(key, key): value for key, value in state.items()}
+
+        return {
+            "origin": packed(self._origin),
+            "groups": [
+                [group, packed(state), self._counters.get(group, [])]
+                for group, state in self._states.items()
+            ],
+            "initial": [
+                {key: None if value is _ABSENT else [value] for key, value in counters.items()}
+                for counters in self._initial
+            ],
+            "current": None if self.current is _ABSENT else [self.current],
+        }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore every group, each through the optimizer's own `load_state_dict`."""
+        """Restore every group, each as the optimizer's own `load_state_dict` does it."""
+        # A copy of an optimizer has its class and param groups, but no hooks.
+        loader = copy.copy(self.optimizer)
+        param_groups = loader.state_dict()["param_groups"]
+
+        def unpacked(state: Mapping[Any, Any]) -> Any:
+            loader.load_state_dict({"state": state, "param_groups": param_groups})
+            return loader.state
+
+        self._origin = dict(unpacked(saved["origin"]))
+        self._states = {group: unpacked(state) for group, state, _ in saved["groups"]}
+        self._counters = {group: copy.deepcopy(counters) for group, _, counters in saved["groups"]}
         self._initial = [
             {key: _ABSENT if value is None else value[0] for key, value in counters.items()}
             for counters in saved["initial"]
         ]
-        self._states, self._counters = {}, {}
-        bare = self.optimizer.state_dict()
-        for group, state, counters in saved["groups"]:
-            self.optimizer.load_state_dict({"state": state, "param_groups": bare["param_groups"]})
-            self._states[group] = self.optimizer.state
-            if counters is not None:
-                self._counters[group] = counters
         if saved["current"] is None:
-            self.optimizer.load_state_dict({"state": {}, "param_groups": bare["param_groups"]})
             self.current = _ABSENT
+            self.optimizer.state = self._fresh()
         else:
             self.current = saved["current"][0]
             self.optimizer.state = self._states[self.current]
-            self._write_counters(self._counters.get(self.current))
-
-    def _parameter_numbers(self) -> dict[Any, int]:
-        parameters = (p for group in self.optimizer.param_groups for p in group["params"])
-        return {parameter: number for number, parameter in enumerate(parameters)}
+            self._write_counters(self._counters[self.current])
 
 
 def _is_plain(key: Any) -> bool:

@@ -13,18 +13,24 @@ import torch
 from nas_dynamic.architecture import Architecture, SearchSpace
 from nas_dynamic.calr import CaLR, checked_complexity
 from nas_dynamic.momentum import GroupStates, MomentumSeparation
+from nas_dynamic.support import UNSUPPORTED, check_lookahead, check_supported
 
-__all__ = ["DynamicTraining", "Update"]
+__all__ = ["UNSUPPORTED", "DynamicTraining", "Update"]
 
 CHECKPOINT_KEY = "dynamic_training"
 
-UNSUPPORTED = {
-    "LBFGS": "it evaluates the closure, and so samples a subnet, several times in one step",
-    "Lookahead": "it updates through an optimizer inside it: attach to that one before wrapping",
-}
-"""Optimizer classes, by name, that cannot be attached to, and why."""
-
 _attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """An update that has begun, and what to put back after it."""
+
+    update: Update
+    scheduled: list[Any]
+    trained: list[torch.Tensor]
+    lent: list[tuple[torch.Tensor, torch.Tensor]]
+    new_group: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +105,13 @@ class DynamicTraining:
         idle: Literal["coast", "freeze"] = "coast",
         space: SearchSpace | None = None,
     ) -> None:
-        _check_supported(optimizer, idle)
+        check_supported(optimizer, idle)
+        if momentum is not None:
+            check_lookahead(optimizer)
+        if optimizer in _attached:
+            raise ValueError(
+                "dynamic training is attached to this optimizer already; detach() that one first"
+            )
         if not callable(architecture):
             raise ValueError(
                 "architecture must be a callable that returns this step's architecture, "
@@ -116,14 +128,15 @@ class DynamicTraining:
         """What the last update used, for logging."""
         self._architecture = architecture
         self._states = GroupStates(optimizer) if momentum else None
-        self._peaks = [group["lr"] for group in optimizer.param_groups]
-        self._pending: tuple[Update, list[Any], list[torch.nn.Parameter]] | None = None
-        self._loading = False
+        self._peaks: list[float] = []
+        self._pending: _Pending | None = None
+        self._closure: Callable[..., Any] | None = None
         self._saved: dict[str, Any] | None = None
         self._warned: set[str] = set()
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_state_dict_pre_hook(lambda _: self._recover()),
             optimizer.register_state_dict_post_hook(self._save),
             optimizer.register_load_state_dict_pre_hook(self._check_checkpoint),
             optimizer.register_load_state_dict_post_hook(self._load),
@@ -137,7 +150,7 @@ class DynamicTraining:
 
     def detach(self) -> None:
         """Remove the hooks. The optimizer keeps the state of the group that it updated last."""
-        self._finish()
+        self._recover()
         for handle in self._handles:
             handle.remove()
         _attached.discard(self.optimizer)
@@ -145,8 +158,10 @@ class DynamicTraining:
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self._finish()  # of an update that raised
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is not None and closure is self._closure:
+            return None  # a subclass has called super().step(closure), which is hooked as well
+        self._recover()
         if closure is None:
             self._begin()
             return None
@@ -154,6 +169,7 @@ class DynamicTraining:
         # The subnet is sampled and trained in the closure, so only after it is it known.
         def closure_then_begin(*closure_args: Any, **closure_kwargs: Any) -> Any:
             if self._pending is not None:
+                self._recover()
                 raise RuntimeError(
                     f"{type(optimizer).__name__} evaluated the closure twice in one step; "
                     "dynamic training needs optimizers that take one update a step"
@@ -162,28 +178,24 @@ class DynamicTraining:
             self._begin()
             return loss
 
+        self._closure = closure_then_begin
         if len(args) > 1:
             return (args[0], closure_then_begin, *args[2:]), kwargs
         return args, kwargs | {"closure": closure_then_begin}
 
     def _begin(self) -> None:
         param_groups = self.optimizer.param_groups
-        idle = _idle_parameters(param_groups)
-        if idle is None:
+        trained, idle = _by_gradient(param_groups)
+        if not trained:
             return
         update = self._plan(param_groups)
         # Nothing below raises: an error leaves weights, state and count as they were.
         scheduled = [group["lr"] for group in param_groups]
-        if self._states is not None:
-            self._states.switch(update.group)
+        new_group = self._states is not None and self._states.switch(update.group)
         for group, lr in zip(param_groups, update.lr, strict=True):
             group["lr"] = lr
-        if self.idle == "freeze":
-            idle = []
-        for parameter in idle:
-            # One buffer each: foreach SGD with Nesterov adds the momentum into gradients in place.
-            parameter.grad = torch.zeros_like(parameter)
-        self._pending = update, scheduled, idle
+        lent = _lend_zeros(idle) if self.idle == "coast" else []
+        self._pending = _Pending(update, scheduled, trained, lent, new_group)
 
     def _plan(self, param_groups: list[dict[str, Any]]) -> Update:
         """What the update will use; changes nothing but the peaks of the scheduled lr."""
@@ -197,6 +209,7 @@ class DynamicTraining:
             self.space.validate(architecture)
         group = None
         if self.momentum is not None and self._states is not None:
+            check_lookahead(self.optimizer)
             group = self.momentum.group(architecture)
             if group not in self._states and len(self._states) >= self.momentum.max_groups:
                 raise RuntimeError(
@@ -219,7 +232,7 @@ class DynamicTraining:
             factors = [self.calr.factor_of(gamma, self.updates, ratio) for ratio in ratios]
         return Update(
             step=self.updates,
-            architecture=architecture,
+            architecture=dict(architecture),
             complexity=complexity,
             gamma=gamma,
             factor=tuple(factors),
@@ -230,12 +243,11 @@ class DynamicTraining:
     def _lr_ratios(self, param_groups: list[dict[str, Any]]) -> list[float]:
         """Scheduled lr over its peak so far, for each param group."""
         assert self.calr is not None
-        ratios = []
-        for i, group in enumerate(param_groups):
-            if i == len(self._peaks):  # a group that was added after attachment
-                self._peaks.append(group["lr"])
-            self._peaks[i] = max(self._peaks[i], group["lr"])
-            ratios.append(float(group["lr"] / self._peaks[i]) if self._peaks[i] > 0 else 0.0)
+        # Peaks of updates only: a warm-up may lower the lr after attachment and before the first.
+        lrs = [float(group["lr"]) for group in param_groups]
+        self._peaks += [0.0] * (len(lrs) - len(self._peaks))
+        self._peaks = [max(peak, lr) for peak, lr in zip(self._peaks, lrs, strict=True)]
+        ratios = [lr / peak if peak > 0 else 0.0 for lr, peak in zip(lrs, self._peaks, strict=True)]
         if not self.calr.follows_scheduler and min(ratios) < 1:
             self._warn_once(
                 "decayed twice",
@@ -246,24 +258,25 @@ class DynamicTraining:
         return ratios
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if self._pending is None:
+        pending = self._restore()
+        if pending is None:
             return
-        update = self._pending[0]
-        if self._states is not None:
-            self._states.collect()
+        for parameter, _ in pending.lent:
+            parameter.grad = None
+        if self.idle == "freeze":
+            # A gradient that the host only zeroes would pass for one of the next subnet's.
+            for parameter in pending.trained:
+                parameter.grad = None
         # A fused optimizer is stepped by GradScaler even where gradients are inf, and tests
         # found_inf itself. Other optimizers are not stepped at all then.
         found_inf = getattr(optimizer, "found_inf", None)
-        skipped = found_inf is not None and bool(found_inf)
-        self._finish()
-        if skipped:
+        if found_inf is not None and bool(found_inf):
+            if pending.new_group and self._states is not None:
+                # Fused SGD has allocated momenta and not written them.
+                self._states.forget(pending.update.group)
             return
-        if self.idle == "freeze":
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    parameter.grad = None
         self.updates += 1
-        self.last = update
+        self.last = pending.update
         if self.momentum is not None and not any(optimizer.state.values()):
             self._warn_once(
                 "no momentum",
@@ -271,16 +284,24 @@ class DynamicTraining:
                 "Give it one, such as SGD(…, momentum=0.9), or drop momentum separation",
             )
 
-    def _finish(self) -> None:
-        """Put the scheduled lr and the missing gradients back."""
-        if self._pending is None:
-            return
-        _, scheduled, idle = self._pending
-        for group, lr in zip(self.optimizer.param_groups, scheduled, strict=True):
-            group["lr"] = lr
-        for parameter in idle:
-            parameter.grad = None
-        self._pending = None
+    def _restore(self) -> _Pending | None:
+        """Put the scheduled lr back and keep the counters; the update that had begun, if any."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            if self._states is not None:
+                self._states.collect()
+            for group, lr in zip(self.optimizer.param_groups, pending.scheduled, strict=True):
+                group["lr"] = lr
+        return pending
+
+    def _recover(self) -> None:
+        """Undo what an update that raised has left."""
+        pending = self._restore()
+        if pending is not None:
+            for parameter, zeros in pending.lent:
+                # The host may have accumulated a gradient there since.
+                if parameter.grad is zeros and not zeros.any():
+                    parameter.grad = None
 
     def _definition(self) -> dict[str, Any]:
         return {
@@ -294,8 +315,6 @@ class DynamicTraining:
     def _save(
         self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]
     ) -> dict[str, Any] | None:
-        if self._loading:
-            return None
         state_dict[CHECKPOINT_KEY] = {
             "definition": self._definition(),
             "updates": self.updates,
@@ -307,8 +326,6 @@ class DynamicTraining:
     def _check_checkpoint(
         self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]
     ) -> None:
-        if self._loading:
-            return
         saved = state_dict.get(CHECKPOINT_KEY)
         if saved is None:
             raise ValueError(
@@ -320,19 +337,17 @@ class DynamicTraining:
             raise ValueError(
                 "the checkpoint is of another dynamic training: " + "; ".join(differences)
             )
+        self._recover()
         self._saved = saved
 
     def _load(self, optimizer: torch.optim.Optimizer) -> None:
-        if self._loading or self._saved is None:
-            return
-        self._loading, saved, self._saved = True, self._saved, None
-        try:
-            self.updates = saved["updates"]
-            self._peaks = list(saved["peaks"])
-            if self._states is not None:
-                self._states.load_state_dict(saved["groups"])
-        finally:
-            self._loading = False
+        assert self._saved is not None
+        saved, self._saved = self._saved, None
+        self.updates = saved["updates"]
+        self.last = None
+        self._peaks = list(saved["peaks"])
+        if self._states is not None:
+            self._states.load_state_dict(saved["groups"])
 
     def _warn_outside_bounds(self, complexity: float) -> None:
         assert self.calr is not None
@@ -351,35 +366,31 @@ class DynamicTraining:
             warnings.warn(message, UserWarning, stacklevel=2)
 
 
-def _idle_parameters(param_groups: list[dict[str, Any]]) -> list[torch.nn.Parameter] | None:
-    """The parameters without gradient, or None if no parameter has one: nothing was trained."""
-    idle, trained = [], False
+def _by_gradient(
+    param_groups: list[dict[str, Any]],
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The parameters with a gradient, and those without that could have one."""
+    trained, idle = [], []
     for group in param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:
-                trained = True
+                trained.append(parameter)
             elif parameter.requires_grad:
                 idle.append(parameter)
-    return idle if trained else None
+    return trained, idle
 
 
-def _check_supported(optimizer: torch.optim.Optimizer, idle: str) -> None:
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ValueError(f"optimizer must be a torch Optimizer, got {type(optimizer).__name__}")
-    if idle not in ("coast", "freeze"):
-        raise ValueError(f"idle must be 'coast' or 'freeze', got {idle!r}")
-    if optimizer in _attached:
-        raise ValueError(
-            "dynamic training is attached to this optimizer already; detach() that one first"
-        )
-    for base in type(optimizer).__mro__:
-        if base.__name__ in UNSUPPORTED:
-            raise ValueError(f"{base.__name__} is not supported: {UNSUPPORTED[base.__name__]}")
-        if base.__name__ == "SparseAdam" and idle == "coast":
-            raise ValueError(
-                "SparseAdam takes sparse gradients only, so idle parameters cannot be given "
-                "zeros; use idle='freeze'"
-            )
+def _lend_zeros(parameters: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Give each parameter a gradient of zeros; the parameters with their zeros."""
+    if not parameters:
+        return []
+    # One buffer each: foreach SGD with Nesterov adds the momentum into the gradients in place.
+    zeros = [torch.empty_like(parameter) for parameter in parameters]
+    torch._foreach_zero_(zeros)  # one kernel on an accelerator
+    lent = list(zip(parameters, zeros, strict=True))
+    for parameter, gradient in lent:
+        parameter.grad = gradient
+    return lent
 
 
 def _differences(saved: Any, here: Any, path: str = "") -> list[str]:

@@ -1,0 +1,65 @@
+"""Which optimizers dynamic training can be attached to, and why not to the others."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["COAST_ONLY", "FREEZE_ONLY", "UNSUPPORTED", "check_lookahead", "check_supported"]
+
+UNSUPPORTED = {
+    "LBFGS": "it evaluates the closure, and so samples a subnet, several times in one step",
+    "Lookahead": "it updates through the optimizer inside it: attach to that one, without "
+    "momentum separation, since its slow weights would be separated too",
+}
+"""Optimizer classes, by name, that cannot be attached to, and why."""
+
+FREEZE_ONLY = {
+    "SparseAdam": "it takes sparse gradients only, so idle parameters cannot be given zeros",
+    "Adahessian": "it differentiates the gradients, and zeros that are given have no graph",
+}
+"""Optimizer classes, by name, that cannot be attached to with `idle="coast"`, and why."""
+
+COAST_ONLY = {
+    "SGD(fused=True, momentum=…)": "torch allocates the momenta of all parameters at once, and "
+    "fails in a step where some have one and others, so far idle, do not",
+}
+"""Optimizers that cannot be attached to with `idle="freeze"`, and why."""
+
+
+def check_supported(optimizer: torch.optim.Optimizer, idle: str) -> None:
+    """Check that an optimizer can be attached to, with this `idle`.
+
+    Raises:
+        ValueError: names the optimizer, the reason and the remedy.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(f"optimizer must be a torch Optimizer, got {type(optimizer).__name__}")
+    if idle not in ("coast", "freeze"):
+        raise ValueError(f"idle must be 'coast' or 'freeze', got {idle!r}")
+    for name in (base.__name__ for base in type(optimizer).__mro__):
+        if name in UNSUPPORTED:
+            raise ValueError(f"{name} is not supported: {UNSUPPORTED[name]}")
+        if name in FREEZE_ONLY and idle == "coast":
+            raise ValueError(f"{name} cannot coast: {FREEZE_ONLY[name]}; use idle='freeze'")
+    if isinstance(optimizer, torch.optim.SGD) and idle == "freeze":
+        for group in optimizer.param_groups:
+            if group["fused"] and group["momentum"]:
+                name, reason = next(iter(COAST_ONLY.items()))
+                raise ValueError(
+                    f"{name} cannot freeze: {reason}; use fused=False, or idle='coast'"
+                )
+
+
+def check_lookahead(optimizer: torch.optim.Optimizer) -> None:
+    """Check, before momenta are separated, that no Lookahead wraps the optimizer.
+
+    Lookahead writes its defaults into those of the optimizer that it wraps, at any time.
+
+    Raises:
+        ValueError: it does.
+    """
+    if "lookahead_k" in optimizer.defaults:
+        raise ValueError(
+            "Lookahead wraps this optimizer and keeps its slow weights in the optimizer's state, "
+            "where each group would have its own; use momentum=None, or no Lookahead"
+        )
