@@ -171,6 +171,7 @@ class GroupStates:
         self._initial: list[dict[str, Any]] = []
         self._counters: dict[Hashable, list[dict[str, Any]]] = {}
         self._before: list[dict[str, Any]] = []
+        self._held: list[dict[str, Any]] = []
         self._meet_param_groups()
 
     def __len__(self) -> int:
@@ -216,6 +217,23 @@ class GroupStates:
             {key: param_group[key] for key in initial if key in param_group}
             for param_group, initial in zip(param_groups, self._initial, strict=True)
         ]
+
+    def hold(self) -> None:
+        """Before a step without gradients: some optimizers count it in `param_groups`."""
+        self._held = [
+            {key: value for key, value in group.items() if key not in _SCHEDULED}
+            for group in self.optimizer.param_groups
+        ]
+        for group, held in zip(self.optimizer.param_groups, self._held, strict=True):
+            group.update(copy.deepcopy(held))
+
+    def release(self) -> None:
+        """After a step without gradients: take the counts back."""
+        for group, held in zip(self.optimizer.param_groups, self._held, strict=False):
+            for key in group.keys() - held.keys() - _SCHEDULED:
+                del group[key]
+            group.update(held)
+        self._held = []
 
     def forget(self, group: Hashable) -> None:
         """Drop the state of the current group, as if it had had no update."""

@@ -8,8 +8,8 @@ __all__ = ["COAST_ONLY", "FREEZE_ONLY", "UNSUPPORTED", "check_lookahead", "check
 
 UNSUPPORTED = {
     "LBFGS": "it evaluates the closure, and so samples a subnet, several times in one step",
-    "Lookahead": "it updates through the optimizer inside it: attach to that one, without "
-    "momentum separation, since its slow weights would be separated too",
+    "Lookahead": "after the update it reads the gradients, which are put back by then, and keeps "
+    "its slow weights in the optimizer's state, where each group would have its own",
 }
 """Optimizer classes, by name, that cannot be attached to, and why."""
 
@@ -36,9 +36,10 @@ def check_supported(optimizer: torch.optim.Optimizer, idle: str) -> None:
         raise ValueError(f"optimizer must be a torch Optimizer, got {type(optimizer).__name__}")
     if idle not in ("coast", "freeze"):
         raise ValueError(f"idle must be 'coast' or 'freeze', got {idle!r}")
+    check_lookahead(optimizer)
     for name in (base.__name__ for base in type(optimizer).__mro__):
         if name in UNSUPPORTED:
-            raise ValueError(f"{name} is not supported: {UNSUPPORTED[name]}")
+            raise ValueError(f"{name} is not supported: {UNSUPPORTED[name]}; use another optimizer")
         if name in FREEZE_ONLY and idle == "coast":
             raise ValueError(f"{name} cannot coast: {FREEZE_ONLY[name]}; use idle='freeze'")
     if isinstance(optimizer, torch.optim.SGD) and idle == "freeze":
@@ -51,7 +52,7 @@ def check_supported(optimizer: torch.optim.Optimizer, idle: str) -> None:
 
 
 def check_lookahead(optimizer: torch.optim.Optimizer) -> None:
-    """Check, before momenta are separated, that no Lookahead wraps the optimizer.
+    """Check that no Lookahead wraps the optimizer.
 
     Lookahead writes its defaults into those of the optimizer that it wraps, at any time.
 
@@ -60,6 +61,6 @@ def check_lookahead(optimizer: torch.optim.Optimizer) -> None:
     """
     if "lookahead_k" in optimizer.defaults:
         raise ValueError(
-            "Lookahead wraps this optimizer and keeps its slow weights in the optimizer's state, "
-            "where each group would have its own; use momentum=None, or no Lookahead"
+            "the optimizer is wrapped by Lookahead, which is not supported: "
+            f"{UNSUPPORTED['Lookahead']}; train without Lookahead"
         )

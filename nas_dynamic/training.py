@@ -106,8 +106,6 @@ class DynamicTraining:
         space: SearchSpace | None = None,
     ) -> None:
         check_supported(optimizer, idle)
-        if momentum is not None:
-            check_lookahead(optimizer)
         if optimizer in _attached:
             raise ValueError(
                 "dynamic training is attached to this optimizer already; detach() that one first"
@@ -187,6 +185,8 @@ class DynamicTraining:
         param_groups = self.optimizer.param_groups
         trained, idle = _by_gradient(param_groups)
         if not trained:
+            if self._states is not None:
+                self._states.hold()
             return
         update = self._plan(param_groups)
         # Nothing below raises: an error leaves weights, state and count as they were.
@@ -199,6 +199,7 @@ class DynamicTraining:
 
     def _plan(self, param_groups: list[dict[str, Any]]) -> Update:
         """What the update will use; changes nothing but the peaks of the scheduled lr."""
+        check_lookahead(self.optimizer)  # it may have been wrapped after attachment
         architecture = self._architecture()
         if architecture is None:
             raise RuntimeError(
@@ -209,7 +210,6 @@ class DynamicTraining:
             self.space.validate(architecture)
         group = None
         if self.momentum is not None and self._states is not None:
-            check_lookahead(self.optimizer)
             group = self.momentum.group(architecture)
             if group not in self._states and len(self._states) >= self.momentum.max_groups:
                 raise RuntimeError(
@@ -260,6 +260,8 @@ class DynamicTraining:
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         pending = self._restore()
         if pending is None:
+            if self._states is not None:
+                self._states.release()
             return
         for parameter, _ in pending.lent:
             parameter.grad = None
