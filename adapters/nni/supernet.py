@@ -1,0 +1,287 @@
+"""A supernet as a configuration describes it, trained in an NNI one-shot experiment."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import logging
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from nni.nas.evaluator.pytorch import ClassificationModule, DataLoader, Lightning, Trainer
+from nni.nas.experiment import NasExperiment
+from nni.nas.hub import pytorch as hub
+from nni.nas.nn.pytorch import ModelSpace
+from nni.nas.strategy import RandomOneShot
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from nas_dynamic.adapters.nni.space import sample_of, search_space, subnet_parameters
+from nas_dynamic.adapters.nni.training import DynamicCallback, dynamic
+from nas_dynamic.architecture import Architecture, SearchSpace
+from nas_dynamic.config import Config, ConfigError
+from nas_dynamic.data import ImageData, batch_loader
+
+__all__ = ["Progress", "TrainedSupernet", "build_space", "build_subnet", "train_supernet"]
+
+Progress = Callable[[int, int], None]
+"""Told how much is done, and how much there is to do."""
+
+TRACE_ROWS = 2000
+
+
+@dataclass(frozen=True)
+class TrainedSupernet:
+    """A trained supernet.
+
+    Attributes:
+        model: the supernet in NNI's mutated form, on the CPU.
+        space: its search space.
+        parameters: architecture → number of parameters of that subnet.
+        group_by: what momentum separation grouped subnets by; None without it.
+        trace: what updates used, at most `TRACE_ROWS` of them, evenly spaced; each with step, lr,
+            gamma, group, parameters and loss.
+        seconds: wall time of the training since it was last started.
+    """
+
+    model: ModelSpace
+    space: SearchSpace
+    parameters: Callable[[Architecture], int]
+    group_by: str | None
+    trace: list[dict[str, Any]]
+    seconds: float
+
+
+def build_space(config: Config, classes: int) -> ModelSpace:
+    """The model space of a configuration, with new weights.
+
+    The space is given `num_labels`, the number of classes, where it takes it and the
+    configuration does not set it.
+
+    Raises:
+        ConfigError: there is no such space, or it does not take the arguments.
+    """
+    name, kwargs = config.space.name, dict(config.space.kwargs)
+    factory = _space_factory(name)
+    signature = inspect.signature(factory)
+    if "num_labels" in signature.parameters:
+        kwargs.setdefault("num_labels", classes)
+    try:
+        signature.bind(**kwargs)
+    except TypeError as error:
+        raise ConfigError(f"space.kwargs of {name}: {error}; it takes {signature}") from error
+    model_space = factory(**kwargs)
+    if not isinstance(model_space, ModelSpace):
+        raise ConfigError(
+            f"space.name is {name!r}, which gives a {type(model_space).__name__}; "
+            "it must give an NNI ModelSpace"
+        )
+    return model_space
+
+
+def build_subnet(config: Config, classes: int, architecture: Architecture) -> torch.nn.Module:
+    """A stand-alone subnet of the space of a configuration, with new weights."""
+    return build_space(config, classes).freeze(sample_of(architecture))
+
+
+def train_supernet(
+    config: Config,
+    data: ImageData,
+    seed: int,
+    *,
+    progress: Progress,
+    folder: Path | None = None,
+) -> TrainedSupernet:
+    """Train the supernet of a configuration, with its dynamic options, for its budget.
+
+    Args:
+        config: space, optimizer, options, budget and device.
+        data: what to train on.
+        seed: of the weights, the batches and the sampled subnets.
+        progress: told the number of updates.
+        folder: `last.ckpt` is written there after every epoch, and gone on from if it is there.
+
+    Raises:
+        ConfigError: the space cannot be built.
+    """
+    pl.seed_everything(seed, verbose=False)
+    model_space = build_space(config, data.classes)
+    trace = _Trace(progress)
+    checkpoint = folder / "last.ckpt" if folder is not None else None
+    loading = {"seed": seed, "workers": config.data.workers, "loader": DataLoader}
+    with _quiet():
+        evaluator = Lightning(
+            _Classification(config, data.classes),
+            Trainer(
+                max_epochs=config.epochs or -1,
+                max_steps=config.steps or -1,
+                gradient_clip_val=config.gradient_clip,
+                precision=config.precision,
+                callbacks=[trace, *([_every_epoch(folder)] if folder is not None else [])],
+                logger=False,
+                enable_checkpointing=folder is not None,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                # Subnets are scored after the training, with BN statistics of their own.
+                limit_val_batches=0,
+                **_accelerator(config.device),
+            ),
+            train_dataloaders=batch_loader(data.train, config.batch_size, shuffle=True, **loading),
+            val_dataloaders=batch_loader(data.validation, config.batch_size, **loading),
+            fit_kwargs={"ckpt_path": checkpoint} if checkpoint and checkpoint.exists() else None,
+        )
+        strategy = dynamic(RandomOneShot(), seed=seed, **config.dynamic.model_dump())
+        experiment = NasExperiment(model_space, evaluator, strategy)
+        started = time.perf_counter()
+        experiment.run()
+        seconds = time.perf_counter() - started
+        experiment.stop()
+    supernet = strategy.supernet
+    return TrainedSupernet(
+        model=supernet,
+        space=search_space(supernet),
+        parameters=subnet_parameters(supernet),
+        group_by=trace.group_by,
+        trace=trace.rows,
+        seconds=seconds,
+    )
+
+
+class _Classification(ClassificationModule):
+    """NNI's classification, with any optimizer of torch, and an lr scheduler."""
+
+    def __init__(self, config: Config, classes: int) -> None:
+        super().__init__(num_classes=classes)
+        self.config = config
+
+    def configure_optimizers(self) -> Any:
+        chosen, scheduled = self.config.optimizer, self.config.scheduler
+        optimizer = getattr(torch.optim, chosen.name)(self.parameters(), **chosen.kwargs)
+        if scheduled is None:
+            return optimizer
+        scheduler = getattr(torch.optim.lr_scheduler, scheduled.name)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {
+                "scheduler": scheduler(optimizer, **scheduled.kwargs),
+                "interval": scheduled.interval,
+            },
+        }
+
+
+class _Trace(pl.Callback):
+    """Records what updates used, and tells the progress."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.rows: list[dict[str, Any]] = []
+        self.group_by: str | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = state_dict["rows"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.parameters = subnet_parameters(pl_module.model)
+        self.every = -(-int(trainer.estimated_stepping_batches) // TRACE_ROWS)
+        (attached,) = (c for c in trainer.callbacks if isinstance(c, DynamicCallback))
+        self.training = attached.training
+        if self.training.momentum is not None:
+            self.group_by = str(self.training.momentum.group_by)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        update = self.training.last
+        if update.step % self.every:
+            return
+        self.rows.append(
+            {
+                "step": update.step,
+                "lr": float(update.lr[0]),
+                "gamma": update.gamma,
+                "group": None if update.group is None else str(update.group),
+                "parameters": self.parameters(update.architecture),
+                "loss": outputs["loss"].item(),
+            }
+        )
+        self.progress(update.step + 1, int(trainer.estimated_stepping_batches))
+
+
+def _space_factory(name: str) -> Callable[..., Any]:
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"space.name is {name!r}: cannot import it: {error}") from error
+    known = [
+        key
+        for key, value in vars(hub).items()
+        if inspect.isclass(value) and issubclass(value, ModelSpace)
+    ]
+    if name not in known:
+        raise ConfigError(
+            f"space.name is {name!r}; it must be module:callable or one of {', '.join(known)}"
+        )
+    return getattr(hub, name)
+
+
+def _every_epoch(folder: Path) -> ModelCheckpoint:
+    return ModelCheckpoint(
+        folder,
+        filename="last",
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
+    )
+
+
+def _accelerator(device: str) -> dict[str, Any]:
+    kind, _, number = device.partition(":")
+    if kind in ("auto", "cpu"):
+        return {"accelerator": kind, "devices": 1}
+    return {"accelerator": kind, "devices": [int(number or 0)] if kind == "cuda" else 1}
+
+
+HINTS = (
+    "`training_service` will be ignored for sequential execution engine",
+    "Checkpoint callback does not have last_model_path",
+    "Checkpoint callback is found to be None",
+    "`isinstance(treespec, LeafSpec)` is deprecated",
+)
+"""Beginnings of warnings that NNI and Lightning give for any one-shot experiment on this stack."""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the hosts' hints off the terminal; their warnings about this training still show."""
+
+    def worth_showing(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING and not record.getMessage().startswith(HINTS)
+
+    loggers = [logging.getLogger(name) for name in ("nni", "pytorch_lightning")]
+    handlers = [handler for logger in loggers for handler in logger.handlers]
+    for handler in handlers:
+        handler.addFilter(worth_showing)
+    try:
+        with warnings.catch_warnings():
+            for hint in HINTS:
+                warnings.filterwarnings("ignore", re.escape(hint))
+            yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(worth_showing)

@@ -1,0 +1,19 @@
+"""Optional dependencies: an import that fails says which extra to install."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+__all__ = ["extra"]
+
+
+@contextlib.contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Imports inside the context come with the extra `name` of this package."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error.name} is missing: pip install 'nas-dynamic[{name}]'", name=error.name
+        ) from error

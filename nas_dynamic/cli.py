@@ -1,0 +1,159 @@
+"""The command line: `nas-dynamic demo` and `nas-dynamic train`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from nas_dynamic.records import RunError
+
+__all__ = ["main"]
+
+DEMO = """\
+Trains NNI's NasBench201 space, at small size, on scikit-learn's digits: as usual, and with
+dynamic training from the same seeds, on the same subnets, for as many updates. Scores a sample
+of subnets with the weights that they inherit, trains each of them alone, and prints how well
+the one ranks the other. Nothing is downloaded. Results go to OUT/demo, over those of an earlier
+demo; the accuracies of subnets trained alone are kept in OUT for the next one."""
+
+TRAIN = """\
+Trains the supernet that CONFIG describes (model space, data, optimizer, dynamic options, budget,
+seeds) and scores a sample of its subnets. Results go to OUT/NAME, where NAME is the name in
+CONFIG. A checkpoint is written after every epoch, so that --resume can go on with a run that was
+stopped. A finished run is never overwritten. The keys of CONFIG are in docs/configuration.md."""
+
+IMPORT_HINTS = ("pkg_resources is deprecated", ".* is found to be not a nn.Module")
+"""What NNI warns of when it is imported, as regular expressions."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line, and return its exit status: 0, or 1 for a run that cannot be."""
+    options = _parser().parse_args(arguments)
+    for hint in IMPORT_HINTS:
+        warnings.filterwarnings("ignore", hint)
+    try:
+        options.command(options)
+    except (RunError, FileNotFoundError, ImportError) as error:
+        print(f"nas-dynamic: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("nas-dynamic: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> None:
+    import torch
+
+    from nas_dynamic.console import Display
+    from nas_dynamic.demo import Demo, print_results, run_demo
+
+    # The networks are so small that more threads gain nothing and make sums come out otherwise.
+    torch.set_num_threads(1)
+    demo = Demo(
+        seeds=options.seed,
+        epochs=options.epochs,
+        alone_epochs=options.alone_epochs,
+        subnets=options.subnets,
+        channels=options.channels,
+        device=options.device,
+        precision=options.precision,
+    )
+    with Display() as display:
+        results = run_demo(demo, options.out, display)
+    print_results(results, display.console)
+    print(f"Figure and JSON are in {options.out / 'demo'}")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from nas_dynamic.config import load
+    from nas_dynamic.console import Display
+    from nas_dynamic.experiment import print_results, run
+
+    config = load(
+        options.config, seeds=options.seed, device=options.device, precision=options.precision
+    )
+    with Display() as display:
+        results = run(config, options.out, display, resume=options.resume)
+    print_results(results, display.console)
+    print(f"Figure and JSON are in {options.out / config.name}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nas-dynamic", description="Dynamic training of weight-sharing supernets."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--out", type=Path, default=Path("runs"), help="folder of all runs (default: %(default)s)"
+    )
+    formatter = argparse.RawDescriptionHelpFormatter
+
+    demo = commands.add_parser(
+        "demo",
+        parents=[common],
+        formatter_class=formatter,
+        description=DEMO,
+        help="train and compare static and dynamic supernets on a small task",
+    )
+    demo.set_defaults(command=_demo)
+    demo.add_argument(
+        "--seed",
+        type=_from(0),
+        nargs="+",
+        default=[0, 1],
+        help="seeds of the supernets (default: 0 1)",
+    )
+    demo.add_argument("--device", default="cpu", help=f"{DEVICES} (default: %(default)s)")
+    demo.add_argument(
+        "--precision", choices=PRECISIONS, default="32", help="(default: %(default)s)"
+    )
+    for name, default, least, text in (
+        ("--epochs", 90, 1, "of each supernet"),
+        ("--alone-epochs", 10, 1, "of each subnet that is trained alone"),
+        ("--subnets", 60, 2, "that are scored, and trained alone"),
+        ("--channels", 4, 1, "of the first cells of the space"),
+    ):
+        demo.add_argument(
+            name,
+            type=_from(least),
+            default=default,
+            metavar="N",
+            help=f"{text} (default: {default})",
+        )
+
+    train = commands.add_parser(
+        "train",
+        parents=[common],
+        formatter_class=formatter,
+        description=TRAIN,
+        help="train and score the supernet of a configuration file",
+    )
+    train.set_defaults(command=_train)
+    train.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
+    train.add_argument("--resume", action="store_true", help="go on with the run in OUT/NAME")
+    train.add_argument("--seed", type=_from(0), nargs="+", help="instead of CONFIG's seeds")
+    train.add_argument("--device", help=f"instead of CONFIG's: {DEVICES}")
+    train.add_argument("--precision", choices=PRECISIONS, help="instead of CONFIG's")
+    return parser
+
+
+DEVICES = "auto, cpu, cuda, cuda:N or mps"
+PRECISIONS = ("32", "bf16-mixed", "16-mixed")
+
+
+def _from(least: int):
+    """An argument type: whole numbers from `least` on."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        return value
+
+    return number

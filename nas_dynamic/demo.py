@@ -1,0 +1,251 @@
+"""`nas-dynamic demo`: static and dynamic training of one supernet, held against the truth."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from os.path import commonprefix
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from nas_dynamic.adapters.nni.supernet import build_subnet
+from nas_dynamic.architecture import Architecture
+from nas_dynamic.config import Config, parse
+from nas_dynamic.console import Display
+from nas_dynamic.data import ImageData, batch_loader
+from nas_dynamic.evaluation import evaluate
+from nas_dynamic.experiment import device_of, load_data, run_seed
+from nas_dynamic.figures import Arm, overview
+from nas_dynamic.ranking import Correlation, kendall, spearman
+from nas_dynamic.records import environment, write_json
+from nas_dynamic.standalone import Truth, train_alone
+
+__all__ = ["Demo", "print_results", "run_demo"]
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """What the demo trains, and for how long.
+
+    Attributes:
+        seeds: of the supernets; each is trained once static and once dynamic.
+        epochs: of each supernet.
+        alone_epochs: of each subnet that is trained alone.
+        subnets: number of subnets that are scored and trained alone.
+        channels: of the first cells of NNI's NasBench201 space.
+        device: as in a configuration.
+        precision: as in a configuration.
+    """
+
+    seeds: Sequence[int]
+    epochs: int
+    alone_epochs: int
+    subnets: int
+    channels: int
+    device: str
+    precision: str
+
+    def config(self, *, dynamic: bool) -> Config:
+        """The configuration of one arm. Static training has the usual cosine decay of the lr."""
+        static_options = {"calr": False, "momentum": False, "idle": "freeze"}
+        cosine = {"name": "CosineAnnealingLR", "kwargs": {"T_max": self.epochs}}
+        return parse(
+            {
+                "name": "dynamic" if dynamic else "static",
+                "space": {
+                    "name": "NasBench201",
+                    "kwargs": {"stem_out_channels": self.channels, "num_modules_per_stack": 1},
+                },
+                # Few images to train on, so that subnets differ; many to tell them apart.
+                "data": {"name": "digits", "validation": 0.6, "test": 0.5},
+                "optimizer": {
+                    "name": "SGD",
+                    "kwargs": {
+                        "lr": 0.05,
+                        "momentum": 0.9,
+                        "weight_decay": 5e-4,
+                        "nesterov": True,
+                    },
+                },
+                "scheduler": None if dynamic else cosine,
+                "dynamic": {} if dynamic else static_options,
+                "scoring": {"subnets": self.subnets},
+                "epochs": self.epochs,
+                "batch_size": 32,
+                "gradient_clip": 5.0,
+                "seeds": list(self.seeds),
+                "device": self.device,
+                "precision": self.precision,
+            }
+        )
+
+
+def run_demo(demo: Demo, out: Path, display: Display) -> dict[str, Any]:
+    """Train, score and compare; everything is written to `out / "demo"`, over an earlier demo.
+
+    The stand-alone accuracies are kept in `out` and serve later demos.
+
+    Args:
+        demo: what to do.
+        out: folder of all runs.
+        display: shows the progress.
+
+    Returns:
+        What results.json holds.
+    """
+    folder = out / "demo"
+    configs = [demo.config(dynamic=False), demo.config(dynamic=True)]
+    data = load_data(configs[0].data)
+    arms = []
+    for config in configs:
+        results = []
+        for seed in config.seeds:
+            results.append(run_seed(config, data, seed, display, name=config.name))
+            write_json(folder / config.name / f"seed-{seed}.json", results[-1])
+        arms.append(Arm(config.name, results))
+    subnets = arms[0].results[0]["subnets"]
+    truth = _stand_alone(
+        demo, configs[0], data, [subnet["architecture"] for subnet in subnets], out, display
+    )
+    summary = {
+        "demo": asdict(demo),
+        "configs": [config.model_dump() for config in configs],
+        "environment": environment(device_of(demo.device)),
+        "truth": [
+            {"architecture": s["architecture"], "parameters": s["parameters"], "accuracy": t}
+            for s, t in zip(subnets, truth, strict=True)
+        ],
+        "parameters": _compared([s["parameters"] for s in subnets], truth),
+        "arms": {
+            arm.name: [
+                {key: result[key] for key in ("seed", "seconds", "group_by", "mean_accuracy")}
+                | _compared([s["accuracy"] for s in result["subnets"]], truth)
+                for result in arm.results
+            ]
+            for arm in arms
+        },
+    }
+    write_json(folder / "results.json", summary)
+    overview(folder / "overview.png", arms, truth)
+    return summary
+
+
+def print_results(results: dict[str, Any], console: Console) -> None:
+    """Print the table of a demo, and how far it can be trusted."""
+    truth = [subnet["accuracy"] for subnet in results["truth"]]
+    table = Table(box=box.SIMPLE_HEAD, title="Which ranking of subnets comes closest to the truth?")
+    table.add_column("ranked by")
+    for column in ("Kendall τ [95%]", "mean acc.", "its best, alone", "time"):
+        table.add_column(column, justify="right", no_wrap=True)
+    rows = [("parameter count", results["parameters"], "", "")]
+    for name, arm in results["arms"].items():
+        for result in arm:
+            mean, seconds = f"{result['mean_accuracy']:.1%}", f"{result['seconds']:.0f} s"
+            rows.append((f"{name}, seed {result['seed']}", result, mean, seconds))
+    for label, compared, mean, seconds in rows:
+        best = compared["best"]
+        place = f"{best['accuracy']:.1%} (no. {best['place']})"
+        table.add_row(label, _interval(compared["kendall"]), mean, place, seconds)
+    console.print(table)
+    for name, arm in results["arms"].items():
+        best = max((result["best"] for result in arm), key=lambda best: best["score"])
+        found = _short(results["truth"][best["index"]]["architecture"])
+        console.print(f"Best of the {name} supernets: {found}", highlight=False)
+    taus = {
+        name: [result["kendall"]["value"] for result in arm]
+        for name, arm in results["arms"].items()
+    }
+    means = ", ".join(
+        f"{name} {statistics.mean(values):.3f}"
+        for name, values in taus.items()
+        if None not in values
+    )
+    console.print(
+        f"\nn = {len(truth)} subnets; trained alone they reach {min(truth):.1%} to "
+        f"{max(truth):.1%}, {statistics.mean(truth):.1%} on average. Mean τ over "
+        f"{len(results['demo']['seeds'])} seeds: {means}. The intervals are bootstrapped over "
+        "subnets and leave out the chance of other seeds: so few seeds on so small a task show "
+        "that the parts work together, not which training is better.",
+        highlight=False,
+    )
+
+
+def _stand_alone(
+    demo: Demo,
+    config: Config,
+    data: ImageData,
+    architectures: Sequence[Architecture],
+    folder: Path,
+    display: Display,
+) -> list[float]:
+    """Accuracy, on the test images, of every architecture when it is trained alone."""
+    device = device_of(demo.device)
+
+    def measure(architecture: Architecture) -> float:
+        torch.manual_seed(0)
+        model = build_subnet(config, data.classes, architecture).to(device)
+        train_alone(
+            model,
+            data.train,
+            torch.optim.SGD(model.parameters(), **config.optimizer.kwargs),
+            epochs=demo.alone_epochs,
+            batch_size=config.batch_size,
+            precision=config.precision,
+        )
+        tests = batch_loader(data.test, config.scoring.batch_size)
+        return evaluate(model, tests, precision=config.precision)[0]
+
+    depends_on = {
+        "epochs": demo.alone_epochs,
+        "device": device.type,
+        "torch": torch.__version__,
+        **config.model_dump(
+            include={"space", "data", "optimizer", "batch_size", "precision"}, mode="json"
+        ),
+    }
+    truth = Truth(folder, depends_on, measure)
+    progress = display.work("train subnets alone")
+    accuracies = []
+    for architecture in architectures:
+        accuracies.append(truth(architecture))
+        progress(len(accuracies), len(architectures))
+    return accuracies
+
+
+def _compared(predicted: Sequence[float], truth: Sequence[float]) -> dict[str, Any]:
+    """Agreement of a ranking with the truth, and the subnet that it puts first."""
+    index = max(range(len(predicted)), key=predicted.__getitem__)
+    return {
+        "kendall": _plain(kendall(predicted, truth)),
+        "spearman": _plain(spearman(predicted, truth)),
+        "best": {
+            "index": index,
+            "score": predicted[index],
+            "accuracy": truth[index],
+            "place": 1 + sum(other > truth[index] for other in truth),
+        },
+    }
+
+
+def _plain(correlation: Correlation) -> dict[str, float | None]:
+    """JSON has no nan."""
+    return {k: None if math.isnan(v) else v for k, v in asdict(correlation).items()}
+
+
+def _interval(correlation: dict[str, float | None]) -> str:
+    if None in correlation.values():
+        return "undefined"
+    return "{value:.2f} [{low:.2f}, {high:.2f}]".format(**correlation)
+
+
+def _short(architecture: Architecture) -> str:
+    """Labels without what they all begin with, and candidates."""
+    prefix = commonprefix(list(architecture))  # noqa: RUF071 of characters, not of folders
+    return ", ".join(f"{label[len(prefix) :]} {value}" for label, value in architecture.items())

@@ -1,0 +1,221 @@
+"""One configured run: train a supernet, score its subnets, write down what came out."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Hashable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from nas_dynamic.adapters.nni import activate
+from nas_dynamic.adapters.nni.supernet import TrainedSupernet, train_supernet
+from nas_dynamic.architecture import Architecture, SearchSpace
+from nas_dynamic.config import Config
+from nas_dynamic.config import Data as DataConfig
+from nas_dynamic.console import Display
+from nas_dynamic.data import (
+    ImageData,
+    batch_loader,
+    calibration_batches,
+    digits,
+    image_folder,
+    torchvision_set,
+)
+from nas_dynamic.evaluation import Score, score_subnets
+from nas_dynamic.figures import Arm, overview
+from nas_dynamic.records import RunError, environment, write_json
+
+__all__ = [
+    "device_of",
+    "load_data",
+    "print_results",
+    "run",
+    "run_seed",
+    "sample_architectures",
+    "score",
+]
+
+
+def run(config: Config, out: Path, display: Display, *, resume: bool = False) -> dict[str, Any]:
+    """Train and score every seed of a configuration, in the folder `out / config.name`.
+
+    The folder holds config.json and environment.json from the start; of each seed last.ckpt and
+    result.json; results.json and overview.png at the end.
+
+    Args:
+        config: what to run.
+        out: folder of all runs.
+        display: shows the progress.
+        resume: go on with the run that the folder holds.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        RunError: the folder holds a finished run; an unfinished one without `resume`; or one of
+            another configuration.
+    """
+    folder = out / config.name
+    _open(folder, config, resume)
+    data = load_data(config.data)
+    results = []
+    for seed in config.seeds:
+        path = folder / f"seed-{seed}" / "result.json"
+        if path.exists():
+            results.append(json.loads(path.read_text()))
+        else:
+            results.append(run_seed(config, data, seed, display, checkpoints=path.parent))
+            write_json(path, results[-1])
+    overview(folder / "overview.png", [Arm(config.name, results)])
+    summary = {
+        "config": config.model_dump(),
+        "environment": environment(device_of(config.device)),
+        "seeds": [{k: v for k, v in result.items() if k != "trace"} for result in results],
+    }
+    write_json(folder / "results.json", summary)
+    return summary
+
+
+def print_results(results: dict[str, Any], console: Console) -> None:
+    """Print what a run found."""
+    table = Table(title=f"{results['config']['name']}: subnets with inherited weights")
+    for column in ("seed", "mean accuracy", "best accuracy", "its parameters", "training"):
+        table.add_column(column, justify="right")
+    for result in results["seeds"]:
+        best = result["best"]
+        table.add_row(
+            str(result["seed"]),
+            f"{result['mean_accuracy']:.1%}",
+            f"{best['accuracy']:.1%}",
+            f"{best['parameters']:,}",
+            f"{result['seconds']:.0f} s",
+        )
+    console.print(table)
+
+
+def run_seed(
+    config: Config,
+    data: ImageData,
+    seed: int,
+    display: Display,
+    *,
+    checkpoints: Path | None = None,
+    name: str = "",
+) -> dict[str, Any]:
+    """Train one supernet and score a sample of its subnets.
+
+    Returns:
+        Plain data: seed, seconds of training, group_by, mean_accuracy, best and subnets (each an
+        architecture with parameters, accuracy and loss), and the trace of the training.
+    """
+    label = f"{name} seed {seed}".strip()
+    trained = train_supernet(
+        config, data, seed, progress=display.work(f"train {label}"), folder=checkpoints
+    )
+    architectures = sample_architectures(trained.space, config.scoring.subnets, config.scoring.seed)
+    progress = display.work(f"score {label}")
+    subnets = []
+    for subnet in score(trained, config, data, architectures):
+        subnets.append(
+            {
+                "architecture": dict(subnet.architecture),
+                "parameters": trained.parameters(subnet.architecture),
+                "accuracy": subnet.accuracy,
+                "loss": subnet.loss,
+            }
+        )
+        progress(len(subnets), len(architectures))
+    return {
+        "seed": seed,
+        "seconds": trained.seconds,
+        "group_by": trained.group_by,
+        "mean_accuracy": statistics.mean(subnet["accuracy"] for subnet in subnets),
+        "best": max(subnets, key=lambda subnet: (subnet["accuracy"], -subnet["loss"])),
+        "subnets": subnets,
+        "trace": trained.trace,
+    }
+
+
+def load_data(config: DataConfig) -> ImageData:
+    """The images that a configuration names."""
+    if config.name == "digits":
+        return digits(config.validation, config.test, config.seed)
+    split = {"validation": config.validation, "seed": config.seed, "augment": config.augment}
+    if config.name == "ImageFolder":
+        return image_folder(config.root, config.size, **split)
+    return torchvision_set(config.name, config.root, download=config.download, **split)
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a configuration; `auto` is an accelerator if there is one."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def sample_architectures(space: SearchSpace, count: int, seed: int) -> list[dict[str, Hashable]]:
+    """Different architectures, drawn uniformly; the whole space where it has no more."""
+    if space.size <= count:
+        return list(space)
+    generator = np.random.default_rng(seed)
+    drawn: dict[tuple[Hashable, ...], dict[str, Hashable]] = {}
+    while len(drawn) < count:
+        architecture = space.sample(generator)
+        drawn[tuple(architecture.values())] = architecture
+    return list(drawn.values())
+
+
+def score(
+    trained: TrainedSupernet,
+    config: Config,
+    data: ImageData,
+    architectures: Iterable[Architecture],
+) -> Iterator[Score]:
+    """Score subnets of a trained supernet on the validation images, one after the other."""
+    options, device = config.scoring, device_of(config.device)
+    supernet = trained.model.to(device)
+    validation = batch_loader(data.validation, options.batch_size, workers=config.data.workers)
+    calibration = calibration_batches(
+        data.train, config.batch_size, options.calibration_batches, options.seed
+    )
+    return score_subnets(
+        supernet,
+        lambda architecture: activate(supernet, architecture),
+        architectures,
+        [(images.to(device), labels.to(device)) for images, labels in validation],
+        batch_norm=options.batch_norm,
+        calibration=[(images.to(device), labels.to(device)) for images, labels in calibration],
+        precision=config.precision,
+    )
+
+
+def _open(folder: Path, config: Config, resume: bool) -> None:
+    """Begin the folder of a run, or check that it can be gone on with."""
+    wanted = config.model_dump(mode="json")
+    if not (folder / "config.json").exists():
+        write_json(folder / "config.json", wanted)
+        write_json(folder / "environment.json", environment(device_of(config.device)))
+        return
+    if (folder / "results.json").exists():
+        raise RunError(
+            f"{folder} holds a finished run, which is not overwritten; choose another name, "
+            "another --out, or remove the folder"
+        )
+    if not resume:
+        raise RunError(
+            f"{folder} holds an unfinished run; go on with it by --resume, choose another name, "
+            "or remove the folder"
+        )
+    started = json.loads((folder / "config.json").read_text())
+    differing = [key for key in wanted if wanted[key] != started.get(key)]
+    if differing:
+        raise RunError(
+            f"{folder} was started with another configuration, so it cannot be resumed: "
+            + "; ".join(f"{k} was {started.get(k)} and is {wanted[k]}" for k in differing)
+        )
