@@ -178,9 +178,12 @@ def checked_complexity(
 
 
 def name_of(function: Any) -> str:
-    """Qualified name of a callable, or of its class, for comparison between runs."""
+    """Name of a callable, or of its class, for comparison between runs.
+
+    Without the module, which is `__main__` in a script and another where that is imported.
+    """
     named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}.{named.__qualname__}"
+    return named.__qualname__
 
 
 def _checked_bounds(bounds: tuple[float, float]) -> tuple[float, float]:

@@ -144,7 +144,7 @@ class DynamicTraining:
     @property
     def groups(self) -> list[Hashable]:
         """The momentum groups that have been updated so far, in the order of appearance."""
-        return self._states.keys() if self._states else []
+        return [] if self._states is None else self._states.keys()
 
     def detach(self) -> None:
         """Remove the hooks. The optimizer keeps the state of the group that it updated last."""
@@ -321,7 +321,7 @@ class DynamicTraining:
             "definition": self._definition(),
             "updates": self.updates,
             "peaks": list(self._peaks),
-            "groups": self._states.state_dict() if self._states else None,
+            "groups": None if self._states is None else self._states.state_dict(),
         }
         return state_dict
 
