@@ -5,16 +5,21 @@ from __future__ import annotations
 from nas_dynamic.architecture import Architecture, SearchSpace
 from nas_dynamic.calr import CaLR
 from nas_dynamic.momentum import ComplexityBins, MomentumSeparation
-from nas_dynamic.sampling import UniformSampler
-from nas_dynamic.training import DynamicTraining, Update
+from nas_dynamic.sampling import FairSampler, SandwichSampler, UniformSampler, partition
+from nas_dynamic.training import DynamicTraining
+from nas_dynamic.update import Subnet, Update
 
 __all__ = [
     "Architecture",
     "CaLR",
     "ComplexityBins",
     "DynamicTraining",
+    "FairSampler",
     "MomentumSeparation",
+    "SandwichSampler",
     "SearchSpace",
+    "Subnet",
     "UniformSampler",
     "Update",
+    "partition",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from nas_dynamic.architecture import Architecture
 
@@ -42,8 +42,8 @@ class CaLR:
 
     Args:
         complexity: complexity of an architecture, > 0: parameters (as in the paper), MACs, latency.
-        total_steps: T, the number of optimizer updates in the whole training. Not needed with
-            `curve="scheduler"`.
+        total_steps: T, the number of steps, one update each, of the whole training. Not needed
+            with `curve="scheduler"`.
         bounds: (C_min, C_max) of the space, in the units of `complexity`. A complexity outside of
             them is clamped, so that γ stays within its own bounds.
         gamma_max: γ of the smallest subnet.
@@ -54,6 +54,11 @@ class CaLR:
             optimizer already has, s = lr / (its peak so far), and bends that: a warm-up, where
             the lr is at its peak, stays as scheduled.
         warmup_steps: updates of linear warm-up ahead of the curve. γ does not bend them.
+        anneal: what the decay applies to. `"lr"`: the lr, and with it weight decay; where a step
+            takes several subnets, the mean of their lrs, and each loss is weighed by its
+            subnet's share. `"loss"`: the weight of each loss alone, as in the paper's experiments
+            with several subnets a step; weight decay is then not annealed. Losses are multiplied
+            by `DynamicTraining.loss_weights`.
 
     Raises:
         ValueError: names the argument and what it may be.
@@ -76,7 +81,11 @@ class CaLR:
         gamma_min: float | None = None,
         curve: str | Callable[[float], float] = "polynomial",
         warmup_steps: int = 0,
+        anneal: Literal["lr", "loss"] = "lr",
     ) -> None:
+        if anneal not in ("lr", "loss"):
+            raise ValueError(f"anneal must be 'lr' or 'loss', got {anneal!r}")
+        self.anneal = anneal
         self.complexity = complexity
         self.c_min, self.c_max = _checked_bounds(bounds)
         self.gamma_max = gamma_max
@@ -157,6 +166,7 @@ class CaLR:
             "curve": self.curve if isinstance(self.curve, str) else name_of(self.curve),
             "total_steps": self.total_steps,
             "warmup_steps": self.warmup_steps,
+            "anneal": self.anneal,
         }
 
 

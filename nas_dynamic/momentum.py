@@ -162,8 +162,9 @@ class GroupStates:
     starts from the state that the optimizer had at attachment, usually none.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, max_groups: int) -> None:
         self.optimizer = optimizer
+        self.max_groups = max_groups
         self.current: Hashable = _ABSENT
         self._states: dict[Hashable, Any] = {}
         self._origin = dict(optimizer.state)
@@ -190,6 +191,19 @@ class GroupStates:
     def counters(self, group: Hashable) -> list[dict[str, Any]]:
         """What the updates of a group wrote to `param_groups`, one dict a param group."""
         return self._counters[group]
+
+    def check_room(self, group: Hashable) -> None:
+        """Refuse a group that would be one too many.
+
+        Raises:
+            RuntimeError: there are `max_groups` others.
+        """
+        if group not in self._states and len(self._states) >= self.max_groups:
+            raise RuntimeError(
+                f"{group!r} would be group number {len(self._states) + 1}; each costs as much "
+                "memory as the optimizer's whole state. Group by something coarser, or raise "
+                "MomentumSeparation(max_groups=…)"
+            )
 
     def switch(self, group: Hashable) -> bool:
         """Point the optimizer to the state of a group; whether the group is a new one."""

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from nas_dynamic.architecture import Architecture, SearchSpace
-from nas_dynamic.calr import CaLR, checked_complexity
+from nas_dynamic.calr import CaLR
 from nas_dynamic.momentum import GroupStates, MomentumSeparation
-from nas_dynamic.support import UNSUPPORTED, check_lookahead, check_supported
+from nas_dynamic.support import check_lookahead, check_supported
+from nas_dynamic.update import Planner, Subnet, Update
 
-__all__ = ["UNSUPPORTED", "DynamicTraining", "Update"]
+__all__ = ["DynamicTraining"]
 
 CHECKPOINT_KEY = "dynamic_training"
 
@@ -33,29 +33,6 @@ class _Pending:
     new_group: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
-    """What one update used.
-
-    Attributes:
-        step: 0-based number of the update.
-        architecture: the subnet that was trained.
-        complexity: of the subnet; None without CaLR.
-        gamma: γ of the subnet; None without CaLR.
-        factor: what the scheduled lr was multiplied by, one per param group.
-        lr: the lr that the update used, one per param group.
-        group: momentum group; None without momentum separation.
-    """
-
-    step: int
-    architecture: Architecture
-    complexity: float | None
-    gamma: float | None
-    factor: tuple[float, ...]
-    lr: tuple[Any, ...]
-    group: Hashable
-
-
 class DynamicTraining:
     """Subnet-aware training of a supernet, attached to the optimizer that trains it.
 
@@ -66,8 +43,9 @@ class DynamicTraining:
 
     Args:
         optimizer: any optimizer that takes one update a step.
-        architecture: () → the architecture that this step's loss was computed with. Called once
-            an update, after the closure if there is one.
+        architecture: () → the architecture that this step's loss was computed with, or the list
+            of them where the step takes several subnets (see `loss_weights` and `split`). Called
+            once an update, after the closure if there is one.
         calr: the lr of each subnet, or None to leave the lr alone.
         momentum: the groups of subnets with a momentum of their own, or None for one momentum.
         idle: what an update does with the parameters outside of the subnet.
@@ -98,7 +76,7 @@ class DynamicTraining:
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        architecture: Callable[[], Architecture],
+        architecture: Callable[[], Architecture | Sequence[Architecture]],
         *,
         calr: CaLR | None = None,
         momentum: MomentumSeparation | None = None,
@@ -122,15 +100,19 @@ class DynamicTraining:
         self.space = space
         self.updates = 0
         """Number of updates so far: steps that were skipped, or had no gradient, do not count."""
+        self.steps = 0
+        """Number of training steps so far, t of CaLR: the updates, but for `split`."""
         self.last: Update | None = None
         """What the last update used, for logging."""
+        self._planner = Planner(calr, momentum, space)
+        self._weighed: list[Architecture] = []
+        self._parts = (0, 1)  # updates made of this step, and the number that it takes
         self._architecture = architecture
-        self._states = GroupStates(optimizer) if momentum else None
+        self._states = GroupStates(optimizer, momentum.max_groups) if momentum else None
         self._peaks: list[float] = []
         self._pending: _Pending | None = None
         self._closure: Callable[..., Any] | None = None
         self._saved: dict[str, Any] | None = None
-        self._warned: set[str] = set()
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -197,65 +179,99 @@ class DynamicTraining:
         lent = _lend_zeros(idle) if self.idle == "coast" else []
         self._pending = _Pending(update, scheduled, trained, lent, new_group)
 
+    def loss_weights(self, architectures: Sequence[Architecture]) -> list[float]:
+        """What to multiply the loss of each subnet of the coming update by, before backward.
+
+        The lr of an update of several subnets is `lr_0 · mean_k f(α_k)`, f the factor of CaLR;
+        the weights are `f(α_k) / mean_k f`, so that each subnet's gradient, and weight decay, are
+        annealed as they should. Their mean is 1: sum the losses or average them, as the method
+        does. For a single subnet the weight is 1. With `CaLR(anneal="loss")` the weights are
+        f(α_k), and the lr is left alone.
+        """
+        subnets = self._planner.subnets(architectures)
+        ratios = self._lr_ratios(self._lrs())
+        if len(subnets) > 1 and max(ratios) - min(ratios) > 1e-6:
+            raise ValueError(
+                "param groups are at different parts of their lr schedules, so that one weight "
+                "for a subnet's loss cannot serve all; use one subnet a step, or one schedule"
+            )
+        self._weighed = [subnet.architecture for subnet in subnets]
+        return self._planner.loss_weights(self._planner.factors(subnets, self.steps, ratios[0]))
+
+    def split(self, architectures: Sequence[Architecture]) -> list[list[Architecture]]:
+        """The subnets of one step in lists of one momentum group each, for one update a list.
+
+        All these updates are one step of CaLR:
+
+            for part in dynamic.split(sampler.sample()):
+                weights = dynamic.loss_weights(part)
+                ...  # zero_grad, a weighed loss and backward for every subnet of part, step
+        """
+        made, parts = self._parts
+        if 0 < made < parts:  # GradScaler has skipped a part of the last step
+            self.steps += 1
+        lists: dict[Hashable, list[Architecture]] = {}
+        for subnet in self._planner.subnets(architectures):
+            group = self._planner.group([subnet])
+            lists.setdefault(group, []).append(subnet.architecture)
+        self._parts = (0, len(lists))
+        return list(lists.values())
+
     def _plan(self, param_groups: list[dict[str, Any]]) -> Update:
         """What the update will use; changes nothing but the peaks of the scheduled lr."""
         check_lookahead(self.optimizer)  # it may have been wrapped after attachment
-        architecture = self._architecture()
-        if architecture is None:
-            raise RuntimeError(
-                "no architecture at the update: `architecture` returned None; "
-                "sample a subnet before the step"
-            )
-        if self.space is not None:
-            self.space.validate(architecture)
-        group = None
-        if self.momentum is not None and self._states is not None:
-            group = self.momentum.group(architecture)
-            if group not in self._states and len(self._states) >= self.momentum.max_groups:
-                raise RuntimeError(
-                    f"{group!r} would be group number {len(self._states) + 1}; each costs as much "
-                    "memory as the optimizer's whole state. Group by something coarser, or raise "
-                    "MomentumSeparation(max_groups=…)"
-                )
-        complexity = gamma = None
+        subnets = self._planner.subnets(self._architecture())
+        group = self._planner.group(subnets)
+        if self._states is not None:
+            self._states.check_room(group)
+        self._check_weighed(subnets)
         factors = [1.0] * len(param_groups)
         if self.calr is not None:
-            if self.calr.total_steps is not None and self.updates >= self.calr.total_steps:
-                raise RuntimeError(
-                    f"all {self.calr.total_steps} updates of CaLR's total_steps are done: the lr "
-                    "would be zero. Give CaLR the number of updates of the whole training"
+            lrs = self._lrs()
+            ratios = self._lr_ratios(lrs)
+            self._peaks = self._peaks_with(lrs)
+            if not self.calr.follows_scheduler and min(ratios) < 1:
+                self._planner.warn_once(
+                    "decayed twice",
+                    f"an lr scheduler has decayed the lr, and CaLR's {self.calr.curve!r} curve "
+                    "decays it again. Use CaLR(curve='scheduler') to bend the scheduler's decay "
+                    "instead, or remove the scheduler",
                 )
-            complexity = checked_complexity(self.calr.complexity, architecture)
-            self._warn_outside_bounds(complexity)
-            gamma = self.calr.gamma_of(complexity)
-            ratios = self._lr_ratios(param_groups)
-            factors = [self.calr.factor_of(gamma, self.updates, ratio) for ratio in ratios]
+            factors = [
+                self._planner.lr_factor(self._planner.factors(subnets, self.steps, ratio))
+                for ratio in ratios
+            ]
         return Update(
-            step=self.updates,
-            architecture=dict(architecture),
-            complexity=complexity,
-            gamma=gamma,
+            step=self.steps,
+            subnets=subnets,
             factor=tuple(factors),
             lr=tuple(g["lr"] * factor for g, factor in zip(param_groups, factors, strict=True)),
             group=group,
         )
 
-    def _lr_ratios(self, param_groups: list[dict[str, Any]]) -> list[float]:
-        """Scheduled lr over its peak so far, for each param group."""
-        assert self.calr is not None
-        # Peaks of updates only: a warm-up may lower the lr after attachment and before the first.
-        lrs = [float(group["lr"]) for group in param_groups]
-        self._peaks += [0.0] * (len(lrs) - len(self._peaks))
-        self._peaks = [max(peak, lr) for peak, lr in zip(self._peaks, lrs, strict=True)]
-        ratios = [lr / peak if peak > 0 else 0.0 for lr, peak in zip(lrs, self._peaks, strict=True)]
-        if not self.calr.follows_scheduler and min(ratios) < 1:
-            self._warn_once(
-                "decayed twice",
-                f"an lr scheduler has decayed the lr, and CaLR's {self.calr.curve!r} curve decays "
-                "it again. Use CaLR(curve='scheduler') to bend the scheduler's decay instead, "
-                "or remove the scheduler",
+    def _check_weighed(self, subnets: Sequence[Subnet]) -> None:
+        """Losses that need weights must have been given those of just these subnets."""
+        if self.calr is None or (len(subnets) == 1 and self.calr.anneal == "lr"):
+            return
+        if self._weighed != [subnet.architecture for subnet in subnets]:
+            raise RuntimeError(
+                f"the losses of this update's {len(subnets)} subnets need weights: multiply each "
+                "by its entry of DynamicTraining.loss_weights(architectures) ahead of backward, "
+                "with the architectures in the order that `architecture` returns them"
             )
-        return ratios
+
+    def _lrs(self) -> list[float]:
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def _peaks_with(self, lrs: list[float]) -> list[float]:
+        # Peaks of updates only: a warm-up may lower the lr after attachment and before the first.
+        known = self._peaks + [0.0] * (len(lrs) - len(self._peaks))
+        return [max(peak, lr) for peak, lr in zip(known, lrs, strict=True)]
+
+    def _lr_ratios(self, lrs: list[float]) -> list[float]:
+        """Scheduled lr over its peak so far, for each param group."""
+        peaks = self._peaks_with(lrs)
+        return [lr / peak if peak > 0 else 0.0 for lr, peak in zip(lrs, peaks, strict=True)]
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         pending = self._restore()
@@ -279,8 +295,11 @@ class DynamicTraining:
             return
         self.updates += 1
         self.last = pending.update
+        made, parts = self._parts
+        self._parts = (made + 1, parts) if made + 1 < parts else (0, 1)
+        self.steps += made + 1 >= parts
         if self.momentum is not None and not any(optimizer.state.values()):
-            self._warn_once(
+            self._planner.warn_once(
                 "no momentum",
                 f"{type(optimizer).__name__} keeps no state, so there is no momentum to separate. "
                 "Give it one, such as SGD(…, momentum=0.9), or drop momentum separation",
@@ -320,6 +339,8 @@ class DynamicTraining:
         state_dict[CHECKPOINT_KEY] = {
             "definition": self._definition(),
             "updates": self.updates,
+            "steps": self.steps,
+            "parts": list(self._parts),
             "peaks": list(self._peaks),
             "groups": None if self._states is None else self._states.state_dict(),
         }
@@ -346,26 +367,13 @@ class DynamicTraining:
         assert self._saved is not None
         saved, self._saved = self._saved, None
         self.updates = saved["updates"]
+        self.steps = saved["steps"]
+        self._parts = tuple(saved["parts"])
+        self._weighed = []
         self.last = None
         self._peaks = list(saved["peaks"])
         if self._states is not None:
             self._states.load_state_dict(saved["groups"])
-
-    def _warn_outside_bounds(self, complexity: float) -> None:
-        assert self.calr is not None
-        c_min, c_max = self.calr.c_min, self.calr.c_max
-        if not c_min <= complexity <= c_max:
-            self._warn_once(
-                "outside bounds",
-                f"a subnet of complexity {complexity:g} is outside CaLR's bounds "
-                f"({c_min:g}, {c_max:g}) and takes the γ of the nearer bound; "
-                "give the bounds of the whole space",
-            )
-
-    def _warn_once(self, kind: str, message: str) -> None:
-        if kind not in self._warned:
-            self._warned.add(kind)
-            warnings.warn(message, UserWarning, stacklevel=2)
 
 
 def _by_gradient(
