@@ -88,10 +88,10 @@ class CaLR:
         self.anneal = anneal
         self.complexity = complexity
         self.c_min, self.c_max = _checked_bounds(bounds)
-        self.gamma_max = gamma_max
+        self.gamma_max = float(gamma_max)
         if not (math.isfinite(gamma_max) and gamma_max > 0):
             raise ValueError(f"gamma_max must be a positive number, got {gamma_max}")
-        self.gamma_min = 1 / gamma_max if gamma_min is None else gamma_min
+        self.gamma_min = 1 / self.gamma_max if gamma_min is None else float(gamma_min)
         if not 0 < self.gamma_min <= gamma_max:
             raise ValueError(
                 f"gamma_min must lie in 0 < gamma_min <= gamma_max = {gamma_max}, "
@@ -111,8 +111,8 @@ class CaLR:
                     "total_steps is needed: the number of optimizer updates in the whole training "
                     "(or curve='scheduler' to follow the optimizer's own lr scheduler)"
                 )
-        if total_steps is not None and total_steps < 1:
-            raise ValueError(f"total_steps must be at least 1, got {total_steps}")
+        if total_steps is not None and not (total_steps >= 1 and total_steps % 1 == 0):
+            raise ValueError(f"total_steps must be a whole number, at least 1; got {total_steps}")
         if warmup_steps < 0 or (total_steps is not None and warmup_steps >= total_steps):
             raise ValueError(
                 f"warmup_steps must lie in 0 <= warmup_steps < total_steps = {total_steps}, "
@@ -122,8 +122,9 @@ class CaLR:
             raise ValueError(
                 "warmup_steps and curve='scheduler' exclude each other: the scheduler warms up"
             )
-        self.total_steps = total_steps
-        self.warmup_steps = warmup_steps
+        # Plain numbers, also where numpy's came in: checkpoints load with weights_only=True.
+        self.total_steps = None if total_steps is None else int(total_steps)
+        self.warmup_steps = int(warmup_steps)
 
     def gamma(self, architecture: Architecture) -> float:
         """γ(α), in [γ_min, γ_max].
