@@ -10,4 +10,8 @@ except ImportError as error:
         f"(missing or broken: {error})"
     ) from error
 
-__all__: list[str] = []
+from nas_dynamic.adapters.timm.fusion import fuse
+from nas_dynamic.adapters.timm.mobile import mobile_supernet
+from nas_dynamic.adapters.timm.supernet import SKIP, LayerChoice, Supernet
+
+__all__ = ["SKIP", "LayerChoice", "Supernet", "fuse", "mobile_supernet"]

@@ -1,0 +1,193 @@
+"""What the layers of a timm model are, what shapes they map, and whether two of them are alike."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from timm.layers import DropPath
+from torch import nn
+
+__all__ = [
+    "differences",
+    "example_images",
+    "layer_inputs",
+    "layer_paths",
+    "layer_shapes",
+    "may_skip",
+]
+
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+
+# Of pretrained weights and of feature extraction; and what decides about stochastic depth only.
+_IGNORED = {"training", "pretrained_cfg", "default_cfg", "feature_info"}
+
+
+def layer_paths(model: nn.Module, pattern: str | None = None) -> list[str]:
+    """Paths of the layers of a model, in the order of its modules.
+
+    Args:
+        model: a timm model.
+        pattern: regular expression that matches the whole path of a layer; by default timm's own
+            division into layers, `model.group_matcher()`, as layer decay uses it.
+
+    Raises:
+        ValueError: the model has no `group_matcher`, or nothing matches.
+    """
+    if pattern is not None:
+        patterns = [re.compile(pattern)]
+    elif hasattr(model, "group_matcher"):
+        specs: list[Any] = []
+        for spec in model.group_matcher(coarse=False).values():
+            specs += [part[0] for part in spec] if isinstance(spec, list | tuple) else [spec]
+        # A part of a model that there is more than one of has its number in a group.
+        patterns = [p for p in map(re.compile, filter(None, specs)) if p.groups]
+    else:
+        raise ValueError(
+            f"{type(model).__name__} has no group_matcher that tells what its layers are; "
+            r"give layers=, a regular expression of their paths such as r'blocks\.\d+'"
+        )
+    names = [name for name, _ in model.named_modules()]
+    paths = [name for name in names if any(p.fullmatch(name) for p in patterns)]
+    if not paths:
+        raise ValueError(
+            f"{type(model).__name__} has no layer that matches "
+            f"{', '.join(repr(p.pattern) for p in patterns)}; give layers=, a regular expression "
+            "of their paths"
+        )
+    return [p for p in paths if not any(other.startswith(p + ".") for other in paths)]
+
+
+def example_images(
+    model: nn.Module, image_size: int | tuple[int, int] | None = None
+) -> torch.Tensor:
+    """One image of zeros of the size that the model is made for, on the meta device."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    channels, *size = config.get("input_size") or (3, 224, 224)
+    channels = getattr(model, "in_chans", channels)
+    if image_size is not None:
+        size = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
+    return torch.zeros(1, channels, *size, device="meta")
+
+
+def layer_inputs(
+    model: nn.Module, paths: Collection[str], images: torch.Tensor
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Input and output of layers in one forward pass in evaluation mode."""
+    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def record(path: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        seen[path] = inputs[0].detach(), output
+
+    handles = [
+        model.get_submodule(path).register_forward_hook(functools.partial(record, path))
+        for path in paths
+    ]
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(images)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return {path: seen[path] for path in paths}
+
+
+def layer_shapes(model: nn.Module, paths: Collection[str]) -> dict[str, Shapes]:
+    """Shapes that layers map from and to, without the batch, worked out on the meta device."""
+    shadow = copy.deepcopy(model).to("meta")
+    passed = layer_inputs(shadow, paths, example_images(model))
+    return {path: (tuple(x.shape[1:]), tuple(y.shape[1:])) for path, (x, y) in passed.items()}
+
+
+def may_skip(model: nn.Module, path: str, shapes: Shapes) -> str | None:
+    """Why a layer cannot be left out; None if it can."""
+    parent, _, index = path.rpartition(".")
+    if not isinstance(model.get_submodule(parent), nn.Sequential):
+        return "is no element of an nn.Sequential"
+    if index == "0":
+        return "is the first layer of its stage, which timm cannot build without one"
+    if shapes[0] != shapes[1]:
+        return f"maps {described(shapes)}, so what comes after it needs it"
+    return None
+
+
+def described(shapes: Shapes) -> str:
+    """Shapes in words, such as 16×112×112 to 24×56×56."""
+    return " to ".join("×".join(map(str, shape)) for shape in shapes)
+
+
+def differences(
+    models: Mapping[str, nn.Module], without: Mapping[str, Collection[str]] | None = None
+) -> list[str]:
+    """Where modules are not alike, one sentence each.
+
+    Modules are alike if they are of one class with equal hyperparameters and shapes, and so are
+    their children. Values of weights do not count, nor does stochastic depth.
+
+    Args:
+        models: name → module.
+        without: name → paths that do not count.
+    """
+    first, *others = models
+    signatures = {
+        name: _signatures(model, frozenset((without or {}).get(name, ())))
+        for name, model in models.items()
+    }
+    found = []
+    for name in others:
+        here, there = signatures[first], signatures[name]
+        for path in [*here, *(path for path in there if path not in here)]:
+            if here.get(path) != there.get(path):
+                found.append(
+                    f"{path or 'the model'} is {_shown(models[first], path, path in here)} in "
+                    f"{first!r} and {_shown(models[name], path, path in there)} in {name!r}"
+                )
+    return found
+
+
+def _signatures(module: nn.Module, without: frozenset[str], prefix: str = "") -> dict[str, Any]:
+    """What a module is made of: path → class, hyperparameters, shapes."""
+    own = {
+        name: _plain(value)
+        for name, value in vars(module).items()
+        if not name.startswith("_") and name not in _IGNORED and value is not None
+    }
+    tensors = {
+        name: (tuple(tensor.shape), tensor.dtype)
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]
+        if tensor is not None
+    }
+    found: dict[str, Any] = {prefix: (type(module), own, tensors)}
+    for name, child in module.named_children():
+        path = f"{prefix}.{name}" if prefix else name
+        if path not in without and not isinstance(child, nn.Identity | DropPath):
+            found |= _signatures(child, without, path)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A hyperparameter as something that compares by value; objects compare by their class."""
+    if isinstance(value, bool | int | float | str | type) or value is None:
+        return value
+    if isinstance(value, list | tuple):
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, functools.partial):
+        return (value.func, _plain(value.args), _plain(value.keywords))
+    return value if callable(value) and hasattr(value, "__qualname__") else type(value)
+
+
+def _shown(model: nn.Module, path: str, exists: bool) -> str:
+    if not exists:
+        return "absent"
+    module = model.get_submodule(path)
+    lines = repr(module).splitlines()
+    return lines[0] if len(lines) == 1 else type(module).__name__

@@ -1,0 +1,260 @@
+"""Supernets of timm models: a model of which some layers are a choice of layers."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from nas_dynamic.adapters.timm.recipe import Recipe, build, remove_layers
+from nas_dynamic.architecture import Architecture, SearchSpace
+
+__all__ = ["SKIP", "LayerChoice", "Skip", "Supernet", "make_supernet"]
+
+SKIP = "skip"
+"""The candidate that leaves a layer out."""
+
+
+class Skip(nn.Module):
+    """A layer that is left out."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The input."""
+        return x
+
+
+class LayerChoice(nn.ModuleDict):
+    """Candidates of one layer, of which one is computed.
+
+    Attributes:
+        active: name of the candidate that is computed.
+    """
+
+    def __init__(self, candidates: Mapping[str, nn.Module]) -> None:
+        super().__init__(dict(candidates))
+        self.active = next(iter(candidates))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Output of the active candidate."""
+        return self[self.active](*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        """The active candidate."""
+        return f"active={self.active!r}"
+
+
+class Supernet:
+    """What a timm model is beside itself when some of its layers are choices.
+
+    A supernet is of a subclass of the model's own class, so that timm's tools treat it as the
+    model that it is: optimizers with layer decay, EMA, checkpoints, feature extraction. Labels of
+    the space are paths of layers, such as `blocks.1.0`.
+    """
+
+    space: SearchSpace
+    base: dict[str, Hashable]
+    """The subnet that is the model which the supernet was made from: see `inherit`."""
+    timm_class: type[nn.Module]
+    """The class of the extracted models."""
+    _architecture: dict[str, Hashable]
+    _recipe: Callable[[Architecture], Recipe] | None
+
+    @property
+    def architecture(self) -> dict[str, Hashable]:
+        """The subnet that was activated last.
+
+        Drawing a subnet for a step of training (`attach`) is no activation: in evaluation mode
+        the supernet computes this one.
+        """
+        return dict(self._architecture)
+
+    def activate(self, architecture: Architecture) -> None:
+        """Make the supernet compute one subnet.
+
+        Raises:
+            ValueError: it is no architecture of the space.
+        """
+        self.space.validate(architecture)
+        self._architecture = dict(architecture)
+        self._select(architecture)
+
+    def choices(self) -> dict[str, LayerChoice]:
+        """The layer choices by label, in the order of the space."""
+        return {label: self.get_submodule(label) for label in self.space.labels}  # type: ignore[attr-defined]
+
+    def extract(self, architecture: Architecture) -> nn.Module:
+        """A stand-alone model of the subnet, with a copy of its weights.
+
+        timm's own constructor builds it, and its weights are loaded strictly. It has the mode of
+        the supernet and lies on the same device.
+
+        Raises:
+            ValueError: it is no architecture of the space.
+        """
+        self.space.validate(architecture)
+        subnet = self._subnet(architecture)
+        if self._recipe is None:
+            return copy.deepcopy(subnet)
+        reference = next(subnet.parameters())
+        model = build(self._recipe(architecture)).to(reference.device, reference.dtype)
+        model.load_state_dict(subnet.state_dict(), strict=True)
+        for name in ("pretrained_cfg", "default_cfg"):
+            if hasattr(subnet, name):
+                setattr(model, name, copy.deepcopy(getattr(subnet, name)))
+        return model.train(subnet.training)
+
+    def describe(self, architecture: Architecture) -> Recipe:
+        """How timm builds the subnet, as JSON values; see `nas_dynamic.adapters.timm.recipe`.
+
+        Raises:
+            ValueError: it is no architecture of the space; or the supernet was made from model
+                objects, which do not tell how they were built.
+        """
+        self.space.validate(architecture)
+        if self._recipe is None:
+            raise ValueError(
+                "the supernet was made from model objects, which do not tell how they were built; "
+                "give fuse() names or arguments of timm.create_model instead"
+            )
+        return self._recipe(architecture)
+
+    def inherit(
+        self,
+        weights: nn.Module | Mapping[str, torch.Tensor],
+        architecture: Architecture | None = None,
+        *,
+        crop: bool = False,
+    ) -> None:
+        """Give one subnet the weights of a stand-alone model, so that it is that model exactly.
+
+        Args:
+            weights: the model, or its state_dict.
+            architecture: the subnet; `base` by default.
+            crop: also start the other candidates of every layer from the weights of the given
+                one: kernels cropped or padded with zeros around their centre, and of channels
+                the first ones. A larger kernel then computes just what the given one does.
+
+        Raises:
+            ValueError: the weights are of another model than the subnet.
+        """
+        architecture = self.base if architecture is None else architecture
+        self.space.validate(architecture)
+        state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+        subnet = self._subnet(architecture)
+        _check_weights(subnet.state_dict(), state, architecture)
+        subnet.load_state_dict(state, strict=True)
+        if not crop:
+            return
+        for label, choice in self.choices().items():
+            given = choice[str(architecture[label])]
+            for candidate in choice.values():
+                if candidate is not given:
+                    _crop(given.state_dict(), candidate.state_dict())
+
+    def _select(self, architecture: Architecture) -> None:
+        for label, choice in self.choices().items():
+            choice.active = str(architecture[label])
+
+    def _subnet(self, architecture: Architecture) -> nn.Module:
+        """The subnet as a model of timm's class that shares parameters and buffers."""
+        assert isinstance(self, nn.Module)
+        shared = [*self.parameters(), *self.buffers()]
+        subnet = copy.deepcopy(self, {id(tensor): tensor for tensor in shared})
+        for attribute in (*Supernet.__annotations__, "_forward_pre_hooks"):
+            if attribute in vars(subnet):
+                del subnet.__dict__[attribute]
+        subnet._forward_pre_hooks = type(self._forward_pre_hooks)()
+        subnet.__class__ = self.timm_class
+        skipped = []
+        for label, candidate in architecture.items():
+            if candidate == SKIP:
+                skipped.append(label)
+            else:
+                subnet.set_submodule(label, subnet.get_submodule(label)[candidate])  # type: ignore[operator]
+        remove_layers(subnet, skipped)
+        return subnet
+
+    def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
+        # The class of a supernet has no importable name.
+        return _empty_supernet, (self.timm_class,), self.__dict__
+
+
+def make_supernet(
+    model: nn.Module,
+    choices: Mapping[str, Mapping[str, nn.Module]],
+    base: Mapping[str, Hashable],
+    recipe: Callable[[Architecture], Recipe] | None,
+) -> Any:
+    """Turn a model into a supernet, in place.
+
+    Args:
+        model: an instance of a timm model.
+        choices: path of a layer → candidates by name; a `Skip` is named "skip".
+        base: the subnet to start with.
+        recipe: architecture → how timm builds it, if that is known.
+    """
+    timm_class = type(model)
+    for path, candidates in choices.items():
+        model.set_submodule(path, LayerChoice(candidates))
+    model.__class__ = _supernet_class(timm_class)
+    assert isinstance(model, Supernet)
+    model.space = SearchSpace({path: list(candidates) for path, candidates in choices.items()})
+    model.base = dict(base)
+    model.timm_class = timm_class
+    model._recipe = recipe
+    model.activate(base)
+    return model
+
+
+@functools.cache
+def _supernet_class(timm_class: type[nn.Module]) -> type[nn.Module]:
+    return type(f"{timm_class.__name__}Supernet", (Supernet, timm_class), {"__module__": __name__})
+
+
+def _empty_supernet(timm_class: type[nn.Module]) -> nn.Module:
+    cls = _supernet_class(timm_class)
+    return cls.__new__(cls)
+
+
+def _check_weights(
+    expected: Mapping[str, torch.Tensor],
+    given: Mapping[str, torch.Tensor],
+    architecture: Architecture,
+) -> None:
+    problems = [f"lacks {name!r}" for name in expected if name not in given]
+    problems += [f"has {name!r}, which the subnet does not" for name in given.keys() - expected]
+    problems += [
+        f"has {name!r} of shape {tuple(given[name].shape)}, the subnet {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in given and given[name].shape != value.shape
+    ]
+    if problems:
+        more = f", and {len(problems) - 3} more differences" if len(problems) > 3 else ""
+        raise ValueError(
+            f"the weights are not those of the subnet {dict(architecture)}: the checkpoint "
+            f"{'; '.join(problems[:3])}{more}. Give the architecture that the checkpoint is of, "
+            "and make the supernet with its num_classes and widths"
+        )
+
+
+@torch.no_grad()
+def _crop(given: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> None:
+    """Write the overlap of each of the given tensors into the other of the same name."""
+    for name, target in other.items():
+        source = given.get(name)
+        if source is None or source.dim() != target.dim():
+            continue
+        here, there = [], []
+        for i, (n, m) in enumerate(zip(target.shape, source.shape, strict=True)):
+            size = min(n, m)
+            first = (n - size) // 2 if i >= 2 else 0
+            here.append(slice(first, first + size))
+            first = (m - size) // 2 if i >= 2 else 0
+            there.append(slice(first, first + size))
+        if target.dim() > 2 and target.shape[2:] != source.shape[2:]:
+            target[tuple(here[:2])] = 0
+        target[tuple(here)] = source[tuple(there)]
