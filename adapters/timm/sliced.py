@@ -1,0 +1,131 @@
+"""Layers that compute with the first entries of their parameters.
+
+A layer becomes sliced by a change of its class, so names, shapes and values of its parameters stay,
+and so does its forward: what reads `layer.weight` gets the active part.
+"""
+
+from __future__ import annotations
+
+import torch
+from timm.layers import LayerNorm, LayerNormFp32, LayerScale, RmsNorm, RmsNormFp32
+from torch import nn
+
+__all__ = ["SLICED", "SlicedConv2d", "SlicedLayerScale", "SlicedLinear", "SlicedQKV"]
+
+
+class SlicedLinear(nn.Linear):
+    """A Linear whose first `in_features` columns and `out_features` rows are active."""
+
+    def resize(self, in_features: int, out_features: int) -> None:
+        """Choose the active part."""
+        self.in_features, self.out_features = in_features, out_features
+
+    def _rows(self, parameter: torch.Tensor) -> torch.Tensor:
+        return parameter[: self.out_features]
+
+    @property
+    def weight(self) -> torch.Tensor:  # type: ignore[override]
+        """Active part of the weight."""
+        # Contiguous, as in the stand-alone model: matrix products choose their kernel, and so the
+        # last bit of the result, by the strides.
+        return self._rows(self._parameters["weight"][:, : self.in_features]).contiguous()
+
+    @property
+    def bias(self) -> torch.Tensor | None:  # type: ignore[override]
+        """Active part of the bias."""
+        bias = self._parameters["bias"]
+        return None if bias is None else self._rows(bias)
+
+
+class SlicedQKV(SlicedLinear):
+    """Fused queries, keys and values: the first rows of each of the three are active."""
+
+    def _rows(self, parameter: torch.Tensor) -> torch.Tensor:
+        return parameter.unflatten(0, (3, -1))[:, : self.out_features // 3].flatten(0, 1)
+
+
+class SlicedConv2d(nn.Conv2d):
+    """A Conv2d whose first `out_channels` output channels are active."""
+
+    def resize(self, out_channels: int) -> None:
+        """Choose the active part."""
+        self.out_channels = out_channels
+
+    @property
+    def weight(self) -> torch.Tensor:  # type: ignore[override]
+        """Active part of the weight."""
+        return self._parameters["weight"][: self.out_channels]
+
+    @property
+    def bias(self) -> torch.Tensor | None:  # type: ignore[override]
+        """Active part of the bias."""
+        bias = self._parameters["bias"]
+        return None if bias is None else bias[: self.out_channels]
+
+
+class _SlicedNorm(nn.Module):
+    normalized_shape: tuple[int, ...]
+
+    def resize(self, width: int) -> None:
+        """Choose the active part."""
+        self.normalized_shape = (width,)
+
+    @property
+    def weight(self) -> torch.Tensor | None:
+        """Active part of the weight."""
+        weight = self._parameters["weight"]
+        return None if weight is None else weight[: self.normalized_shape[0]]
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """Active part of the bias."""
+        bias = self._parameters.get("bias")  # RMS norms have none
+        return None if bias is None else bias[: self.normalized_shape[0]]
+
+
+class _SlicedTorchLayerNorm(_SlicedNorm, nn.LayerNorm):
+    pass
+
+
+class _SlicedLayerNorm(_SlicedNorm, LayerNorm):
+    pass
+
+
+class _SlicedLayerNormFp32(_SlicedNorm, LayerNormFp32):
+    pass
+
+
+class _SlicedRmsNorm(_SlicedNorm, RmsNorm):
+    pass
+
+
+class _SlicedRmsNormFp32(_SlicedNorm, RmsNormFp32):
+    pass
+
+
+class SlicedLayerScale(LayerScale):
+    """A LayerScale whose first `width` channels are active."""
+
+    width: int
+
+    def resize(self, width: int) -> None:
+        """Choose the active part."""
+        self.width = width
+
+    @property
+    def gamma(self) -> torch.Tensor:
+        """Active part of the scale."""
+        return self._parameters["gamma"][: self.width]
+
+
+SLICED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: SlicedLinear,
+    nn.Conv2d: SlicedConv2d,
+    nn.LayerNorm: _SlicedTorchLayerNorm,
+    LayerNorm: _SlicedLayerNorm,
+    LayerNormFp32: _SlicedLayerNormFp32,
+    RmsNorm: _SlicedRmsNorm,
+    RmsNormFp32: _SlicedRmsNormFp32,
+    LayerScale: SlicedLayerScale,
+}
+"""Class of a layer → class of its sliced form. Each needs a `resize` before it computes."""
