@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
@@ -336,4 +337,6 @@ class GroupStates:
 def _is_plain(key: Any) -> bool:
     if isinstance(key, tuple):
         return all(_is_plain(item) for item in key)
+    if type(key) is float and math.isnan(key):
+        return False  # it is unequal to itself, and would open a new group at every update
     return key is None or type(key) in (str, int, float, bool)

@@ -1,4 +1,7 @@
-"""Every optimizer of torch and timm, with its variants, ready to be built on a small supernet."""
+"""Every optimizer of torch and timm, with its variants, ready to be built on a small supernet.
+
+`python -m tests.optimizers > docs/optimizers.md` writes the table of what is supported.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import timm
 import timm.optim
 import torch
 from torch import nn
@@ -76,10 +80,10 @@ class Case:
                 second_order = getattr(optimizer, "is_second_order", False)
                 optimizer.step(functools.partial(backward, model, *batches(1)[0], second_order))
             except Exception as error:
-                reasons.append(f"{kind.__name__}: {error!r}")
+                reasons.append(str(error))
             else:
                 return kind
-        return "; ".join(reasons)
+        return "; ".join(dict.fromkeys(reasons))
 
 
 def torch_classes() -> dict[str, type[torch.optim.Optimizer]]:
@@ -145,3 +149,51 @@ def refusal(optimizer: torch.optim.Optimizer, idle: str) -> str | None:
 
 
 CASES = torch_cases() + timm_cases()
+
+
+def document() -> str:
+    """docs/optimizers.md: every optimizer, whether it is supported, and why not."""
+    rows = dict(sorted(row(case) for case in CASES if not case.name.endswith(IMPLEMENTATIONS)))
+    lines = [f"| {name} | {supported} | {note} |" for name, (supported, note) in rows.items()]
+    return HEADER + "\n".join(lines) + "\n"
+
+
+def row(case: Case) -> tuple[str, tuple[str, str]]:
+    """The name of a case, whether it is supported, and a note."""
+    name = f"`{case.name}`"
+    if case.unbuildable:
+        return name, ("not tested", case.unbuildable)
+    optimizer = case.build(case.groups(make_model(case.model)))
+    refused = {idle: refusal(optimizer, idle) for idle in ("coast", "freeze")}
+    allowed = [idle for idle, reason in refused.items() if reason is None]
+    reason = next((reason for reason in refused.values() if reason), "")
+    if len(allowed) == 2:
+        return name, ("yes", "all groups draw from one random stream" if draws(optimizer) else "")
+    return name, (f'`idle="{allowed[0]}"` only' if allowed else "no", reason)
+
+
+def draws(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer draws random numbers of its own."""
+    return any(hasattr(optimizer, name) for name in ("rng", "generator"))
+
+
+IMPLEMENTATIONS = ("-foreach", "-single")
+
+HEADER = f"""# Optimizers
+
+Written by `python -m tests.optimizers > docs/optimizers.md`, with torch
+{torch.__version__.split("+")[0]} and timm {timm.__version__}. `tests/test_equivalence.py` trains a
+small supernet with each of these and compares every weight and every group's state, to the bit,
+with one optimizer object for each group; those that are refused, it sees refused. A suffix names an
+option; `foreach` variants are tested and not listed.
+
+Also refused, in both idle modes: `Lookahead` (around or inside the attached optimizer), since
+{UNSUPPORTED["Lookahead"]};
+and any optimizer that evaluates the closure more than once in a step, at its second evaluation.
+
+| Optimizer | Supported | Note |
+|---|---|---|
+"""
+
+if __name__ == "__main__":
+    print(document(), end="")

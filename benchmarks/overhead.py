@@ -1,0 +1,250 @@
+"""What attachment costs: time of an update, optimizer state, peak memory.
+
+    python benchmarks/overhead.py --out overhead.json
+
+Pairs an attached loop with the same loop unattached: updates alternate between the two in one
+process, and the table gives medians and the interval of the median difference over bootstrap
+resamples. In coasting the unattached optimizer gets zeros for idle parameters too, ahead of the
+timed part, so that both optimizers do the same work: what the attached one takes to make those
+zeros counts as overhead. `--against bare` leaves the unattached one without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation
+
+CANDIDATES = 5
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-3),
+}
+
+
+class Training:
+    """Parameters, gradients and an optimizer; no model, since only updates are timed."""
+
+    def __init__(self, args: argparse.Namespace, tensors: int, groups: int, idle: str, active: str):
+        device = torch.device(args.device)
+        self.parameters = [
+            nn.Parameter(torch.randn(args.numel, device=device)) for _ in range(tensors)
+        ]
+        self.gradients = [torch.randn_like(p) for p in self.parameters]
+        self.optimizer = OPTIMIZERS[args.optimizer](self.parameters)
+        self.groups, self.idle, self.active = groups, idle, active
+        self.sampled = {"layer1": 0}
+        self.step = 0
+
+    def attach(self) -> DynamicTraining:
+        """Attach, with a momentum group for each candidate of "layer1"."""
+        return DynamicTraining(
+            self.optimizer,
+            architecture=lambda: self.sampled,
+            calr=CaLR(lambda a: 2.0 + a["layer1"], total_steps=10**9, bounds=(1, 100)),
+            momentum=MomentumSeparation("layer1", max_groups=self.groups),
+            idle=self.idle,
+        )
+
+    def prepare(self, zeros: bool) -> None:
+        """What forward and backward leave: gradients of this step's subnet."""
+        self.sampled = {"layer1": self.step % self.groups}
+        path = self.step % CANDIDATES
+        for i, (parameter, gradient) in enumerate(
+            zip(self.parameters, self.gradients, strict=True)
+        ):
+            trained = self.active == "all" or i % CANDIDATES == path
+            if trained:
+                parameter.grad = gradient
+            else:
+                parameter.grad = torch.zeros_like(parameter) if zeros else None
+        self.step += 1
+
+    def update(self) -> float:
+        """Seconds that `optimizer.step()` takes."""
+        cuda = self.parameters[0].is_cuda
+        if cuda:
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        self.optimizer.step()
+        if cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+
+def time_updates(
+    args: argparse.Namespace, tensors: int, groups: int, idle: str, active: str
+) -> dict[str, Any]:
+    """Median µs of an update with and without attachment, paired."""
+    attached = Training(args, tensors, groups, idle, active)
+    attached.attach()
+    plain = Training(args, tensors, groups, idle, active)
+    zeros = idle == "coast" and args.against == "zeros"
+    times = []
+    warmup = groups + CANDIDATES  # every group has its state by then
+    for step in range(warmup + args.updates):
+        pair = {}
+        # Who goes first alternates, so that neither is always the one that warms the caches.
+        for training in (attached, plain) if step % 2 else (plain, attached):
+            training.prepare(zeros=zeros and training is plain)
+            pair[training is attached] = training.update()
+        times.append((pair[True], pair[False]))
+    with_, without = 1e6 * np.array(times[warmup:]).T
+    generator = np.random.default_rng(0)
+    draws = generator.integers(len(with_), size=(1000, len(with_)))
+    low, high = np.quantile(np.median((with_ - without)[draws], axis=1), [0.025, 0.975])
+    return {
+        "tensors": tensors,
+        "groups": groups,
+        "idle": idle,
+        "active": active,
+        "attached_us": float(np.median(with_)),
+        "plain_us": float(np.median(without)),
+        "overhead_us": float(np.median(with_ - without)),
+        "overhead_us_95": [float(low), float(high)],
+        "ratio": float(np.median(with_) / np.median(without)),
+    }
+
+
+def state_bytes(states: Any) -> int:
+    """Bytes of the tensors in optimizer states, each counted once."""
+    found: dict[int, int] = {}
+    for state in states:
+        for value in state.values():
+            for tensor in value.values():
+                if torch.is_tensor(tensor):
+                    found[id(tensor)] = tensor.numel() * tensor.element_size()
+    return sum(found.values())
+
+
+def compare_state(args: argparse.Namespace, groups: int, idle: str) -> dict[str, Any]:
+    """Bytes of optimizer state after every group met every path, against one optimizer a group."""
+    tensors, active = 50, "fifth"
+    training = Training(args, tensors, groups, idle, active)
+    dynamic = training.attach()
+    reference = Training(args, tensors, groups, idle, active)
+    build = OPTIMIZERS[args.optimizer]
+    optimizers = [build(reference.parameters) for _ in range(groups)]
+    for _ in range(groups * CANDIDATES):
+        training.prepare(zeros=False)
+        training.optimizer.step()
+        reference.prepare(zeros=idle == "coast")
+        optimizers[reference.sampled["layer1"]].step()
+    assert len(dynamic.groups) == groups
+    saved = training.optimizer.state_dict()["dynamic_training"]["groups"]["groups"]
+    return {
+        "groups": groups,
+        "idle": idle,
+        "attached_bytes": state_bytes(state for _, state, _ in saved),
+        "separate_bytes": state_bytes(optimizer.state for optimizer in optimizers),
+        "parameter_bytes": sum(p.numel() * p.element_size() for p in training.parameters),
+    }
+
+
+def peak_of_zeros(args: argparse.Namespace) -> dict[str, Any]:
+    """Memory that coasting borrows during an update: zeros for the idle parameters."""
+    training = Training(args, 500, 1, "coast", "fifth")
+    training.attach()
+    training.prepare(zeros=False)
+    lent = 0
+
+    def measure(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        nonlocal lent
+        known = {g.data_ptr() for g in training.gradients}
+        lent = sum(
+            p.grad.numel() * p.grad.element_size()
+            for p in training.parameters
+            if p.grad is not None and p.grad.data_ptr() not in known
+        )
+
+    training.optimizer.register_step_pre_hook(measure)  # runs after the hook of the attachment
+    tracemalloc.start()
+    training.optimizer.step()
+    bookkeeping = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    after = sum(p.grad is not None for p in training.parameters)
+    return {
+        "idle_parameter_bytes": sum(
+            p.numel() * p.element_size() for p in training.parameters if p.grad is None
+        ),
+        "lent_bytes": lent,
+        "gradients_after": after,
+        "python_peak_bytes": bookkeeping,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tensors", type=int, nargs="+", default=[50, 500, 5000])
+    parser.add_argument("--groups", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--numel", type=int, default=64, help="elements of a tensor")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd")
+    parser.add_argument("--against", choices=["zeros", "bare"], default="zeros")
+    parser.add_argument("--updates", type=int, default=40, help="timed updates of each loop")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="write the results as JSON")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    print(
+        f"{'tensors':>8} {'groups':>6} {'idle':>7} {'active':>6} {'attached µs':>12} "
+        f"{'plain µs':>10} {'overhead µs':>12} {'95 % interval':>18} {'ratio':>6}"
+    )
+    times = []
+    for tensors in args.tensors:
+        for groups in args.groups:
+            for idle in ("coast", "freeze"):
+                for active in ("all", "fifth"):
+                    row = time_updates(args, tensors, groups, idle, active)
+                    times.append(row)
+                    low, high = row["overhead_us_95"]
+                    print(
+                        f"{tensors:8} {groups:6} {idle:>7} {active:>6} {row['attached_us']:12.1f} "
+                        f"{row['plain_us']:10.1f} {row['overhead_us']:12.1f} "
+                        f"{f'{low:.1f} … {high:.1f}':>18} {row['ratio']:6.3f}",
+                        flush=True,
+                    )
+    state = [
+        compare_state(args, groups, idle) for groups in args.groups for idle in ("coast", "freeze")
+    ]
+    print("\noptimizer state, bytes")
+    for row in state:
+        print(
+            f"{row['groups']:4} groups {row['idle']:>7}: attached {row['attached_bytes']:,}, "
+            f"one optimizer a group {row['separate_bytes']:,}, "
+            f"parameters {row['parameter_bytes']:,}"
+        )
+    zeros = peak_of_zeros(args)
+    print(
+        f"\ncoasting lends {zeros['lent_bytes']:,} bytes of zeros during an update, the size of "
+        f"its idle parameters ({zeros['idle_parameter_bytes']:,}); "
+        f"{zeros['python_peak_bytes']:,} bytes of bookkeeping"
+    )
+    if args.out:
+        result = {
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+            "settings": {k: v for k, v in vars(args).items() if k != "out"},
+            "times": times,
+            "state": state,
+            "zeros": zeros,
+        }
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Group rules, and the state of every group as the optimizer's own counters see it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import timm.optim
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from nas_dynamic import ComplexityBins, MomentumSeparation, SearchSpace
+from nas_dynamic.momentum import GroupStates, default_label
+
+
+def test_a_label_groups_by_its_candidate():
+    rule = MomentumSeparation("layer1")
+    assert rule.group({"layer1": "conv3", "layer2": "skip"}) == "conv3"
+    assert rule.group({"layer1": ("conv", 3), "layer2": "skip"}) == ("conv", 3)
+    assert rule.definition() == {"label": "layer1"}
+
+
+def test_a_callable_groups_by_its_value():
+    rule = MomentumSeparation(lambda a: (a["depth"], a["width"] > 8))
+    assert rule.group({"depth": 2, "width": 16}) == (2, True)
+
+
+@pytest.mark.parametrize("key", ["a", 3, 2.5, True, None, (), ("a", (1, None))])
+def test_plain_keys_are_groups(key: Any):
+    assert MomentumSeparation(lambda a: key).group({}) == key
+
+
+@pytest.mark.parametrize(
+    "key", [[1], {"a": 1}, np.int64(3), torch.tensor(3), ("a", [1]), object(), math.nan]
+)
+def test_keys_that_a_checkpoint_cannot_hold_are_refused(key: Any):
+    with pytest.raises(ValueError, match="so that it can be saved; got"):
+        MomentumSeparation(lambda a: key).group({})
+
+
+def test_bad_rules_are_named():
+    with pytest.raises(ValueError, match="group_by must be a label or a callable, got int"):
+        MomentumSeparation(3)
+    with pytest.raises(ValueError, match="max_groups must be at least 1, got 0"):
+        MomentumSeparation("layer1", max_groups=0)
+    with pytest.raises(ValueError, match="no choice 'layer9' to group by; labels are 'layer1'"):
+        MomentumSeparation("layer9").group({"layer1": "a"})
+
+
+increasing = st.lists(st.floats(0.01, 1e9), min_size=1, max_size=6, unique=True).map(sorted)
+
+
+@given(increasing, st.floats(0.001, 1e10))
+def test_bins_are_those_of_numpy(edges: list[float], complexity: float):
+    bins = ComplexityBins(lambda a: complexity, edges)
+    assert bins({}) == np.digitize(complexity, edges)
+
+
+def test_quantile_bins_are_filled_equally():
+    space = SearchSpace({f"layer{i}": range(1, 8) for i in range(8)})
+
+    def complexity(architecture):
+        return float(sum(value**2 for value in architecture.values()))
+
+    bins = ComplexityBins.quantiles(space, complexity, groups=4)
+    generator = np.random.default_rng(1)
+    counts = np.bincount([bins(space.sample(generator)) for _ in range(2000)], minlength=4)
+    assert len(counts) == 4
+    assert counts.min() > 400
+    again = ComplexityBins.quantiles(space, complexity, groups=4)
+    assert again.edges == bins.edges
+    assert MomentumSeparation(bins).definition() == {
+        "rule": "ComplexityBins",
+        "edges": bins.edges,
+    }
+
+
+@pytest.mark.parametrize("edges", [[], [2, 1], [1, 1]])
+def test_edges_that_do_not_increase_are_refused(edges: list[float]):
+    with pytest.raises(ValueError, match="edges must increase"):
+        ComplexityBins(lambda a: 1, edges)
+
+
+def test_bins_of_a_bad_complexity_are_refused():
+    with pytest.raises(ValueError, match="positive finite number, got nan"):
+        ComplexityBins(lambda a: math.nan, [1])({})
+
+
+def test_the_default_label_is_the_widest_choice_and_the_middle_one_of_equals():
+    space = SearchSpace({f"layer{i}": ["skip", "conv"] for i in range(5)})
+    weights = {"layer0": 1, "layer1": 3, "layer2": 1, "layer3": 3, "layer4": 3}
+
+    def complexity(a):
+        return 1.0 + sum(weights[label] for label, op in a.items() if op == "conv")
+
+    assert default_label(space, complexity) == "layer3"
+    assert default_label(space, lambda a: 1.0 + sum(op == "conv" for op in a.values())) == "layer2"
+    weights["layer0"] = 10
+    assert default_label(space, complexity) == "layer0"
+
+
+def one_step(optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["from the start", "after plain steps"])
+@pytest.mark.parametrize("optimizer_class", [timm.optim.Adan, timm.optim.Lamb])
+def test_counters_in_param_groups_belong_to_the_group(optimizer_class: Any, late: bool):
+    """Adan replaces a number in `param_groups`, LAMB counts a tensor up in place."""
+    optimizer = optimizer_class([nn.Parameter(torch.ones(3, 3))], lr=0.1)
+    already = 2 if late else 0
+    for _ in range(already):
+        one_step(optimizer)
+    states = GroupStates(optimizer, max_groups=8)
+    for group in "aabaab":
+        states.switch(group)
+        one_step(optimizer)
+        states.collect()
+    assert float(states.counters("a")[0]["step"]) == already + 4
+    assert float(states.counters("b")[0]["step"]) == already + 2
+    assert states.keys() == ["a", "b"]
+
+    restored = GroupStates(optimizer, max_groups=8)
+    restored.load_state_dict(copy.deepcopy(states.state_dict()))
+    for group, count in {"a": 4, "b": 2, "new": 0}.items():
+        restored.switch(group)
+        assert float(optimizer.param_groups[0].get("step", 0)) == already + count
+
+
+def test_a_switch_moves_pointers_and_hyperparameters_stay():
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
+    states = GroupStates(optimizer, max_groups=2)
+    states.switch("a")
+    one_step(optimizer)
+    states.collect()
+    buffer = optimizer.state[parameter]["momentum_buffer"]
+    states.switch("b")
+    assert not optimizer.state
+    optimizer.param_groups[0]["momentum"] = 0.5  # as a scheduler does, between updates
+    states.switch("a")
+    assert optimizer.state[parameter]["momentum_buffer"] is buffer
+    assert optimizer.param_groups[0]["momentum"] == 0.5
+    states.switch("b")
+    states.check_room("a")
+    with pytest.raises(RuntimeError, match=r"'c' would be group number 3; .* coarser"):
+        states.check_room("c")
