@@ -1,0 +1,204 @@
+"""Command line: train and score arms, print the table, draw the figure."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau
+
+from benchmarks.nb201.arms import ARMS
+from benchmarks.nb201.data import Table, load_images, load_table
+from benchmarks.nb201.kernels import LANES, TORCH
+from benchmarks.nb201.report import draw_figure, print_tables
+from benchmarks.nb201.scoring import Scores, score
+from benchmarks.nb201.supernet import EDGES, macs, parameters
+from benchmarks.nb201.training import Run, Training
+
+PRESETS = {
+    "small": {"channels": 8, "cells": 1, "size": 16, "updates": 20_000},
+    "paper": {"channels": 16, "cells": 5, "size": 32, "updates": 98_000},
+}
+KERNELS = {"torch": TORCH, "lanes": LANES}
+SCORING_BATCH = 256
+SCORED = ("last", "averaged")
+"""Weights after the last update, or their moving average."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    options.command(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.nb201", description=__doc__)
+    parser.add_argument(
+        "--results", type=Path, default=Path("benchmarks/results/nb201.csv"), help="CSV of scores"
+    )
+    commands = parser.add_subparsers(required=True)
+
+    run = commands.add_parser("run", help="train and score what the results lack")
+    run.set_defaults(command=_run)
+    run.add_argument("--arms", type=_names(ARMS), default=["static", "dynamic"], metavar="A,B")
+    run.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,5-9")
+    run.add_argument("--idle", type=_names(("coast", "freeze")), default=["coast"])
+    run.add_argument("--edge", type=_names(EDGES), default=["3←0"], help="grouping edges")
+    run.add_argument("--preset", choices=PRESETS, default="small")
+    run.add_argument("--updates", type=int, help="budget; the preset's by default")
+    run.add_argument("--data", type=Path, default=Path("data/cifar10_jpeg.tar.gz"))
+    run.add_argument("--table", type=Path, default=Path("data/nb201.csv.gz"))
+    run.add_argument("--runs", type=Path, default=Path("runs/nb201"), help="checkpoints, caches")
+    run.add_argument("--architectures", type=int, default=1000, help="subnets that are scored")
+    run.add_argument(
+        "--images", type=_even_batches, default=9728, help="test images that score them"
+    )
+    run.add_argument("--scored", type=_names(SCORED), default=["last"], help="which weights")
+    run.add_argument("--checkpoint", type=float, default=180, metavar="SECONDS")
+    run.add_argument("--device", default="cpu")
+    run.add_argument("--threads", type=int, default=1)
+    run.add_argument(
+        "--kernels", choices=KERNELS, default="torch", help="lanes: faster on a CPU core"
+    )
+
+    table = commands.add_parser("table", help="print means, paired differences and intervals")
+    table.set_defaults(command=lambda options: print_tables(options.results))
+    figure = commands.add_parser("figure", help="draw the paired differences")
+    figure.set_defaults(command=lambda options: draw_figure(options.results, options.output))
+    figure.add_argument("--output", type=Path, default=Path("runs/nb201/differences.png"))
+    return parser
+
+
+def _names(known: Sequence[str]):
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+        return names
+
+    return parse
+
+
+def _seeds(text: str) -> list[int]:
+    seeds = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        seeds += range(int(first), int(last or first) + 1)
+    return seeds
+
+
+def _even_batches(text: str) -> int:
+    images = int(text)
+    if images <= 0 or images % (2 * SCORING_BATCH):
+        raise argparse.ArgumentTypeError(
+            f"{images} images are no even number of batches; give a multiple of {2 * SCORING_BATCH}"
+        )
+    return images
+
+
+def _run(options: argparse.Namespace) -> None:
+    torch.set_num_threads(options.threads)
+    preset = PRESETS[options.preset] | ({"updates": options.updates} if options.updates else {})
+    table = load_table(options.table).stratified(options.architectures)
+    train, test = (
+        load_images(options.data, split, preset["size"], options.runs)
+        for split in ("train", "test")
+    )
+    batches = test.balanced(options.images).batches(SCORING_BATCH, options.device)
+    for run in _planned(options, preset):
+        done = _scored(options.results, run, len(table.architectures), options.images)
+        wanted = [scored for scored in options.scored if scored not in done]
+        if not wanted:
+            continue
+        kernels = KERNELS[options.kernels]
+        training = _train(Training(run, train, options.device, kernels), options)
+        for scored in wanted:
+            supernet = training.supernet if scored == "last" else training.averaged
+            scores = score(supernet, table.architectures, batches)
+            np.savez_compressed(options.runs / f"{run.name}-{scored}.npz", **asdict(scores))
+            row = asdict(run) | {"scored": scored} | measures(table, scores)
+            row |= {"images": options.images, "seconds": round(training.seconds)}
+            _append(options.results, row)
+            print(f"{run.name}: τ {row['tau']:.3f}, {scored} weights", flush=True)
+
+
+def _planned(options: argparse.Namespace, preset: dict[str, int]) -> list[Run]:
+    """Every arm of a seed before the next seed. Edges matter to separate momenta alone."""
+    runs = []
+    for seed, arm, idle in itertools.product(options.seeds, options.arms, options.idle):
+        for edge in options.edge if ARMS[arm].separate else [""]:
+            runs.append(Run(arm, idle, edge, seed, **preset))
+    return runs
+
+
+def _train(training: Training, options: argparse.Namespace) -> Training:
+    checkpoint = options.runs / f"{training.run.name}.pt"
+    if checkpoint.exists():
+        training.load(checkpoint)
+    while not training.done:
+        training.advance(seconds=options.checkpoint)
+        training.save(checkpoint)
+        print(
+            f"{training.run.name}: update {training.updates}, loss {training.loss:.3f}", flush=True
+        )
+    return training
+
+
+def measures(table: Table, scores: Scores) -> dict[str, float | int]:
+    """How well scores of equal batches rank a table's architectures.
+
+    τ on each half of the images, even and odd batches, shows what scoring adds to its spread.
+    """
+    accuracy, truth = scores.accuracy.mean(1), table.accuracy
+    best_first = np.argsort(-accuracy, kind="stable")
+    values = {"tau": _tau(accuracy, truth), "tau_loss": _tau(-scores.loss.mean(1), truth)}
+    for half in (0, 1):
+        values[f"tau_half_{half}"] = _tau(scores.accuracy[:, half::2].mean(1), truth)
+        values[f"tau_loss_half_{half}"] = _tau(-scores.loss[:, half::2].mean(1), truth)
+    values |= {
+        "mean_accuracy": accuracy.mean(),
+        "regret_1": truth.max() - truth[best_first[0]],
+        "regret_10": truth.max() - truth[best_first[:10]].max(),
+    }
+    for measure in (parameters, macs):
+        baseline = [measure(architecture) for architecture in table.architectures]
+        values[f"tau_{measure.__name__}"] = _tau(np.array(baseline), truth)
+    rounded = {name: round(float(value), 5) for name, value in values.items()}
+    return {"architectures": len(truth)} | rounded
+
+
+def _tau(predicted: np.ndarray, truth: np.ndarray) -> float:
+    return kendalltau(predicted, truth).statistic
+
+
+def _scored(results: Path, run: Run, architectures: int, images: int) -> set[str]:
+    """Which weights of a run have their row already."""
+    if not results.exists():
+        return set()
+    sought = asdict(run) | {"architectures": architectures, "images": images}
+    with results.open() as file:
+        return {
+            row["scored"]
+            for row in csv.DictReader(file)
+            if all(row[key] == str(value) for key, value in sought.items())
+        }
+
+
+def _append(results: Path, row: dict[str, float | int | str]) -> None:
+    results.parent.mkdir(parents=True, exist_ok=True)
+    new = not results.exists()
+    with results.open("a", newline="") as file:
+        writer = csv.DictWriter(file, row, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The arms: what is compared, each as options of `DynamicTraining`."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.stats import rankdata
+
+from benchmarks.nb201.supernet import SPACE, parameters
+from nas_dynamic import Architecture, CaLR
+
+__all__ = ["ARMS", "Arm", "mean_gamma"]
+
+GAMMA_MAX = 4.0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to set the learning rate and the momentum.
+
+    Attributes:
+        curve: decay curve, as in `CaLR`.
+        gamma: `"one"`, 1 for every subnet; `"mean"`, CaLR's mean over the space for every subnet;
+            `"complexity"`, CaLR; `"rank"`, γ = γ_max^(1 − 2q) of the complexity's rank q in
+            [0, 1] over the space, so that the mean of log γ is 0.
+        separate: whether momentum is separate.
+    """
+
+    curve: str
+    gamma: Literal["one", "mean", "complexity", "rank"]
+    separate: bool = False
+
+    def calr(self, updates: int) -> CaLR:
+        """The arm's learning rate over a budget of updates."""
+        make = functools.partial(CaLR, total_steps=updates, curve=self.curve)
+        if self.gamma == "rank":
+            return make(_rank_warp(), bounds=(1, math.e), gamma_max=GAMMA_MAX)
+        if self.gamma == "complexity":
+            return make(parameters, bounds=_bounds(), gamma_max=GAMMA_MAX)
+        gamma = mean_gamma() if self.gamma == "mean" else 1.0
+        return make(parameters, bounds=_bounds(), gamma_max=gamma, gamma_min=gamma)
+
+
+ARMS = {
+    "static": Arm("cosine", "one"),
+    "poly": Arm("polynomial", "one"),
+    "gmean": Arm("polynomial", "mean"),
+    "calr": Arm("polynomial", "complexity"),
+    "ms": Arm("cosine", "one", separate=True),
+    "dynamic": Arm("polynomial", "complexity", separate=True),
+    "calq": Arm("polynomial", "rank"),
+    "calq-cosine": Arm("cosine", "rank"),
+    "calq-ms": Arm("polynomial", "rank", separate=True),
+}
+"""Arms by name. `static` is the usual training: one cosine decay, one momentum."""
+
+
+@functools.cache
+def _complexities() -> np.ndarray:
+    # Of the networks that the table ranks, C=16 and N=5, whatever the size of the supernet: γ is
+    # then distributed as in the paper.
+    return np.array([parameters(architecture) for architecture in SPACE])
+
+
+def _bounds() -> tuple[float, float]:
+    return _complexities().min(), _complexities().max()
+
+
+def mean_gamma() -> float:
+    """Mean of CaLR's γ over uniformly drawn subnets."""
+    calr = CaLR(float, total_steps=1, bounds=_bounds(), gamma_max=GAMMA_MAX)
+    return float(np.mean([calr.gamma_of(value) for value in _complexities()]))
+
+
+def _rank_warp() -> Callable[[Architecture], float]:
+    """A complexity, within (1, e), for which CaLR's γ is γ_max^(1 − 2q), q the rank."""
+    complexities = _complexities()
+    position = (rankdata(complexities) - 0.5) / len(complexities)
+    gamma = GAMMA_MAX ** (1 - 2 * position)
+    warped = np.exp((GAMMA_MAX - gamma) / (GAMMA_MAX - 1 / GAMMA_MAX))
+    by_complexity = dict(zip(complexities.tolist(), warped.tolist(), strict=True))
+    return lambda architecture: by_complexity[parameters(architecture)]

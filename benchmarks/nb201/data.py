@@ -1,0 +1,193 @@
+"""CIFAR-10 in memory, and the table of the trained networks."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.nb201.supernet import EDGES, OPERATIONS, SPACE
+from nas_dynamic import Architecture
+
+__all__ = ["Images", "Table", "TrainingBatches", "load_images", "load_table"]
+__all__ += ["parse_architecture"]
+
+MEAN = torch.tensor([0.4914, 0.4822, 0.4465]) * 255
+STD = torch.tensor([0.2470, 0.2435, 0.2616]) * 255
+
+
+@dataclass(frozen=True)
+class Images:
+    """Decoded images, uint8 of shape (n, size, size, 3), and their classes, int64 of shape (n,)."""
+
+    pixels: torch.Tensor
+    classes: torch.Tensor
+
+    def balanced(self, count: int) -> Images:
+        """`count` images in an order in which the classes take turns."""
+        turn = torch.zeros_like(self.classes)
+        for label in range(10):
+            members = self.classes == label
+            turn[members] = torch.arange(int(members.sum()))
+        order = torch.argsort(turn * 10 + self.classes)[:count]
+        return Images(self.pixels[order], self.classes[order])
+
+    def batches(self, size: int, device: str = "cpu") -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Normalized images and classes, in batches whose statistics are always the same."""
+        pixels, classes = self.pixels.to(device), self.classes.to(device)
+        return [
+            (normalized(pixels[i : i + size]), classes[i : i + size])
+            for i in range(0, len(classes), size)
+        ]
+
+
+def normalized(pixels: torch.Tensor) -> torch.Tensor:
+    """Floats of shape (n, 3, height, width), channels last in memory."""
+    scale = (1 / STD).to(pixels.device)
+    return torch.addcmul((-MEAN / STD).to(pixels.device), pixels.float(), scale).permute(0, 3, 1, 2)
+
+
+class TrainingBatches:
+    """Shuffled, cropped and flipped batches: a pure function of the seed and the update.
+
+    Args:
+        images: the training set.
+        batch: images in a batch; an incomplete last one is dropped.
+        seed: of the order and the augmentation.
+        device: where the batches lie.
+    """
+
+    def __init__(self, images: Images, batch: int, seed: int, device: str = "cpu") -> None:
+        count, size = images.pixels.shape[:2]
+        pad = size // 8  # 4 pixels of 32, as usual for CIFAR-10
+        padded = torch.zeros(count, size + 2 * pad, size + 2 * pad, 3, dtype=torch.uint8)
+        # The mean colour, so that the border is zero after normalization.
+        padded[:] = MEAN.round().to(torch.uint8)
+        padded[:, pad : pad + size, pad : pad + size] = images.pixels
+        self.padded, self.classes = padded.to(device), images.classes.to(device)
+        self.batch, self.seed, self.pad, self.size = batch, seed, pad, size
+        self.in_epoch = count // batch
+        self._epoch = -1
+
+    def __getitem__(self, update: int) -> tuple[torch.Tensor, torch.Tensor]:
+        epoch, number = divmod(update, self.in_epoch)
+        if epoch != self._epoch:
+            self._draw(epoch)
+        part = slice(number * self.batch, (number + 1) * self.batch)
+        order = self._order[part]
+        crop = self.padded[
+            order[:, None, None], self._rows[part][:, :, None], self._columns[part][:, None, :]
+        ]
+        return normalized(crop), self.classes[order]
+
+    def _draw(self, epoch: int) -> None:
+        draw = np.random.default_rng([self.seed, epoch])
+        count, device = len(self.classes), self.classes.device
+        span = np.arange(self.size)
+        rows = draw.integers(2 * self.pad + 1, size=(count, 1)) + span
+        columns = draw.integers(2 * self.pad + 1, size=(count, 1)) + span
+        columns = np.where(draw.integers(2, size=(count, 1)), columns[:, ::-1], columns)
+        self._order = torch.from_numpy(draw.permutation(count)).to(device)
+        self._rows = torch.from_numpy(rows).to(device)
+        self._columns = torch.from_numpy(columns).to(device)
+        self._epoch = epoch
+
+
+def load_images(source: Path, split: str, size: int, cache: Path) -> Images:
+    """CIFAR-10 from an ImageFolder (`train/CLASS/…`, `test/CLASS/…`) or a tar file of one.
+
+    Decoded once, scaled down to `size` by averaging, and kept beside the runs.
+    """
+    path = cache / f"cifar10-{split}-{size}.npz"
+    if not path.exists():
+        rows = sorted(_decode(source, split, size), key=lambda row: row[:2])
+        if not rows:
+            raise ValueError(f"{source} holds no images below {split}/CLASS/")
+        names = sorted({row[0] for row in rows})
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".tmp.npz")
+        np.savez(
+            partial,
+            pixels=np.stack([row[2] for row in rows]),
+            classes=np.array([names.index(row[0]) for row in rows]),
+        )
+        partial.replace(path)
+    with np.load(path) as arrays:
+        return Images(torch.from_numpy(arrays["pixels"]), torch.from_numpy(arrays["classes"]))
+
+
+def _decode(source: Path, split: str, size: int) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Class, file name and pixels of every image of a split."""
+
+    def pixels(file) -> np.ndarray:
+        with Image.open(file) as image:
+            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BOX))
+
+    if source.is_dir():
+        for file in (source / split).glob("*/*"):
+            yield file.parent.name, file.name, pixels(file)
+        return
+    if not source.is_file():
+        raise FileNotFoundError(f"{source}: give --data, an ImageFolder of CIFAR-10 or its tar")
+    with tarfile.open(source) as archive:
+        for member in archive:
+            parts = Path(member.name).parts
+            if member.isfile() and len(parts) >= 3 and parts[-3] == split:
+                yield parts[-2], parts[-1], pixels(archive.extractfile(member))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Architectures and what they reach when trained alone.
+
+    Attributes:
+        architectures: n architectures.
+        accuracy: CIFAR-10 test accuracy after 200 epochs, percent; shape (n,).
+    """
+
+    architectures: list[Architecture]
+    accuracy: np.ndarray
+
+    def stratified(self, count: int) -> Table:
+        """`count` architectures spread evenly over the ranks of the accuracy.
+
+        One, drawn with a fixed seed, of each of `count` equal strata: the sample's τ then
+        estimates that of the whole table with little noise from the draw.
+        """
+        if count >= len(self.architectures):
+            return self
+        order = np.argsort(self.accuracy, kind="stable")
+        draw = np.random.default_rng(0)
+        chosen = [int(draw.choice(stratum)) for stratum in np.array_split(order, count)]
+        return Table([self.architectures[i] for i in chosen], self.accuracy[chosen])
+
+
+def load_table(path: Path) -> Table:
+    """The table from a CSV, gzipped or not, with `lex_index`, `arch_str` and `c10_test200`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: give --table, the CSV of NAS-Bench-201")
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: int(row["lex_index"]))
+    return Table(
+        [parse_architecture(row["arch_str"]) for row in rows],
+        np.array([float(row["c10_test200"]) for row in rows]),
+    )
+
+
+def parse_architecture(text: str) -> dict[str, str]:
+    """An architecture from the benchmark's notation, `|op~0|+|op~0|op~1|+|op~0|op~1|op~2|`."""
+    parts = [part for node in text.split("+") for part in node.strip("|").split("|")]
+    operations = [part.rpartition("~")[0] for part in parts]
+    if len(parts) != len(EDGES) or not set(operations) <= set(OPERATIONS):
+        raise ValueError(
+            f"{text!r} is no architecture of NAS-Bench-201: six edges, each one of "
+            f"{', '.join(OPERATIONS)}"
+        )
+    return dict(zip(SPACE.labels, operations, strict=True))

@@ -1,0 +1,218 @@
+"""What the scores say: means, paired differences with intervals, and seeds that are needed."""
+
+from __future__ import annotations
+
+import csv
+import math
+import warnings
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+__all__ = ["Difference", "draw_figure", "paired_differences", "print_tables"]
+__all__ += ["read_results", "scoring_deviation"]
+
+BASELINE = "static"
+HALF_WIDTH = 0.02
+"""Half the width that an interval of τ should have."""
+
+Rows = list[dict[str, str]]
+MEASURES = {"tau": "accuracy", "tau_loss": "loss"}
+"""Columns with a τ, and the score of the subnets that it is of."""
+SETTING = ("channels", "cells", "size", "batch", "updates", "architectures", "images")
+
+
+def read_results(path: Path) -> Rows:
+    """Rows of the results.
+
+    Raises:
+        FileNotFoundError: nothing was scored yet.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no results yet; `python -m benchmarks.nb201 run` first")
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A measure of an arm less that of the static one, over the seeds that both have.
+
+    Attributes:
+        values: one difference a seed, shape (n,).
+    """
+
+    values: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return float(self.values.mean())
+
+    def t_interval(self) -> tuple[float, float]:
+        """95% interval by Student's t; infinite with one seed."""
+        n = len(self.values)
+        if n < 2:
+            return -math.inf, math.inf
+        half = stats.t.ppf(0.975, n - 1) * self.values.std(ddof=1) / math.sqrt(n)
+        return self.mean - half, self.mean + half
+
+    def bootstrap_interval(self) -> tuple[float, float]:
+        """95% interval of the mean by the bias-corrected and accelerated bootstrap."""
+        if len(self.values) < 2 or np.ptp(self.values) == 0:
+            return -math.inf, math.inf
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+            result = stats.bootstrap([self.values], np.mean, rng=np.random.default_rng(0))
+        return tuple(float(end) for end in result.confidence_interval)
+
+    def seeds_needed(self, half_width: float = HALF_WIDTH) -> int | None:
+        """Seeds for a t-interval of ± half_width at the spread seen; None with one seed."""
+        if len(self.values) < 2:
+            return None
+        deviation = self.values.std(ddof=1)
+        n = 2
+        while stats.t.ppf(0.975, n - 1) * deviation / math.sqrt(n) > half_width:
+            n += 1
+        return n
+
+
+def paired_differences(rows: Rows, measure: str = "tau") -> dict[tuple[str, ...], Difference]:
+    """Differences by (*SETTING, scored, idle, edge, arm), paired by seed within the setting."""
+    static = {}
+    for row in rows:
+        if row["arm"] == BASELINE:
+            static[_pair_key(row)] = float(row[measure])
+    differences = defaultdict(list)
+    for row in rows:
+        if row["arm"] != BASELINE and _pair_key(row) in static:
+            difference = float(row[measure]) - static[_pair_key(row)]
+            differences[_arm_key(row)].append(difference)
+    return {key: Difference(np.array(values)) for key, values in differences.items()}
+
+
+def _pair_key(row: dict[str, str]) -> tuple[str, ...]:
+    return (*(row[key] for key in (*SETTING, "scored", "idle")), row["seed"])
+
+
+def _arm_key(row: dict[str, str]) -> tuple[str, ...]:
+    return tuple(row[key] for key in (*SETTING, "scored", "idle", "edge", "arm"))
+
+
+def print_tables(path: Path) -> None:
+    """Print a table for each setting, kind of weights and score."""
+    rows = read_results(path)
+    console = Console(width=150, highlight=False)
+    blocks = defaultdict(list)
+    for row in rows:
+        blocks[tuple(row[key] for key in (*SETTING, "scored"))].append(row)
+    for members in blocks.values():
+        first = members[0]
+        for measure, score in MEASURES.items():
+            console.print(
+                f"\nτ of the {score}; {first['scored']} weights, "
+                f"{int(first['updates']):,} updates of batch {first['batch']}, "
+                f"C={first['channels']}, N={first['cells']}, {first['size']}×{first['size']} pixels, "
+                f"{first['architectures']} architectures on {first['images']} images. "
+                f"Parameter count alone: {float(first['tau_parameters']):.3f}, "
+                f"MACs: {float(first['tau_macs']):.3f}"
+            )
+            console.print(_table(members, measure, paired_differences(rows, measure)))
+
+
+def _table(rows: Rows, measure: str, differences: dict[tuple[str, ...], Difference]) -> Table:
+    table = Table(
+        *("arm", "idle", "edge", "n", "τ", "sd", "of scoring", "accuracy", "regret@1"),
+        *("regret@10", f"τ − {BASELINE}", "n", "95% t", "95% bootstrap"),
+        f"seeds for ±{HALF_WIDTH:g}",
+    )
+    by_arm = defaultdict(list)
+    for row in rows:
+        by_arm[_arm_key(row)].append(row)
+    for key, members in by_arm.items():
+        tau = _column(members, measure)
+        halves = [_column(members, f"{measure}_half_{half}") for half in (0, 1)]
+        cells = [
+            members[0]["arm"],
+            members[0]["idle"],
+            members[0]["edge"],
+            str(len(members)),
+            f"{tau.mean():.3f}",
+            f"{tau.std(ddof=1):.3f}" if len(members) > 1 else "",
+            f"{scoring_deviation(*halves):.3f}",
+            f"{_column(members, 'mean_accuracy').mean():.3f}",
+            f"{_column(members, 'regret_1').mean():.2f}",
+            f"{_column(members, 'regret_10').mean():.2f}",
+        ]
+        if key in differences:
+            difference = differences[key]
+            cells += [
+                f"{difference.mean:+.3f}",
+                str(len(difference.values)),
+                _interval(difference.t_interval()),
+                _interval(difference.bootstrap_interval()),
+                str(difference.seeds_needed() or ""),
+            ]
+        table.add_row(*cells)
+    return table
+
+
+def _column(rows: Rows, name: str) -> np.ndarray:
+    return np.array([float(row[name]) for row in rows])
+
+
+def scoring_deviation(half_0: np.ndarray, half_1: np.ndarray) -> float:
+    """Standard deviation of τ that a finite number of test images adds.
+
+    From τ on two halves of the images: their difference has twice the variance of one half,
+    which in turn has twice that of all images.
+    """
+    return float(np.sqrt(np.mean((half_0 - half_1) ** 2) / 4))
+
+
+def _interval(ends: tuple[float, float]) -> str:
+    return f"{ends[0]:+.3f} … {ends[1]:+.3f}" if math.isfinite(ends[0]) else ""
+
+
+def draw_figure(path: Path, output: Path) -> None:
+    """Draw each arm's paired differences, their mean and t-interval; a panel for each setting."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = read_results(path)
+    panels = defaultdict(dict)
+    for measure, score in MEASURES.items():
+        for key, difference in paired_differences(rows, measure).items():
+            setting = dict(zip((*SETTING, "scored", "idle", "edge", "arm"), key, strict=True))
+            panel = (
+                f"{int(setting['updates']):,} updates, C={setting['channels']}\n"
+                f"{setting['scored']}, {setting['idle']}, τ of the {score}"
+            )
+            panels[panel][f"{setting['arm']} {setting['edge']}".strip()] = difference
+    if not panels:
+        raise ValueError(f"{path} has no arm to compare with {BASELINE!r} on the same seed")
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4 * len(panels), 3.2), sharex=True, squeeze=False
+    )
+    for axis, (title, arms) in zip(axes[0], panels.items(), strict=True):
+        for position, difference in enumerate(arms.values()):
+            axis.plot(difference.values, [position] * len(difference.values), ".", color="0.6")
+            low, high = difference.t_interval()
+            if math.isfinite(low):
+                axis.plot([low, high], [position] * 2, "-", color="C0")
+            axis.plot(difference.mean, position, "o", color="C0")
+        axis.axvline(0, color="0.3", linewidth=0.8)
+        axis.set_yticks(range(len(arms)), list(arms))
+        axis.set_title(title)
+        axis.set_xlabel(f"τ − {BASELINE}")
+    figure.tight_layout()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=150)
+    print(output)

@@ -1,0 +1,157 @@
+"""One run: a supernet trained by one arm, stopped and resumed at will."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.nb201.arms import ARMS
+from benchmarks.nb201.data import Images, TrainingBatches
+from benchmarks.nb201.kernels import TORCH, Kernels
+from benchmarks.nb201.supernet import SPACE, Supernet
+from nas_dynamic import DynamicTraining, MomentumSeparation, UniformSampler
+
+__all__ = ["Run", "Training"]
+
+AVERAGE_EVERY, AVERAGE_DECAY = 10, 0.99  # the average reaches about 1,000 updates back
+
+
+@dataclass(frozen=True)
+class Run:
+    """What decides a trained supernet, beside the data.
+
+    Attributes:
+        arm: name of the arm.
+        idle: what parameters outside the subnet do, as in `DynamicTraining`.
+        edge: grouping edge; empty for arms with one momentum.
+        seed: of weights, data order, augmentation and subnets: the arms of one seed are paired.
+        updates: budget.
+        channels: width C of the supernet.
+        cells: cells N a stage.
+        size: image size in pixels.
+        batch: batch size.
+    """
+
+    arm: str
+    idle: str
+    edge: str
+    seed: int
+    updates: int
+    channels: int = 8
+    cells: int = 1
+    size: int = 16
+    batch: int = 64
+
+    @property
+    def name(self) -> str:
+        """File name of the run."""
+        edge = f"-{self.edge.replace('←', '')}" if self.edge else ""
+        return (
+            f"{self.arm}-{self.idle}{edge}-s{self.seed}-u{self.updates}"
+            f"-c{self.channels}n{self.cells}p{self.size}b{self.batch}"
+        )
+
+
+class Training:
+    """A run in progress.
+
+    Args:
+        run: what to train.
+        images: the training set.
+        device: where to train.
+        kernels: how the supernet's layers are computed.
+    """
+
+    def __init__(
+        self, run: Run, images: Images, device: str = "cpu", kernels: Kernels = TORCH
+    ) -> None:
+        self.run = run
+        self.updates = 0
+        self.seconds = 0.0
+        self.loss = float("nan")
+        self.batches = TrainingBatches(images, run.batch, run.seed, device)
+        self.sampler = UniformSampler(SPACE, run.seed)
+        self.supernet = Supernet(run.channels, run.cells, run.seed, kernels=kernels).to(device)
+        self.averaged = copy.deepcopy(self.supernet)
+        self._architecture = None
+        self._parameters = list(self.supernet.parameters())
+        self.optimizer = torch.optim.SGD(
+            self._parameters, lr=0.025, momentum=0.9, nesterov=True, weight_decay=5e-4
+        )
+        arm = ARMS[run.arm]
+        DynamicTraining(
+            self.optimizer,
+            architecture=lambda: self._architecture,
+            calr=arm.calr(run.updates),
+            momentum=MomentumSeparation(run.edge) if arm.separate else None,
+            idle=run.idle,
+        )
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is spent."""
+        return self.updates == self.run.updates
+
+    def advance(self, seconds: float = float("inf"), updates: int | None = None) -> None:
+        """Train until done, or for some seconds or updates."""
+        start = time.perf_counter()
+        stop = min(self.run.updates, self.updates + (updates or self.run.updates))
+        while self.updates < stop and time.perf_counter() - start < seconds:
+            self._update()
+        self.seconds += time.perf_counter() - start
+
+    def _update(self) -> None:
+        images, classes = self.batches[self.updates]
+        self._architecture = self.sampler.sample()
+        loss = F.cross_entropy(self.supernet(images, self._architecture), classes)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._parameters, 5.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.updates += 1
+        if self.updates % AVERAGE_EVERY == 0:
+            self._average()
+            self.loss = loss.item()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        averaged = list(self.averaged.parameters())
+        # Early on, the plain mean of all weights so far.
+        decay = min(AVERAGE_DECAY, 1 - AVERAGE_EVERY / self.updates)
+        torch._foreach_lerp_(averaged, self._parameters, 1 - decay)
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint; a stop while writing leaves the one before."""
+        partial = path.with_suffix(".partial")
+        torch.save(
+            {
+                "supernet": self.supernet.state_dict(),
+                "averaged": self.averaged.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "sampler": self.sampler.state_dict(),
+                "updates": self.updates,
+                "seconds": self.seconds,
+            },
+            partial,
+        )
+        os.replace(partial, path)
+
+    def load(self, path: Path) -> None:
+        """Continue where a checkpoint was written.
+
+        Of a finished run only the weights are read: they can be scored also where later versions
+        of the package refuse to go on training them.
+        """
+        saved = torch.load(path, weights_only=True)
+        self.supernet.load_state_dict(saved["supernet"])
+        self.averaged.load_state_dict(saved["averaged"])
+        self.updates, self.seconds = saved["updates"], saved["seconds"]
+        if not self.done:
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.sampler.load_state_dict(saved["sampler"])

@@ -1,0 +1,450 @@
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gzip
+import math
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from benchmarks.nb201.__main__ import main
+from benchmarks.nb201.arms import ARMS, mean_gamma
+from benchmarks.nb201.data import Images, Table, TrainingBatches, load_table, parse_architecture
+from benchmarks.nb201.kernels import LANES, TORCH
+from benchmarks.nb201.report import Difference, paired_differences, scoring_deviation
+from benchmarks.nb201.scoring import score
+from benchmarks.nb201.supernet import SPACE, Supernet, live_edges, macs, parameters
+from benchmarks.nb201.training import Run, Training
+from nas_dynamic.complexity import count_macs
+
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+
+ALIKE = "|{0}~0|+|{0}~0|{0}~1|+|{0}~0|{0}~1|{0}~2|"
+CONV3, SKIPS, POOLS = map(ALIKE.format, ("nor_conv_3x3", "skip_connect", "avg_pool_3x3"))
+# lex_index, arch_str and CIFAR-10 test accuracy as published.
+ROWS = [
+    (0, ALIKE.format("none"), 10.0),
+    (1, "|none~0|+|none~0|none~1|+|none~0|none~1|skip_connect~2|", 10.0),
+    (5, "|none~0|+|none~0|none~1|+|none~0|skip_connect~1|none~2|", 10.0),
+    (3906, SKIPS, 54.2967),
+    (10000, "|nor_conv_3x3~0|+|skip_connect~0|none~1|+|none~0|none~1|none~2|", 10.0),
+    (15624, POOLS, 49.02),
+]
+
+
+def unit(in_channels, out_channels, kernel, stride=1, affine=False):
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(out_channels, affine=affine),
+    )
+
+
+class Zero(nn.Module):
+    def forward(self, x):
+        return x * 0
+
+
+class ReferenceCell(nn.Module):
+    def __init__(self, architecture, channels, affine):
+        super().__init__()
+        make = {
+            "none": Zero,
+            "skip_connect": nn.Identity,
+            "nor_conv_1x1": lambda: unit(channels, channels, 1, affine=affine),
+            "nor_conv_3x3": lambda: unit(channels, channels, 3, affine=affine),
+            "avg_pool_3x3": lambda: nn.AvgPool2d(3, 1, 1, count_include_pad=False),
+        }
+        self.edges = nn.ModuleList(make[operation]() for operation in architecture.values())
+
+    def forward(self, x):
+        a, b, c, d, e, f = self.edges
+        one = a(x)
+        two = b(x) + c(one)
+        return d(x) + e(one) + f(two)
+
+
+class Reference(nn.Module):
+    """A stand-alone NAS-Bench-201 network as the paper draws it, every edge computed."""
+
+    def __init__(self, architecture, channels, cells, affine=False):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels, affine=affine),
+        )
+        widths = [channels, 2 * channels, 4 * channels]
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(ReferenceCell(architecture, width, affine) for _ in range(cells)))
+            for width in widths
+        )
+        self.residual = nn.ModuleList(
+            nn.Sequential(
+                unit(width, 2 * width, 3, 2, affine), unit(2 * width, 2 * width, 3, 1, affine)
+            )
+            for width in widths[:-1]
+        )
+        self.shortcut = nn.ModuleList(
+            nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(width, 2 * width, 1, bias=False))
+            for width in widths[:-1]
+        )
+        self.head = nn.Sequential(nn.BatchNorm2d(widths[-1], affine=affine), nn.ReLU())
+        self.classifier = nn.Linear(widths[-1], 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for number, stage in enumerate(self.stages):
+            if number:
+                x = self.shortcut[number - 1](x) + self.residual[number - 1](x)
+            x = stage(x)
+        return self.classifier(self.head(x).mean((2, 3)))
+
+    def inherit(self, supernet, architecture):
+        with torch.no_grad():
+            self.stem[0].weight.copy_(supernet.stem)
+            for stage, cells in zip(self.stages, supernet.stages, strict=True):
+                for reference, cell in zip(stage, cells, strict=True):
+                    for number, operation in enumerate(architecture.values()):
+                        if "conv" in operation:
+                            of = cell.conv3x3 if operation == "nor_conv_3x3" else cell.conv1x1
+                            reference.edges[number][1].weight.copy_(of[number])
+            for number, block in enumerate(supernet.reductions):
+                self.residual[number][0][1].weight.copy_(block.conv_a)
+                self.residual[number][1][1].weight.copy_(block.conv_b)
+                self.shortcut[number][1].weight.copy_(block.shortcut)
+            self.classifier.load_state_dict(supernet.classifier.state_dict())
+        return self
+
+
+def drawn(count, seed=0):
+    generator = np.random.default_rng(seed)
+    return [SPACE.sample(generator) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def images():
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (320, 16, 16, 3), generator=generator, dtype=torch.uint8)
+    return Images(pixels, torch.arange(320) % 10)
+
+
+@pytest.mark.parametrize(
+    "kernels", [TORCH, pytest.param(LANES, marks=needs_compiler)], ids=["torch", "lanes"]
+)
+def test_a_subnet_equals_the_network_built_for_it(kernels):
+    supernet = Supernet(8, 2, seed=1, kernels=kernels)
+    x = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    named = [parse_architecture(text) for _, text, _ in ROWS]
+    for architecture in [*named, parse_architecture(CONV3), *drawn(12)]:
+        reference = Reference(architecture, 8, 2).inherit(supernet, architecture)
+        torch.testing.assert_close(
+            supernet(x, architecture), reference(x), atol=2e-4, rtol=1e-4, msg=str(architecture)
+        )
+
+
+@needs_compiler
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("rectify", "normalize"), [(True, True), (False, True), (False, False)])
+@pytest.mark.parametrize("channels", [(3, 8), (8, 16), (16, 16)])
+def test_compiled_convolution_has_torchs_output_and_gradients(
+    kernel, stride, rectify, normalize, channels
+):
+    torch.manual_seed(0)
+    x = torch.randn(32, channels[0], 8, 6)
+    weight = torch.randn(channels[1], channels[0], kernel, kernel)
+    gradient = torch.randn(32, channels[1], 8 // stride, 6 // stride)
+    found = []
+    for kernels in (TORCH, LANES):
+        # The stem's three channels take no gradient.
+        a, b = x.clone().requires_grad_(channels[0] > 3), weight.clone().requires_grad_()
+        y = kernels.convolve(kernels.enter(a), b, stride, rectify, normalize)
+        grad = gradient if kernels is TORCH else gradient.permute(1, 2, 3, 0)
+        y.backward(grad)
+        found.append([y if kernels is TORCH else y.permute(3, 0, 1, 2), b.grad])
+        found[-1] += [a.grad] if a.requires_grad else []
+    for expected, got in zip(*found, strict=True):
+        scale = float(expected.detach().abs().max())
+        torch.testing.assert_close(got, expected, atol=1e-5 * scale, rtol=1e-4)
+
+
+@needs_compiler
+@pytest.mark.parametrize("layer", ["average_pool", "halve", "leave"])
+def test_compiled_layers_have_torchs_output_and_gradients(layer):
+    torch.manual_seed(0)
+    x = torch.randn(32, 8, 6, 4)
+    found = []
+    for kernels in (TORCH, LANES):
+        a = x.clone().requires_grad_()
+        y = getattr(kernels, layer)(kernels.enter(a))
+        y = y.permute(3, 0, 1, 2) if y.dim() == 4 and kernels is LANES else y
+        (y * torch.arange(y.numel()).view(y.shape).sin()).sum().backward()
+        found.append((y, a.grad))
+    for expected, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@needs_compiler
+def test_compiled_kernels_refuse_shapes_that_they_cannot_compute():
+    with pytest.raises(ValueError, match="multiple of 32 images, got 20"):
+        LANES.enter(torch.zeros(20, 3, 8, 8))
+    with pytest.raises(ValueError, match="multiple of 8 channels, got 12"):
+        LANES.convolve(torch.zeros(3, 8, 8, 32), torch.zeros(12, 3, 3, 3))
+    with pytest.raises(ValueError, match="multiple of 8 channels, got 3"):
+        LANES.convolve(torch.zeros(3, 8, 8, 32, requires_grad=True), torch.zeros(8, 3, 3, 3))
+
+
+def test_weights_are_drawn_by_torchs_rule_and_by_the_seed_alone():
+    torch.manual_seed(0)
+    first = Supernet(8, 1, seed=5)
+    torch.manual_seed(1)
+    second = Supernet(8, 1, seed=5)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+    reference = nn.Conv2d(32, 32, 3).weight
+    ours = first.stages[2][0].conv3x3[0]
+    assert ours.abs().max() <= 1 / math.sqrt(32 * 9)
+    assert ours.std().item() == pytest.approx(reference.std().item(), rel=0.05)
+    assert not torch.equal(next(Supernet(8, 1, seed=6).parameters()), first.stem)
+
+
+def test_parameter_count_is_that_of_the_stand_alone_network():
+    for architecture in [parse_architecture(CONV3), *drawn(6)]:
+        for channels, cells in ((8, 1), (16, 5)):
+            network = Reference(architecture, channels, cells)
+            expected = sum(p.numel() for p in network.parameters())
+            assert parameters(architecture, channels, cells) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "published"), [(CONV3, 1.531546), (SKIPS, 0.073306)], ids=["conv3", "skips"]
+)
+def test_parameter_count_plus_affine_norms_is_the_published_one(text, published):
+    """NAS-Bench-201 counts scales and shifts of its norms, which a supernet's norms do not have."""
+    architecture = parse_architecture(text)
+    network = Reference(architecture, 16, 5, affine=True)
+    affine = sum(2 * m.num_features for m in network.modules() if isinstance(m, nn.BatchNorm2d))
+    assert parameters(architecture) + affine == round(published * 1e6)
+
+
+def test_macs_are_those_that_torch_counts():
+    for architecture in [parse_architecture(CONV3), *drawn(4)]:
+        with torch.device("meta"):
+            network, image = Reference(architecture, 8, 2), torch.zeros(1, 3, 16, 16)
+        assert macs(architecture, 8, 2, 16) == count_macs(network, image)
+
+
+def test_architectures_of_the_table(tmp_path):
+    path = tmp_path / "nb201.csv.gz"
+    with gzip.open(path, "wt", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["arch_str", "lex_index", "c10_test200"])
+        writer.writerows([text, index, accuracy] for index, text, accuracy in reversed(ROWS))
+    table = load_table(path)
+    for (index, _, accuracy), architecture, value in zip(
+        ROWS, table.architectures, table.accuracy, strict=True
+    ):
+        digits = SPACE.encode(architecture)
+        assert np.ravel_multi_index(digits, [5] * 6) == index
+        assert value == accuracy
+    with pytest.raises(ValueError, match="six edges"):
+        parse_architecture("|conv_7x7~0|+|none~0|none~1|+|none~0|none~1|none~2|")
+    with pytest.raises(FileNotFoundError, match="--table"):
+        load_table(tmp_path / "other.csv")
+
+
+def test_stratified_sample_spreads_over_the_ranks():
+    accuracy = np.random.default_rng(0).permutation(1000).astype(float)
+    table = Table(drawn(1000), accuracy).stratified(100)
+    assert sorted(int(value) // 10 for value in table.accuracy) == list(range(100))
+    assert table.architectures == Table(drawn(1000), accuracy).stratified(100).architectures
+
+
+def test_live_edges_are_those_on_a_path():
+    numbers = {
+        "|nor_conv_3x3~0|+|skip_connect~0|none~1|+|none~0|none~1|none~2|": [],
+        "|none~0|+|none~0|skip_connect~1|+|nor_conv_1x1~0|avg_pool_3x3~1|skip_connect~2|": [3],
+        "|skip_connect~0|+|none~0|skip_connect~1|+|none~0|none~1|nor_conv_3x3~2|": [0, 2, 5],
+    }
+    for text, expected in numbers.items():
+        assert [edge[0] for edge in live_edges(parse_architecture(text))] == expected
+
+
+def test_scores_are_those_of_subnets_evaluated_one_by_one(images):
+    supernet = Supernet(8, 1, seed=2)
+    batches = images.balanced(128).batches(64)
+    architectures = [parse_architecture(text) for _, text, _ in ROWS] + drawn(60)
+    scores = score(supernet, architectures, batches)
+    for i, architecture in enumerate(architectures):
+        for j, (x, classes) in enumerate(batches):
+            logits = supernet(x, architecture)
+            assert scores.accuracy[i, j] * 64 == (logits.argmax(1) == classes).sum()
+            loss = F.cross_entropy(logits, classes).item()
+            assert scores.loss[i, j] == pytest.approx(loss, rel=1e-6)
+
+
+def test_balanced_images_take_turns(images):
+    assert images.balanced(40).classes.tolist() == list(range(10)) * 4
+
+
+def test_batches_are_crops_of_their_images_and_depend_on_the_seed_alone(images):
+    batches = TrainingBatches(images, 64, seed=3)
+    later, first = batches[7][0], batches[0][0]
+    assert torch.equal(TrainingBatches(images, 64, seed=3)[7][0], later)
+    assert not torch.equal(TrainingBatches(images, 64, seed=4)[7][0], later)
+    assert torch.equal(batches[0][0], first)
+    seen = sorted(int(i) for update in range(5) for i in batches._order[update * 64 :][:64])
+    assert seen == list(range(320))
+    whole = images.balanced(320).batches(320)[0][0]
+    centres = F.pad(whole, (2, 2, 2, 2)).unfold(2, 16, 1).unfold(3, 16, 1)  # every crop
+    candidates = torch.cat([centres, centres.flip(-1)]).reshape(-1, 3 * 256)
+    order = images.balanced(320).pixels.flatten(1)
+    for number in range(3):
+        original = images.pixels[batches._order[number]].flatten()
+        row = int((order == original).all(1).nonzero())
+        crops = candidates.view(2, 320, 3, 25, 256)[:, row]
+        inner = first[number].reshape(3, 256)[:, None]
+        distance = (crops - inner).abs().amax((1, 3)).min()
+        assert distance < 0.02  # the border is the mean colour rounded to a pixel value
+
+
+def test_arms_of_one_seed_see_the_same_subnets_images_and_first_weights(images):
+    runs = [Training(Run(arm, "coast", "3←0", 1, 8, batch=32), images) for arm in ("static", "ms")]
+    for run in runs:
+        run.advance(updates=1)
+    a, b = runs
+    assert a.loss != a.loss  # the loss is read every tenth update
+    for p, q in zip(a.supernet.parameters(), b.supernet.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert [a.sampler.sample() for _ in range(5)] == [b.sampler.sample() for _ in range(5)]
+
+
+@pytest.mark.parametrize("arm", ["static", "dynamic"])
+def test_a_stopped_and_resumed_run_ends_with_the_same_weights(arm, images, tmp_path):
+    run = Run(arm, "coast", "3←0", 0, 24, batch=32)
+    straight = Training(run, images)
+    straight.advance()
+    stopped = Training(run, images)
+    stopped.advance(updates=13)
+    stopped.save(tmp_path / "run.pt")
+    resumed = Training(run, images)
+    resumed.load(tmp_path / "run.pt")
+    assert resumed.updates == 13
+    resumed.advance()
+    assert resumed.done
+    for kind in ("supernet", "averaged"):
+        expected, got = getattr(straight, kind), getattr(resumed, kind)
+        for p, q in zip(expected.parameters(), got.parameters(), strict=True):
+            assert torch.equal(p, q)
+
+
+def test_gamma_of_the_arms():
+    gammas = {}
+    for name, arm in ARMS.items():
+        calr = arm.calr(10)
+        gammas[name] = np.array([calr.gamma(architecture) for architecture in SPACE])
+    assert np.all(gammas["static"] == 1)
+    assert np.all(gammas["gmean"] == gammas["calr"].mean())
+    assert mean_gamma() == pytest.approx(2.18, abs=0.005)  # as published for this space
+    assert np.log(gammas["calq"]).mean() == pytest.approx(0, abs=1e-9)
+    size = np.array([parameters(architecture) for architecture in SPACE])
+    for name in ("calr", "calq"):
+        assert np.all(np.diff(gammas[name][np.argsort(size)]) <= 1e-12)
+        assert 0.25 <= gammas[name].min() < gammas[name].max() <= 4
+
+
+def write_archive(path, count):
+    """A tar of an ImageFolder with noise, `count` images in each of two classes."""
+    generator = np.random.default_rng(0)
+    with tarfile.open(path, "w:gz") as archive:
+        for split in ("train", "test"):
+            for name in ("cat", "dog"):
+                for i in range(count):
+                    file = path.parent / f"{i}.png"
+                    pixels = generator.integers(256, size=(32, 32, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(file)
+                    archive.add(file, f"cifar/{split}/{name}/{i}.png")
+
+
+def test_command_line_scores_once_and_prints_a_table(tmp_path, capsys):
+    write_archive(tmp_path / "images.tar.gz", 256)
+    with (tmp_path / "table.csv").open("w") as file:
+        writer = csv.writer(file)
+        writer.writerow(["arch_str", "lex_index", "c10_test200"])
+        writer.writerows([text, index, accuracy] for index, text, accuracy in ROWS)
+    results = tmp_path / "results.csv"
+    arguments = ["--results", str(results), "run", "--arms", "static,ms", "--seeds", "0-1"]
+    arguments += ["--updates", "4", "--images", "512", "--runs", str(tmp_path / "runs")]
+    arguments += ["--data", str(tmp_path / "images.tar.gz"), "--table", str(tmp_path / "table.csv")]
+    main(arguments)
+    main([*arguments, "--scored", "last,averaged"])
+    written = results.read_text()
+    rows = list(csv.DictReader(written.splitlines()))
+    assert [(row["arm"], row["edge"], row["seed"], row["scored"]) for row in rows] == [
+        (arm, edge, seed, scored)
+        for scored in ("last", "averaged")
+        for seed in "01"
+        for arm, edge in (("static", ""), ("ms", "3←0"))
+    ]
+    main(arguments)
+    assert results.read_text() == written
+    with pytest.raises(SystemExit):
+        main([*arguments, "--images", "500"])
+    assert "multiple of 512" in capsys.readouterr().err
+    main(["--results", str(results), "table"])
+    assert "τ − static" in capsys.readouterr().out
+    figure = tmp_path / "figure.png"
+    main(["--results", str(results), "figure", "--output", str(figure)])
+    assert Image.open(figure).size[0] > 100
+
+
+def test_differences_are_paired_by_seed_within_a_setting():
+    static = dict.fromkeys(
+        ("channels", "cells", "size", "batch", "updates", "architectures", "images"), "1"
+    ) | {"arm": "static", "idle": "coast", "edge": "", "scored": "last", "seed": "0", "tau": ".6"}
+    rows = [
+        static,
+        static | {"seed": "1", "tau": ".7"},
+        static | {"updates": "2", "tau": ".1"},
+        static | {"arm": "ms", "edge": "3←0", "seed": "1", "tau": ".75"},
+        static | {"arm": "ms", "edge": "3←0", "tau": ".62"},
+        static | {"arm": "ms", "edge": "3←0", "seed": "2", "tau": ".9"},
+    ]
+    (difference,) = paired_differences(rows).values()
+    assert sorted(difference.values) == pytest.approx([0.02, 0.05])
+
+
+def test_intervals_cover_the_mean_as_often_as_they_say():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        low, high = Difference(generator.normal(0.3, 1, 5)).t_interval()
+        covered += low < 0.3 < high
+    assert 0.92 < covered / 400 < 0.98
+    values = generator.normal(0, 0.03, 40)
+    needed = Difference(values).seeds_needed(0.02)
+    halves = [np.diff(Difference(np.resize(values, n)).t_interval())[0] / 2 for n in (4, 40)]
+    assert halves[0] > 0.02 > halves[1]
+    assert 4 < needed < 40
+
+
+def test_scoring_deviation_is_that_of_all_images():
+    generator = np.random.default_rng(0)
+    halves = generator.normal(0, 0.01 * math.sqrt(2), (2, 20_000))
+    assert scoring_deviation(*halves) == pytest.approx(0.01, rel=0.02)
+    assert halves.mean(0).std() == pytest.approx(0.01, rel=0.02)
+
+
+def test_run_names_tell_runs_apart():
+    base = Run("ms", "coast", "3←0", 0, 100)
+    changed = {"arm": "dynamic", "idle": "freeze", "edge": "2←1", "seed": 1, "updates": 101}
+    changed |= {"channels": 16, "cells": 2, "size": 32, "batch": 32}
+    names = {dataclasses.replace(base, **{key: value}).name for key, value in changed.items()}
+    assert len(names | {base.name}) == len(changed) + 1
