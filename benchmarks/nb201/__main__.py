@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--runs", type=Path, default=Path("runs/nb201"), help="checkpoints, caches")
     run.add_argument("--architectures", type=int, default=1000, help="subnets that are scored")
     run.add_argument(
-        "--images", type=_even_batches, default=9728, help="test images that score them"
+        "--images", type=_even_batches, default=5120, help="test images that score them"
     )
     run.add_argument("--scored", type=_names(SCORED), default=["last"], help="which weights")
     run.add_argument("--checkpoint", type=float, default=180, metavar="SECONDS")

@@ -117,7 +117,7 @@ def print_tables(path: Path) -> None:
             console.print(
                 f"\nτ of the {score}; {first['scored']} weights, "
                 f"{int(first['updates']):,} updates of batch {first['batch']}, "
-                f"C={first['channels']}, N={first['cells']}, {first['size']}×{first['size']} pixels, "
+                f"C={first['channels']}, N={first['cells']}, {first['size']} pixels wide, "
                 f"{first['architectures']} architectures on {first['images']} images. "
                 f"Parameter count alone: {float(first['tau_parameters']):.3f}, "
                 f"MACs: {float(first['tau_macs']):.3f}"
