@@ -100,7 +100,7 @@ def elastic_vit(
         elif type(module) is Attention:
             module.__class__ = _ElasticAttention
     model.__class__ = ElasticVisionTransformer
-    model._arguments, model._vit_space = arguments, space
+    model._arguments, model._vit_space, model._selected = arguments, space, {}
     model.activate(space.largest)
     _check_rebuilt(model)
     return model
@@ -269,7 +269,9 @@ class ElasticVisionTransformer(VisionTransformer):
         return getattr(self.get_submodule(path), leaf)
 
     def _select(self, architecture: Architecture) -> None:
-        self._selected = architecture
+        if architecture == self._selected:
+            return
+        self._selected = dict(architecture)
         embed_dim, shapes = self._vit_space.shape(architecture)
         self._width, self._depth = embed_dim, len(shapes)
         embed = self.patch_embed
