@@ -62,22 +62,28 @@ class TrainedSupernet:
 def build_space(config: Config, classes: int) -> ModelSpace:
     """The model space of a configuration, with new weights.
 
-    The space is given `num_labels`, the number of classes, where it takes it and the
-    configuration does not set it.
+    Spaces of NNI's hub, and functions that take `num_labels`, are given the number of classes
+    where the configuration does not set it. NDS spaces (DARTS, ENAS, …) take it from their
+    `dataset`.
 
     Raises:
         ConfigError: there is no such space, or it does not take the arguments.
     """
     name, kwargs = config.space.name, dict(config.space.kwargs)
     factory = _space_factory(name)
-    signature = inspect.signature(factory)
-    if "num_labels" in signature.parameters:
+    # The classes of model spaces hide their arguments: NNI wraps `__init__`.
+    if inspect.isclass(factory) and issubclass(factory, ModelSpace):
+        takes_classes = vars(hub).get(name) is factory and not issubclass(factory, hub.NDS)
+    else:
+        takes_classes = "num_labels" in inspect.signature(factory).parameters
+    if takes_classes:
         kwargs.setdefault("num_labels", classes)
     try:
-        signature.bind(**kwargs)
+        model_space = factory(**kwargs)
     except TypeError as error:
-        raise ConfigError(f"space.kwargs of {name}: {error}; it takes {signature}") from error
-    model_space = factory(**kwargs)
+        if "argument" not in str(error):
+            raise
+        raise ConfigError(f"space.kwargs do not suit {name}: {error}") from error
     if not isinstance(model_space, ModelSpace):
         raise ConfigError(
             f"space.name is {name!r}, which gives a {type(model_space).__name__}; "
@@ -261,6 +267,7 @@ HINTS = (
     "`training_service` will be ignored for sequential execution engine",
     "Checkpoint callback does not have last_model_path",
     "Checkpoint callback is found to be None",
+    "Checkpoint directory",  # … exists and is not empty, when a run is resumed
     "`isinstance(treespec, LeafSpec)` is deprecated",
 )
 """Beginnings of warnings that NNI and Lightning give for any one-shot experiment on this stack."""

@@ -1,0 +1,9 @@
+"""`python -m nas_dynamic`: the command line."""
+
+from __future__ import annotations
+
+import sys
+
+from nas_dynamic.cli import main
+
+sys.exit(main())

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+import torch
+import yaml
+from scipy.stats import kendalltau
+
+from nas_dynamic.cli import main
+
+# So small networks compute faster, and always the same, with one thread.
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def python(*arguments: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=ENVIRONMENT,
+        **options,
+    )
+
+
+def test_core_imports_no_framework():
+    code = (
+        "import sys, nas_dynamic; print([m for m in ('scipy', 'nni', 'timm', 'matplotlib', "
+        "'pytorch_lightning', 'sklearn', 'torchvision', 'pydantic', 'yaml', 'rich') "
+        "if m in sys.modules])"
+    )
+    assert python("-c", code).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("missing", "extra"), [("pydantic", "experiment"), ("nni", "nni")])
+def test_missing_extra_is_named(missing, extra):
+    code = f"import sys; sys.modules[{missing!r}] = None; from nas_dynamic.cli import main; "
+    command = "['train', 'a.yaml']" if missing == "pydantic" else "['demo']"
+    result = python("-c", code + f"sys.exit(main({command}))")
+    assert result.returncode == 1
+    assert f"pip install 'nas-dynamic[{extra}]'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["train", "--help"]])
+def test_help(arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 0
+    assert "usage: nas-dynamic" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["demo", "--subnets", "1"], "1 is less than 2"),
+        (["demo", "--seed", "-1"], "-1"),
+        (["train", "a.yaml", "--precision", "8"], "invalid choice"),
+    ],
+)
+def test_bad_usage(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+DEMO = ["demo", "--seed", "3", "--epochs", "2", "--alone-epochs", "2", "--subnets", "6"]
+
+
+def test_demo(tmp_path):
+    started = python("-m", "nas_dynamic", *DEMO, cwd=tmp_path)
+    assert started.returncode == 0, started.stderr
+    assert "arning" not in started.stderr
+    assert "\x1b" not in started.stdout  # no terminal, no control characters
+    for text in ("parameter count", "static, seed 3", "dynamic, seed 3", "n = 6 subnets"):
+        assert text in started.stdout
+
+    results = json.loads((tmp_path / "runs/demo/results.json").read_text())
+    truth = [subnet["accuracy"] for subnet in results["truth"]]
+    sizes = [subnet["parameters"] for subnet in results["truth"]]
+    assert results["parameters"]["kendall"]["value"] == pytest.approx(kendalltau(sizes, truth)[0])
+    traces = {}
+    for name, (arm,) in results["arms"].items():
+        run = json.loads((tmp_path / f"runs/demo/{name}/seed-3.json").read_text())
+        accuracies = [subnet["accuracy"] for subnet in run["subnets"]]
+        assert [s["architecture"] for s in run["subnets"]] == [
+            s["architecture"] for s in results["truth"]
+        ]
+        expected = kendalltau(accuracies, truth)[0]
+        assert arm["kendall"]["value"] == pytest.approx(expected, nan_ok=True)
+        assert arm["best"]["accuracy"] == truth[accuracies.index(max(accuracies))]
+        traces[name] = run["trace"]
+    # The same subnets in the same order, and only the dynamic arm's lr depends on them.
+    assert [r["parameters"] for r in traces["static"]] == [
+        r["parameters"] for r in traces["dynamic"]
+    ]
+    assert len(traces["static"]) == 22
+    assert len({row["lr"] for row in traces["static"]}) == 2
+    assert len({row["lr"] for row in traces["dynamic"]}) > 15
+    picture = matplotlib.image.imread(tmp_path / "runs/demo/overview.png")
+    assert picture.shape[1] > 2 * picture.shape[0]
+    assert picture[..., :3].std() > 0.05
+
+    (cache,) = (tmp_path / "runs").glob("stand-alone-*.json")
+    written = cache.stat().st_mtime_ns
+    assert main([*DEMO, "--out", str(tmp_path / "runs")]) == 0
+    assert cache.stat().st_mtime_ns == written
+    again = json.loads((tmp_path / "runs/demo/results.json").read_text())
+    for arm in (*results["arms"].values(), *again["arms"].values()):
+        arm[0].pop("seconds")
+    assert (again["truth"], again["arms"]) == (results["truth"], results["arms"])
+
+
+CONFIG = {
+    "name": "small",
+    "space": {
+        "name": "NasBench201",
+        "kwargs": {"stem_out_channels": 4, "num_modules_per_stack": 1},
+    },
+    "data": {"name": "digits", "validation": 0.4},
+    "optimizer": {"kwargs": {"lr": 0.05, "momentum": 0.9}},
+    "scheduler": {"name": "CosineAnnealingLR", "kwargs": {"T_max": 24}},
+    "dynamic": {"curve": "scheduler"},
+    "scoring": {"subnets": 5},
+    "epochs": 24,
+    "seeds": [0],
+    "device": "cpu",
+}
+
+
+def write(path: Path, **changes) -> str:
+    path.write_text(yaml.safe_dump(CONFIG | changes))
+    return str(path)
+
+
+def test_killed_training_resumes_to_the_result_of_an_unbroken_one(tmp_path, capsys):
+    config = write(tmp_path / "config.yaml")
+    assert main(["train", config, "--out", str(tmp_path / "straight")]) == 0
+    straight = json.loads((tmp_path / "straight/small/results.json").read_text())
+    assert (tmp_path / "straight/small/overview.png").exists()
+
+    out = str(tmp_path / "killed")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nas_dynamic", "train", config, "--out", out],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=ENVIRONMENT,
+    )
+    checkpoint = tmp_path / "killed/small/seed-0/last.ckpt"
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert torch.load(checkpoint, weights_only=True)["epoch"] < 20
+
+    capsys.readouterr()
+    assert main(["train", config, "--out", out]) == 1
+    assert "holds an unfinished run; go on with it by --resume" in capsys.readouterr().err
+    other = write(tmp_path / "other.yaml", batch_size=16)
+    assert main(["train", other, "--out", out, "--resume"]) == 1
+    assert "batch_size was 64 and is 16" in capsys.readouterr().err
+
+    assert main(["train", config, "--out", out, "--resume"]) == 0
+    resumed = json.loads((tmp_path / "killed/small/results.json").read_text())
+    assert resumed["seeds"][0]["subnets"] == straight["seeds"][0]["subnets"]
+    traces = [
+        json.loads((tmp_path / run / "small/seed-0/result.json").read_text())["trace"]
+        for run in ("straight", "killed")
+    ]
+    assert traces[0] == traces[1]
+
+    capsys.readouterr()
+    assert main(["train", config, "--out", out, "--resume"]) == 1
+    assert "holds a finished run, which is not overwritten" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"space": {"name": "NasBench202"}}, "space.name is 'NasBench202'; it must be"),
+        ({"space": {"name": "nowhere:space"}}, "cannot import it"),
+        ({"space": {"name": "torch.nn:Identity"}}, "it must give an NNI ModelSpace"),
+        (
+            {"space": {"name": "NasBench201", "kwargs": {"channels": 4}}},
+            "space.kwargs do not suit NasBench201",
+        ),
+        ({"data": {"name": "ImageFolder", "root": "nowhere"}}, "nowhere/train does not exist"),
+        ({"epochz": 3}, "epochz is not a key; did you mean epochs?"),
+    ],
+)
+def test_configuration_that_cannot_run(changes, message, tmp_path, capsys):
+    config = write(tmp_path / "config.yaml", **changes)
+    assert main(["train", config, "--out", str(tmp_path)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_space_of_ones_own_and_steps(tmp_path, monkeypatch):
+    (tmp_path / "own_space.py").write_text(
+        "from nni.nas.hub.pytorch import ProxylessNAS\n"
+        "def space(num_labels, width):\n"
+        "    return ProxylessNAS(num_labels, (8, 8, 8, 8, 8, 8, 8, 8, width))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = write(
+        tmp_path / "config.yaml",
+        space={"name": "own_space:space", "kwargs": {"width": 16}},
+        epochs=None,
+        steps=12,
+        scheduler=None,
+        dynamic={},
+        optimizer={"name": "AdamW", "kwargs": {"lr": 0.001}},
+    )
+    assert main(["train", config, "--out", str(tmp_path), "--seed", "1", "2"]) == 0
+    results = json.loads((tmp_path / "small/results.json").read_text())
+    assert [result["seed"] for result in results["seeds"]] == [1, 2]
+    trace = json.loads((tmp_path / "small/seed-2/result.json").read_text())["trace"]
+    assert [row["step"] for row in trace] == list(range(12))
+    assert len({row["gamma"] for row in trace}) > 6
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "examples").glob("*.yaml")))
+def test_examples_are_valid(name):
+    from nas_dynamic.config import load
+
+    assert load(ROOT / "examples" / name).epochs
