@@ -11,14 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import kendalltau
 
 from benchmarks.nb201.arms import ARMS
-from benchmarks.nb201.data import Table, load_images, load_table
+from benchmarks.nb201.data import load_images, load_table
 from benchmarks.nb201.kernels import LANES, TORCH
 from benchmarks.nb201.report import draw_figure, print_tables
-from benchmarks.nb201.scoring import Scores, score
-from benchmarks.nb201.supernet import EDGES, macs, parameters
+from benchmarks.nb201.scoring import measures, score
+from benchmarks.nb201.supernet import EDGES
 from benchmarks.nb201.training import Run, Training
 
 PRESETS = {
@@ -148,33 +147,6 @@ def _train(training: Training, options: argparse.Namespace) -> Training:
             f"{training.run.name}: update {training.updates}, loss {training.loss:.3f}", flush=True
         )
     return training
-
-
-def measures(table: Table, scores: Scores) -> dict[str, float | int]:
-    """How well scores of equal batches rank a table's architectures.
-
-    τ on each half of the images, even and odd batches, shows what scoring adds to its spread.
-    """
-    accuracy, truth = scores.accuracy.mean(1), table.accuracy
-    best_first = np.argsort(-accuracy, kind="stable")
-    values = {"tau": _tau(accuracy, truth), "tau_loss": _tau(-scores.loss.mean(1), truth)}
-    for half in (0, 1):
-        values[f"tau_half_{half}"] = _tau(scores.accuracy[:, half::2].mean(1), truth)
-        values[f"tau_loss_half_{half}"] = _tau(-scores.loss[:, half::2].mean(1), truth)
-    values |= {
-        "mean_accuracy": accuracy.mean(),
-        "regret_1": truth.max() - truth[best_first[0]],
-        "regret_10": truth.max() - truth[best_first[:10]].max(),
-    }
-    for measure in (parameters, macs):
-        baseline = [measure(architecture) for architecture in table.architectures]
-        values[f"tau_{measure.__name__}"] = _tau(np.array(baseline), truth)
-    rounded = {name: round(float(value), 5) for name, value in values.items()}
-    return {"architectures": len(truth)} | rounded
-
-
-def _tau(predicted: np.ndarray, truth: np.ndarray) -> float:
-    return kendalltau(predicted, truth).statistic
 
 
 def _scored(results: Path, run: Run, architectures: int, images: int) -> set[str]:

@@ -16,8 +16,15 @@ from PIL import Image
 from benchmarks.nb201.supernet import EDGES, OPERATIONS, SPACE
 from nas_dynamic import Architecture
 
-__all__ = ["Images", "Table", "TrainingBatches", "load_images", "load_table"]
-__all__ += ["parse_architecture"]
+__all__ = [
+    "Images",
+    "Table",
+    "TrainingBatches",
+    "load_images",
+    "load_table",
+    "normalized",
+    "parse_architecture",
+]
 
 MEAN = torch.tensor([0.4914, 0.4822, 0.4465]) * 255
 STD = torch.tensor([0.2470, 0.2435, 0.2616]) * 255

@@ -14,8 +14,14 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-__all__ = ["Difference", "draw_figure", "paired_differences", "print_tables"]
-__all__ += ["read_results", "scoring_deviation"]
+__all__ = [
+    "Difference",
+    "draw_figure",
+    "paired_differences",
+    "print_tables",
+    "read_results",
+    "scoring_deviation",
+]
 
 BASELINE = "static"
 HALF_WIDTH = 0.02

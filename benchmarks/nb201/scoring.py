@@ -1,4 +1,4 @@
-"""Accuracy of many subnets with inherited weights, computing what they share once."""
+"""Scores of many subnets with inherited weights, and how well they rank the subnets."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.stats import kendalltau
 
-from benchmarks.nb201.supernet import Cell, LiveEdge, Supernet, live_edges
+from benchmarks.nb201.data import Table
+from benchmarks.nb201.supernet import Cell, LiveEdge, Supernet, live_edges, macs, parameters
 from nas_dynamic import Architecture
 
-__all__ = ["Scores", "score"]
+__all__ = ["Scores", "measures", "score"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,33 @@ def score(
             scores.accuracy[i, number] = float(right)
             scores.loss[i, number] = float(F.cross_entropy(logits, classes))
     return scores
+
+
+def measures(table: Table, scores: Scores) -> dict[str, float | int]:
+    """How well scores of equal batches rank a table's architectures.
+
+    τ on each half of the images, even and odd batches, shows what scoring adds to its spread.
+    """
+    accuracy, truth = scores.accuracy.mean(1), table.accuracy
+    best_first = np.argsort(-accuracy, kind="stable")
+    values = {"tau": _tau(accuracy, truth), "tau_loss": _tau(-scores.loss.mean(1), truth)}
+    for half in (0, 1):
+        values[f"tau_half_{half}"] = _tau(scores.accuracy[:, half::2].mean(1), truth)
+        values[f"tau_loss_half_{half}"] = _tau(-scores.loss[:, half::2].mean(1), truth)
+    values |= {
+        "mean_accuracy": accuracy.mean(),
+        "regret_1": truth.max() - truth[best_first[0]],
+        "regret_10": truth.max() - truth[best_first[:10]].max(),
+    }
+    for measure in (parameters, macs):
+        baseline = [measure(architecture) for architecture in table.architectures]
+        values[f"tau_{measure.__name__}"] = _tau(np.array(baseline), truth)
+    rounded = {name: round(float(value), 5) for name, value in values.items()}
+    return {"architectures": len(truth)} | rounded
+
+
+def _tau(predicted: np.ndarray, truth: np.ndarray) -> float:
+    return kendalltau(predicted, truth).statistic
 
 
 class _SharedCell:

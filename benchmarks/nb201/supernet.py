@@ -15,8 +15,17 @@ from torch import nn
 from benchmarks.nb201.kernels import TORCH, Kernels
 from nas_dynamic import Architecture, SearchSpace
 
-__all__ = ["EDGES", "OPERATIONS", "SPACE", "Cell", "LiveEdge", "Supernet", "live_edges"]
-__all__ += ["macs", "parameters"]
+__all__ = [
+    "EDGES",
+    "OPERATIONS",
+    "SPACE",
+    "Cell",
+    "LiveEdge",
+    "Supernet",
+    "live_edges",
+    "macs",
+    "parameters",
+]
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 EDGES = ("1←0", "2←0", "2←1", "3←0", "3←1", "3←2")
@@ -26,6 +35,7 @@ SPACE = SearchSpace(dict.fromkeys(EDGES, OPERATIONS))
 LiveEdge = tuple[int, int, int, str]
 """Number of an edge, its source node, its target node, its operation."""
 
+_KERNEL_AREA = {"nor_conv_1x1": 1, "nor_conv_3x3": 9}
 _ENDS = tuple((int(edge[2]), int(edge[0])) for edge in EDGES)
 
 
@@ -187,6 +197,3 @@ def macs(architecture: Architecture, channels: int = 16, cells: int = 5, size: i
     kernels = sum(_KERNEL_AREA.get(str(architecture[edge]), 0) for edge in EDGES)
     reductions = 2 * cell * (9 * 2 + 9 * 4 + 2) // 4
     return 27 * channels * size**2 + 3 * cells * kernels * cell + reductions + 40 * channels
-
-
-_KERNEL_AREA = {"nor_conv_1x1": 1, "nor_conv_3x3": 9}
