@@ -71,16 +71,17 @@ def elastic_vit(
         >>> type(subnet).__name__, len(subnet.blocks), subnet.embed_dim
         ('VisionTransformer', 10, 128)
     """
+    supernet: Any
     if isinstance(model, str):
-        model = timm.create_model(model, **model_args)
+        supernet = timm.create_model(model, **model_args)
     elif model_args:
         raise ValueError(
             f"{', '.join(model_args)}: timm.create_model's arguments go with the name of a model, "
             "and this one is constructed already"
         )
     else:
-        model = copy.deepcopy(model)
-    arguments = constructor_arguments(model)
+        supernet = copy.deepcopy(model)
+    arguments = constructor_arguments(supernet)
     candidates = {
         "depth": depth,
         "embed_dim": embed_dim,
@@ -90,20 +91,20 @@ def elastic_vit(
     }
     space = VitSpace(
         arguments,
-        model.blocks[0].attn.head_dim,
+        supernet.blocks[0].attn.head_dim,
         {name: values for name, values in candidates.items() if values is not None},
         per_layer,
     )
-    for name, module in model.named_modules():
+    for name, module in supernet.named_modules():
         if type(module) in SLICED:
             module.__class__ = SlicedQKV if name.endswith(".qkv") else SLICED[type(module)]
         elif type(module) is Attention:
             module.__class__ = _ElasticAttention
-    model.__class__ = ElasticVisionTransformer
-    model._arguments, model._vit_space, model._selected = arguments, space, {}
-    model.activate(space.largest)
-    _check_rebuilt(model)
-    return model
+    supernet.__class__ = ElasticVisionTransformer
+    supernet._arguments, supernet._vit_space, supernet._selected = arguments, space, {}
+    supernet.activate(space.largest)
+    _check_rebuilt(supernet)
+    return supernet
 
 
 class ElasticVisionTransformer(VisionTransformer):
@@ -258,7 +259,7 @@ class ElasticVisionTransformer(VisionTransformer):
     @property
     def blocks(self) -> nn.Sequential:  # type: ignore[override]
         """The active blocks."""
-        return self._modules["blocks"][: self._depth]
+        return self._modules["blocks"][: self._depth]  # type: ignore[index]
 
     def _channels(self, name: str) -> torch.Tensor | None:
         parameter = self._parameters.get(name)  # timm leaves out what a model does not have
@@ -274,25 +275,13 @@ class ElasticVisionTransformer(VisionTransformer):
         self._selected = dict(architecture)
         embed_dim, shapes = self._vit_space.shape(architecture)
         self._width, self._depth = embed_dim, len(shapes)
-        embed = self.patch_embed
+        embed: Any = self.patch_embed
         embed.proj.resize(embed_dim)
         _resize_present([embed.norm, self.norm_pre, self.norm, self.fc_norm], embed_dim)
         if isinstance(self.head, nn.Linear):
-            self.head.resize(embed_dim, self.num_classes)
+            self.head.resize(embed_dim, self.num_classes)  # type: ignore[operator]
         for block, shape in zip(self.blocks, shapes, strict=True):
-            attn, mlp = block.attn, block.mlp
-            attn.kind = ATTENTIONS[shape.attention]
-            attn.num_heads = shape.heads
-            attn.attn_dim = shape.heads * attn.head_dim
-            attn.qkv.resize(embed_dim, 3 * attn.attn_dim)
-            attn.proj.resize(attn.attn_dim, embed_dim)
-            hidden = int(embed_dim * shape.mlp_ratio)
-            mlp.fc1.resize(embed_dim, hidden)
-            mlp.fc2.resize(hidden, embed_dim)
-            _resize_present([attn.q_norm, attn.k_norm], attn.head_dim)
-            _resize_present([attn.norm], attn.attn_dim)
-            _resize_present([mlp.norm], hidden)
-            _resize_present([block.norm1, block.ls1, block.norm2, block.ls2], embed_dim)
+            _resize_block(block, embed_dim, shape)
 
     def _recipe(self, embed_dim: int, shapes: Sequence[BlockShape]) -> Recipe:
         arguments = self._arguments | {"embed_dim": embed_dim, "depth": len(shapes)}
@@ -346,7 +335,23 @@ def _check_rebuilt(supernet: ElasticVisionTransformer) -> None:
             )
 
 
-def _resize_present(layers: Sequence[nn.Module], width: int) -> None:
+def _resize_block(block: Any, embed_dim: int, shape: BlockShape) -> None:
+    attn, mlp = block.attn, block.mlp
+    attn.kind = ATTENTIONS[shape.attention]
+    attn.num_heads = shape.heads
+    attn.attn_dim = shape.heads * attn.head_dim
+    attn.qkv.resize(embed_dim, 3 * attn.attn_dim)
+    attn.proj.resize(attn.attn_dim, embed_dim)
+    hidden = int(embed_dim * shape.mlp_ratio)
+    mlp.fc1.resize(embed_dim, hidden)
+    mlp.fc2.resize(hidden, embed_dim)
+    _resize_present([attn.q_norm, attn.k_norm], attn.head_dim)
+    _resize_present([attn.norm], attn.attn_dim)
+    _resize_present([mlp.norm], hidden)
+    _resize_present([block.norm1, block.ls1, block.norm2, block.ls2], embed_dim)
+
+
+def _resize_present(layers: Sequence[Any], width: int) -> None:
     for layer in layers:
         if not isinstance(layer, nn.Identity):
             layer.resize(width)

@@ -6,11 +6,18 @@ and so does its forward: what reads `layer.weight` gets the active part.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.layers import LayerNorm, LayerNormFp32, LayerScale, RmsNorm, RmsNormFp32
 from torch import nn
 
 __all__ = ["SLICED", "SlicedConv2d", "SlicedLayerScale", "SlicedLinear", "SlicedQKV"]
+
+
+def _whole(layer: nn.Module, name: str) -> Any:
+    """A parameter of the layer with all its entries, None where there is none."""
+    return layer._parameters.get(name)
 
 
 class SlicedLinear(nn.Linear):
@@ -28,12 +35,12 @@ class SlicedLinear(nn.Linear):
         """Active part of the weight."""
         # Contiguous, as in the stand-alone model: matrix products choose their kernel, and so the
         # last bit of the result, by the strides.
-        return self._rows(self._parameters["weight"][:, : self.in_features]).contiguous()
+        return self._rows(_whole(self, "weight")[:, : self.in_features]).contiguous()
 
     @property
     def bias(self) -> torch.Tensor | None:  # type: ignore[override]
         """Active part of the bias."""
-        bias = self._parameters["bias"]
+        bias = _whole(self, "bias")
         return None if bias is None else self._rows(bias)
 
 
@@ -54,12 +61,12 @@ class SlicedConv2d(nn.Conv2d):
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
         """Active part of the weight."""
-        return self._parameters["weight"][: self.out_channels]
+        return _whole(self, "weight")[: self.out_channels]
 
     @property
     def bias(self) -> torch.Tensor | None:  # type: ignore[override]
         """Active part of the bias."""
-        bias = self._parameters["bias"]
+        bias = _whole(self, "bias")
         return None if bias is None else bias[: self.out_channels]
 
 
@@ -73,33 +80,33 @@ class _SlicedNorm(nn.Module):
     @property
     def weight(self) -> torch.Tensor | None:
         """Active part of the weight."""
-        weight = self._parameters["weight"]
+        weight = _whole(self, "weight")
         return None if weight is None else weight[: self.normalized_shape[0]]
 
     @property
     def bias(self) -> torch.Tensor | None:
         """Active part of the bias."""
-        bias = self._parameters.get("bias")  # RMS norms have none
+        bias = _whole(self, "bias")
         return None if bias is None else bias[: self.normalized_shape[0]]
 
 
-class _SlicedTorchLayerNorm(_SlicedNorm, nn.LayerNorm):
+class _SlicedTorchLayerNorm(_SlicedNorm, nn.LayerNorm):  # type: ignore[misc]
     pass
 
 
-class _SlicedLayerNorm(_SlicedNorm, LayerNorm):
+class _SlicedLayerNorm(_SlicedNorm, LayerNorm):  # type: ignore[misc]
     pass
 
 
-class _SlicedLayerNormFp32(_SlicedNorm, LayerNormFp32):
+class _SlicedLayerNormFp32(_SlicedNorm, LayerNormFp32):  # type: ignore[misc]
     pass
 
 
-class _SlicedRmsNorm(_SlicedNorm, RmsNorm):
+class _SlicedRmsNorm(_SlicedNorm, RmsNorm):  # type: ignore[misc]
     pass
 
 
-class _SlicedRmsNormFp32(_SlicedNorm, RmsNormFp32):
+class _SlicedRmsNormFp32(_SlicedNorm, RmsNormFp32):  # type: ignore[misc]
     pass
 
 
@@ -113,9 +120,9 @@ class SlicedLayerScale(LayerScale):
         self.width = width
 
     @property
-    def gamma(self) -> torch.Tensor:
+    def gamma(self) -> torch.Tensor:  # type: ignore[override]
         """Active part of the scale."""
-        return self._parameters["gamma"][: self.width]
+        return _whole(self, "gamma")[: self.width]
 
 
 SLICED: dict[type[nn.Module], type[nn.Module]] = {

@@ -62,19 +62,22 @@ _SUPPORTED = {
 }
 
 
-def constructor_arguments(model: nn.Module) -> dict[str, Any]:
+def constructor_arguments(model: Any) -> dict[str, Any]:
     """Arguments that timm's `VisionTransformer` makes such a model from, as JSON values.
 
     Drop rates are left out.
+
+    Args:
+        model: a VisionTransformer.
 
     Raises:
         TypeError: the model has a part that a VisionTransformer of plain blocks does not.
         ValueError: the blocks differ in shape.
     """
     _check_supported(model)
-    assert isinstance(model, VisionTransformer)
-    embed, block = model.patch_embed, model.blocks[0]
-    shapes = {(b.attn.num_heads, b.attn.attn_dim, b.mlp.fc1.out_features) for b in model.blocks}
+    embed, blocks = model.patch_embed, list(model.blocks)
+    block = blocks[0]
+    shapes = {(b.attn.num_heads, b.attn.attn_dim, b.mlp.fc1.out_features) for b in blocks}
     if len(shapes) > 1:
         raise ValueError(
             "the blocks differ in (heads, width of attention, hidden features): "
@@ -88,7 +91,7 @@ def constructor_arguments(model: nn.Module) -> dict[str, Any]:
         "num_classes": model.num_classes,
         "global_pool": model.global_pool,
         "embed_dim": model.embed_dim,
-        "depth": len(model.blocks),
+        "depth": len(blocks),
         "num_heads": block.attn.num_heads,
         "mlp_ratio": mlp_ratio_of(model.embed_dim, block.mlp.fc1.out_features),
         "qkv_bias": block.attn.qkv.bias is not None,
@@ -181,10 +184,9 @@ def _check_supported(model: nn.Module) -> None:
             )
 
 
-def _norm_argument(norm: nn.Module) -> Any:
-    if norm.eps == _NORM_EPS:
-        return _NORMS[type(norm)]
-    return to_json(partial(type(norm), eps=norm.eps))
+def _norm_argument(norm: Any) -> Any:
+    cls: type[nn.Module] = type(norm)
+    return _NORMS[cls] if norm.eps == _NORM_EPS else to_json(partial(cls, eps=norm.eps))
 
 
 def _present(module: nn.Module) -> bool:
