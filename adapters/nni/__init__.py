@@ -17,10 +17,20 @@ from nas_dynamic.adapters.nni.space import (
     subnet_macs,
     subnet_parameters,
 )
+from nas_dynamic.adapters.nni.strategies import (
+    FairOneShot,
+    FewShotOneShot,
+    SamplerOneShot,
+    SandwichOneShot,
+)
 from nas_dynamic.adapters.nni.training import DynamicCallback, dynamic
 
 __all__ = [
     "DynamicCallback",
+    "FairOneShot",
+    "FewShotOneShot",
+    "SamplerOneShot",
+    "SandwichOneShot",
     "activate",
     "dynamic",
     "search_space",

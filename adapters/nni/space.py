@@ -6,14 +6,16 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, Literal
 
+import pytorch_lightning as pl
 import torch
 from nni.mutable import Categorical, CategoricalMultiple
 from nni.mutable.annotation import Constraint
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation
+from nni.nas.oneshot.pytorch.supermodule.proxyless import ProxylessMixedInput, ProxylessMixedRepeat
 from nni.nas.oneshot.pytorch.supermodule.sampling import (
     PathSamplingCell,
     PathSamplingInput,
@@ -22,11 +24,12 @@ from nni.nas.oneshot.pytorch.supermodule.sampling import (
 from torch import nn
 
 from nas_dynamic.architecture import Architecture, SearchSpace
-from nas_dynamic.complexity import count_macs
+from nas_dynamic.complexity import count_macs, lookup
 
 __all__ = [
     "activate",
     "architecture_of",
+    "complexity_of",
     "sample_of",
     "search_space",
     "subnet_macs",
@@ -126,6 +129,46 @@ def subnet_macs(supernet: ModelSpace, *inputs: torch.Tensor) -> Callable[[Archit
     return macs
 
 
+def complexity_of(
+    measure: Literal["parameters", "macs"] | Callable[[Architecture], float],
+    supernet: ModelSpace,
+    space: SearchSpace,
+    trainer: pl.Trainer,
+) -> Callable[[Architecture], float]:
+    """A complexity by its name, as a fast look-up; or the user's own, as it is.
+
+    MACs are counted at the shape of the trainer's first training batch.
+
+    Raises:
+        ValueError: an unknown name, or batches whose inputs are no tensor.
+    """
+    if measure == "parameters":
+        return lookup(space, subnet_parameters(supernet))
+    if measure == "macs":
+        return lookup(space, subnet_macs(supernet, _first_inputs(trainer)))
+    if not callable(measure):
+        raise ValueError(
+            "complexity must be 'parameters', 'macs' or a function of an architecture, "
+            f"got {measure!r}"
+        )
+    return measure
+
+
+def _first_inputs(trainer: pl.Trainer) -> torch.Tensor:
+    trainer.fit_loop.setup_data()
+    loader = trainer.train_dataloader
+    if isinstance(loader, dict):  # of strategies that train on the validation set as well
+        loader = loader["train"]
+    batch = next(iter(loader))
+    inputs = batch[0] if isinstance(batch, (list, tuple)) else batch
+    if not torch.is_tensor(inputs):
+        raise ValueError(
+            "complexity='macs' needs batches of (inputs, targets) with a tensor of inputs; "
+            "give a function of an architecture instead"
+        )
+    return inputs
+
+
 Count = Callable[[Architecture], int]
 
 
@@ -145,7 +188,11 @@ def _compile(module: nn.Module, space: SearchSpace) -> tuple[Count, frozenset[st
         return _repeat(module, space)
     if isinstance(module, LayerChoice):
         return _layer_choice(module, space)
-    if isinstance(module, BaseSuperNetModule) and not isinstance(module, PathSamplingInput):
+    if isinstance(module, ProxylessMixedInput):
+        return lambda a: 0, frozenset()
+    if isinstance(module, BaseSuperNetModule) and not isinstance(
+        module, PathSamplingInput | ProxylessMixedRepeat
+    ):
         raise TypeError(
             f"{type(module).__name__} is a supernet module whose parameters are not known how to "
             "count; give dynamic(…, complexity=function of an architecture)"
