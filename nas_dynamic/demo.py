@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,13 @@ def run_demo(demo: Demo, out: Path, display: Display) -> dict[str, Any]:
     truth = _stand_alone(
         demo, configs[0], data, [subnet["architecture"] for subnet in subnets], out, display
     )
+    compared = {
+        arm.name: [
+            _compared([subnet["accuracy"] for subnet in result["subnets"]], truth)
+            for result in arm.results
+        ]
+        for arm in arms
+    }
     summary = {
         "demo": asdict(demo),
         "configs": [config.model_dump() for config in configs],
@@ -125,15 +132,15 @@ def run_demo(demo: Demo, out: Path, display: Display) -> dict[str, Any]:
         "parameters": _compared([s["parameters"] for s in subnets], truth),
         "arms": {
             arm.name: [
-                {key: result[key] for key in ("seed", "seconds", "group_by", "mean_accuracy")}
-                | _compared([s["accuracy"] for s in result["subnets"]], truth)
-                for result in arm.results
+                {key: result[key] for key in ("seed", "seconds", "group_by", "mean_accuracy")} | c
+                for result, c in zip(arm.results, compared[arm.name], strict=True)
             ]
             for arm in arms
         },
     }
     write_json(folder / "results.json", summary)
-    overview(folder / "overview.png", arms, truth)
+    taus = {name: _mean_tau(of_seeds) for name, of_seeds in compared.items()}
+    overview(folder / "overview.png", [replace(a, tau=taus[a.name]) for a in arms], truth)
     return summary
 
 
@@ -158,15 +165,8 @@ def print_results(results: dict[str, Any], console: Console) -> None:
         best = max((result["best"] for result in arm), key=lambda best: best["score"])
         found = _short(results["truth"][best["index"]]["architecture"])
         console.print(f"Best of the {name} supernets: {found}", highlight=False)
-    taus = {
-        name: [result["kendall"]["value"] for result in arm]
-        for name, arm in results["arms"].items()
-    }
-    means = ", ".join(
-        f"{name} {statistics.mean(values):.3f}"
-        for name, values in taus.items()
-        if None not in values
-    )
+    taus = {name: _mean_tau(arm) for name, arm in results["arms"].items()}
+    means = ", ".join(f"{name} {tau:.3f}" for name, tau in taus.items() if tau is not None)
     console.print(
         f"\nn = {len(truth)} subnets; trained alone they reach {min(truth):.1%} to "
         f"{max(truth):.1%}, {statistics.mean(truth):.1%} on average. Mean τ over "
@@ -232,6 +232,12 @@ def _compared(predicted: Sequence[float], truth: Sequence[float]) -> dict[str, A
             "place": 1 + sum(other > truth[index] for other in truth),
         },
     }
+
+
+def _mean_tau(compared: Sequence[dict[str, Any]]) -> float | None:
+    """Of the seeds of an arm; None where it is undefined for one."""
+    taus = [of_seed["kendall"]["value"] for of_seed in compared]
+    return None if None in taus else statistics.mean(taus)
 
 
 def _plain(correlation: Correlation) -> dict[str, float | None]:

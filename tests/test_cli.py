@@ -49,10 +49,12 @@ def test_core_imports_no_framework():
     assert python("-c", code).stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(("missing", "extra"), [("pydantic", "experiment"), ("nni", "nni")])
-def test_missing_extra_is_named(missing, extra):
+@pytest.mark.parametrize(
+    ("missing", "command", "extra"),
+    [("pydantic", ["train", "a.yaml"], "experiment"), ("nni", ["demo"], "nni")],
+)
+def test_missing_extra_is_named(missing, command, extra):
     code = f"import sys; sys.modules[{missing!r}] = None; from nas_dynamic.cli import main; "
-    command = "['train', 'a.yaml']" if missing == "pydantic" else "['demo']"
     result = python("-c", code + f"sys.exit(main({command}))")
     assert result.returncode == 1
     assert f"pip install 'nas-dynamic[{extra}]'" in result.stderr
