@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from nas_dynamic.architecture import Architecture, SearchSpace
 from nas_dynamic.calr import CaLR
-from nas_dynamic.momentum import ComplexityBins, MomentumSeparation
+from nas_dynamic.grouping import ComplexityBins
+from nas_dynamic.momentum import MomentumSeparation
 from nas_dynamic.sampling import FairSampler, SandwichSampler, UniformSampler, partition
 from nas_dynamic.training import DynamicTraining
 from nas_dynamic.update import Subnet, Update

@@ -6,20 +6,18 @@ CVPR 2025, arXiv 2503.10740.
 
 from __future__ import annotations
 
-import bisect
 import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
-from nas_dynamic.architecture import Architecture, SearchSpace
-from nas_dynamic.calr import checked_complexity, name_of
+from nas_dynamic.architecture import Architecture
+from nas_dynamic.calr import name_of
 
-__all__ = ["ComplexityBins", "GroupStates", "MomentumSeparation", "default_label"]
+__all__ = ["GroupStates", "MomentumSeparation"]
 
 
 class MomentumSeparation:
@@ -33,7 +31,8 @@ class MomentumSeparation:
     Args:
         group_by: the rule. A label: subnets that choose the same candidate there share a group
             (`S_i = {α : op(α, e) = o_i}`, as in the paper). Or a callable from an architecture to
-            a group key: str, int, float, bool, None or a tuple of those. `ComplexityBins` is one.
+            a group key: str, int, float, bool, None or a tuple of those. `nas_dynamic.grouping`
+            has some.
         max_groups: an update that would open one more group than this is refused, since each
             group costs as much memory as the optimizer alone.
 
@@ -85,70 +84,6 @@ class MomentumSeparation:
             return {"label": self.group_by}
         describe = getattr(self.group_by, "definition", None)
         return {"rule": name_of(self.group_by)} | (describe() if describe else {})
-
-
-class ComplexityBins:
-    """Grouping rule: subnets of similar complexity share a momentum.
-
-    Args:
-        complexity: complexity of an architecture.
-        edges: increasing inner edges; n edges make the groups 0 … n.
-
-    Example:
-        >>> bins = ComplexityBins(lambda a: a["width"], edges=[4, 8])
-        >>> [bins({"width": w}) for w in (2, 4, 16)]
-        [0, 1, 2]
-    """
-
-    def __init__(self, complexity: Callable[[Architecture], float], edges: Sequence[float]) -> None:
-        self.complexity = complexity
-        self.edges = [float(edge) for edge in edges]
-        if not self.edges or any(np.diff(self.edges) <= 0):
-            raise ValueError(f"edges must increase, got {list(edges)}")
-
-    @classmethod
-    def quantiles(
-        cls,
-        space: SearchSpace,
-        complexity: Callable[[Architecture], float],
-        groups: int = 4,
-        *,
-        samples: int = 1024,
-        seed: int = 0,
-    ) -> ComplexityBins:
-        """Bins that uniformly drawn subnets fill equally. Costs `samples` complexities."""
-        generator = np.random.default_rng(seed)
-        drawn = [complexity(space.sample(generator)) for _ in range(samples)]
-        inner = np.linspace(0, 1, groups + 1)[1:-1]
-        return cls(complexity, sorted(set(np.quantile(drawn, inner).tolist())))
-
-    def __call__(self, architecture: Architecture) -> int:
-        """Number of the bin that the subnet falls into."""
-        return bisect.bisect_right(self.edges, checked_complexity(self.complexity, architecture))
-
-    def definition(self) -> dict[str, Any]:
-        """The edges, for comparison between runs."""
-        return {"edges": self.edges}
-
-
-def default_label(space: SearchSpace, complexity: Callable[[Architecture], float]) -> str:
-    """The label that subnets are grouped by where the user names none.
-
-    The choice whose candidates differ most in complexity, measured around the first
-    architecture; the middle one, in the order of the space, where several differ equally. The
-    paper draws the label at random; the results then depend on the draw. Operations that differ
-    much in size send unlike gradients, which is what separate momenta are for, and the middle
-    choice of a cell or of a chain of layers has other layers on both of its sides.
-    """
-    base = space.decode([0] * len(space.labels))
-
-    def spread(label: str) -> float:
-        values = [complexity(base | {label: candidate}) for candidate in space.choices[label]]
-        return max(values) - min(values)
-
-    spreads = {label: spread(label) for label in space.labels}
-    widest = [label for label, value in spreads.items() if value == max(spreads.values())]
-    return widest[len(widest) // 2]
 
 
 _ABSENT = object()

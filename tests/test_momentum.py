@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nas_dynamic import ComplexityBins, MomentumSeparation, SearchSpace
-from nas_dynamic.momentum import GroupStates, default_label
+from nas_dynamic.grouping import default_label
+from nas_dynamic.momentum import GroupStates
 
 
 def test_a_label_groups_by_its_candidate():

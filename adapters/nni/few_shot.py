@@ -19,7 +19,7 @@ from nas_dynamic.adapters.nni.space import search_space, subnet_parameters
 from nas_dynamic.adapters.nni.training import DynamicCallback
 from nas_dynamic.architecture import Architecture, SearchSpace
 from nas_dynamic.complexity import lookup
-from nas_dynamic.momentum import default_label
+from nas_dynamic.grouping import default_label
 from nas_dynamic.sampling import partition
 
 if TYPE_CHECKING:

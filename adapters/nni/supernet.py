@@ -199,7 +199,8 @@ class _Trace(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.parameters = subnet_parameters(pl_module.model)
         self.every = -(-int(trainer.estimated_stepping_batches) // TRACE_ROWS)
-        (attached,) = (c for c in trainer.callbacks if isinstance(c, DynamicCallback))
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        (attached,) = (c for c in callbacks if isinstance(c, DynamicCallback))
         self.training = attached.training
         if self.training.momentum is not None:
             self.group_by = str(self.training.momentum.group_by)

@@ -25,7 +25,8 @@ from nas_dynamic.adapters.nni.space import complexity_of
 from nas_dynamic.architecture import Architecture, SearchSpace
 from nas_dynamic.calr import CaLR
 from nas_dynamic.complexity import bounds as bounds_of
-from nas_dynamic.momentum import MomentumSeparation, default_label
+from nas_dynamic.grouping import default_label
+from nas_dynamic.momentum import MomentumSeparation
 from nas_dynamic.training import DynamicTraining
 from nas_dynamic.update import Update
 
