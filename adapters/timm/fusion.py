@@ -68,23 +68,24 @@ def fuse(
         >>> type(supernet.extract(supernet.architecture)).__name__
         'ResNet'
     """
-    if isinstance(models, str) or "model_name" in models:
-        models = {"keep": models}  # type: ignore[dict-item]
-    if not models:
+    given: Mapping[str, Any] = models if isinstance(models, Mapping) else {"keep": models}
+    if "model_name" in given:
+        given = {"keep": given}
+    if not given:
         raise ValueError("fuse() needs at least one model, got none")
-    if all(isinstance(model, nn.Module) for model in models.values()):
+    if all(isinstance(model, nn.Module) for model in given.values()):
         if kwargs:
             raise ValueError(
                 f"{', '.join(kwargs)}: arguments of timm.create_model have no effect on models "
                 "that are built already; give them where you build the models"
             )
         # A copy each: the models stay as they are.
-        built = {name: copy.deepcopy(model) for name, model in models.items()}
-        return fuse_models(built, None, skip=skip, layers=layers)  # type: ignore[arg-type]
-    arguments = {name: _arguments(model) | kwargs for name, model in models.items()}
-    built = {name: timm.create_model(**given) for name, given in arguments.items()}
-    for given in arguments.values():
-        given.pop("pretrained", None)  # an extracted model has the weights of the supernet
+        built = {name: copy.deepcopy(model) for name, model in given.items()}
+        return fuse_models(built, None, skip=skip, layers=layers)
+    arguments = {name: _arguments(model) | kwargs for name, model in given.items()}
+    built = {name: timm.create_model(**each) for name, each in arguments.items()}
+    for each in arguments.values():
+        each.pop("pretrained", None)  # an extracted model has the weights of the supernet
     return fuse_models(built, Replacements.of(built, arguments, layers), skip=skip, layers=layers)
 
 
@@ -130,9 +131,10 @@ def fuse_models(
         if len(options) > 1:
             choices[path], base[path] = options, chosen
     if not choices:
+        unable = ", and none of them can be left out" if skip else ", or skip=True"
         raise ValueError(
-            f"there is nothing to choose: {', '.join(map(repr, models))} do not differ in any "
-            "layer. Give models that do, or skip=True"
+            f"there is nothing to choose: {', '.join(map(repr, models))} differ in none of the "
+            f"{len(paths[host_name])} layers. Give models that do{unable}"
         )
     supernet = make_supernet(host, choices, base, recipe)
     if first != host_name:
@@ -192,13 +194,13 @@ class Replacements:
 
 
 def _arguments(model: ModelArguments) -> dict[str, Any]:
-    arguments = {"model_name": model} if isinstance(model, str) else dict(model)
-    if not isinstance(arguments.get("model_name"), str):
+    arguments = {"model_name": model} if isinstance(model, str) else model
+    if not isinstance(arguments, Mapping) or not isinstance(arguments.get("model_name"), str):
         raise ValueError(
             "a model is given by its name, by the arguments of timm.create_model with a "
-            f"'model_name', or as a module, all models in the same way; got {model!r}"
+            f"'model_name', or as a module, all in the same way; got a {type(model).__name__}"
         )
-    return arguments
+    return dict(arguments)
 
 
 def _create_model(arguments: Mapping[str, Any]) -> Recipe:

@@ -42,7 +42,8 @@ def layer_paths(model: nn.Module, pattern: str | None = None) -> list[str]:
         patterns = [re.compile(pattern)]
     elif hasattr(model, "group_matcher"):
         specs: list[Any] = []
-        for spec in model.group_matcher(coarse=False).values():
+        matcher: Any = model.group_matcher
+        for spec in matcher(coarse=False).values():
             specs += [part[0] for part in spec] if isinstance(spec, list | tuple) else [spec]
         # A part of a model that there is more than one of has its number in a group.
         patterns = [p for p in map(re.compile, filter(None, specs)) if p.groups]

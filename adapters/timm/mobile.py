@@ -112,7 +112,9 @@ class MobileRecipes:
 
     def __call__(self, architecture: Architecture) -> Recipe:
         """The recipe of a subnet."""
-        return self._recipe(lambda path: str(architecture.get(path, UNCHANGED)))
+        # Where there is no choice all operations are alike.
+        first = next(iter(self.operations))
+        return self._recipe(lambda path: str(architecture.get(path, first)))
 
     def uniform(self, operation: str) -> nn.Module:
         """The model that has one operation in all its layers."""
@@ -131,7 +133,7 @@ class MobileRecipes:
         return own
 
     def _recipe(self, candidate_of: Callable[[str], str]) -> Recipe:
-        stages = []
+        stages: list[list[Block]] = []
         for i, blocks in enumerate(self.block_args):
             stages.append([])
             for j, block in enumerate(blocks):
@@ -144,7 +146,7 @@ class MobileRecipes:
     def _changed(self, block: Block, candidate: str) -> Block:
         if block["block_type"] not in KERNEL_ARGUMENTS:
             return block
-        operation = dict(self.operations.get(candidate, {}))
+        operation = dict(self.operations[candidate])
         if "kernel" in operation:
             operation[KERNEL_ARGUMENTS[block["block_type"]]] = operation.pop("kernel")
         return {**block, **operation}

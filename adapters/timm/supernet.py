@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from nas_dynamic.adapters.timm.layers import example_images, layer_inputs
 from nas_dynamic.adapters.timm.recipe import Recipe, build, remove_layers
 from nas_dynamic.architecture import Architecture, SearchSpace
+from nas_dynamic.complexity import AdditiveTable, count_macs, count_parameters, measure_latency
 
 __all__ = ["SKIP", "LayerChoice", "Skip", "Supernet", "make_supernet"]
 
@@ -84,7 +85,10 @@ class Supernet:
 
     def choices(self) -> dict[str, LayerChoice]:
         """The layer choices by label, in the order of the space."""
-        return {label: self.get_submodule(label) for label in self.space.labels}  # type: ignore[attr-defined]
+        return {
+            label: cast("LayerChoice", self._module.get_submodule(label))
+            for label in self.space.labels
+        }
 
     def extract(self, architecture: Architecture) -> nn.Module:
         """A stand-alone model of the subnet, with a copy of its weights.
@@ -96,16 +100,15 @@ class Supernet:
             ValueError: it is no architecture of the space.
         """
         self.space.validate(architecture)
-        subnet = self._subnet(architecture)
         if self._recipe is None:
-            return copy.deepcopy(subnet)
-        reference = next(subnet.parameters())
+            return self._dissected(architecture)
+        reference = next(self._module.parameters())
         model = build(self._recipe(architecture)).to(reference.device, reference.dtype)
-        model.load_state_dict(subnet.state_dict(), strict=True)
+        model.load_state_dict(self._weights(architecture), strict=True)
         for name in ("pretrained_cfg", "default_cfg"):
-            if hasattr(subnet, name):
-                setattr(model, name, copy.deepcopy(getattr(subnet, name)))
-        return model.train(subnet.training)
+            if hasattr(self, name):
+                setattr(model, name, copy.deepcopy(getattr(self, name)))
+        return model.train(self._module.training)
 
     def describe(self, architecture: Architecture) -> Recipe:
         """How timm builds the subnet, as JSON values; see `nas_dynamic.adapters.timm.recipe`.
@@ -144,9 +147,11 @@ class Supernet:
         architecture = self.base if architecture is None else architecture
         self.space.validate(architecture)
         state = weights.state_dict() if isinstance(weights, nn.Module) else weights
-        subnet = self._subnet(architecture)
-        _check_weights(subnet.state_dict(), state, architecture)
-        subnet.load_state_dict(state, strict=True)
+        own = self._weights(architecture)
+        _check_weights(own, state, architecture)
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state[name])
         if not crop:
             return
         for label, choice in self.choices().items():
@@ -155,30 +160,89 @@ class Supernet:
                 if candidate is not given:
                     _crop(given.state_dict(), candidate.state_dict())
 
+    def subnet_parameters(self) -> AdditiveTable:
+        """architecture → number of parameters of the stand-alone subnet, by a table, exact."""
+        terms: dict[str, dict[Hashable, float]] = {
+            label: {name: count_parameters(layer) for name, layer in choice.items()}
+            for label, choice in self.choices().items()
+        }
+        in_choices = sum(sum(term.values()) for term in terms.values())
+        return AdditiveTable(count_parameters(self._module) - in_choices, terms)
+
+    def subnet_macs(self, img_size: int | tuple[int, int] | None = None) -> AdditiveTable:
+        """architecture → multiply-accumulates for one image, by a table, exact.
+
+        Args:
+            img_size: height and width in pixels; those that the model is for by default.
+        """
+        shadow = copy.deepcopy(self)._module.to("meta")
+        return _measured_table(shadow, example_images(shadow, img_size), count_macs)
+
+    def subnet_latency(self, images: torch.Tensor, *, seconds: float = 0.2) -> AdditiveTable:
+        """architecture → milliseconds for a batch of images, by a table of measured layers.
+
+        Layers that are measured alone do not add up to a model exactly: `AdditiveTable.errors`
+        tells by how much they fail. `save` keeps the table, since measuring takes long.
+
+        Args:
+            images: the batch, on the device of the supernet.
+            seconds: time to measure each candidate for.
+        """
+
+        def measure(module: nn.Module, x: torch.Tensor) -> float:
+            return measure_latency(module, x, seconds=seconds)
+
+        return _measured_table(self._module, images, measure)
+
+    @property
+    def _module(self) -> nn.Module:
+        assert isinstance(self, nn.Module)
+        return self
+
     def _select(self, architecture: Architecture) -> None:
         for label, choice in self.choices().items():
             choice.active = str(architecture[label])
 
-    def _subnet(self, architecture: Architecture) -> nn.Module:
-        """The subnet as a model of timm's class that shares parameters and buffers."""
-        assert isinstance(self, nn.Module)
-        shared = [*self.parameters(), *self.buffers()]
-        subnet = copy.deepcopy(self, {id(tensor): tensor for tensor in shared})
-        for attribute in (*Supernet.__annotations__, "_forward_pre_hooks"):
-            if attribute in vars(subnet):
-                del subnet.__dict__[attribute]
-        subnet._forward_pre_hooks = type(self._forward_pre_hooks)()
+    def _weights(self, architecture: Architecture) -> dict[str, torch.Tensor]:
+        """Parameters and buffers of a subnet, by their names in the stand-alone model."""
+        skipped: dict[str, list[int]] = {}
+        for label in self.space.labels:
+            if architecture[label] == SKIP:
+                parent, _, index = label.rpartition(".")
+                skipped.setdefault(parent, []).append(int(index))
+        prefixes = {f"{label}.": f"{label}.{architecture[label]}." for label in self.space.labels}
+        weights = {}
+        for name, tensor in self._module.state_dict().items():
+            prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+            if prefix is not None:
+                if not name.startswith(prefixes[prefix]):
+                    continue
+                name = prefix + name.removeprefix(prefixes[prefix])
+            for parent, indices in skipped.items():
+                if name.startswith(f"{parent}."):
+                    index, _, rest = name.removeprefix(f"{parent}.").partition(".")
+                    # What comes after a layer that is left out moves up.
+                    moved = int(index) - sum(i < int(index) for i in indices)
+                    name = f"{parent}.{moved}.{rest}"
+                    break
+            weights[name] = tensor
+        return weights
+
+    def _dissected(self, architecture: Architecture) -> nn.Module:
+        """The subnet as a copy of the supernet without all that is not of it."""
+        subnet: Any = copy.deepcopy(self._module)
+        for attribute in Supernet.__annotations__:
+            vars(subnet).pop(attribute, None)
+        subnet._forward_pre_hooks.clear()  # the one that draws subnets is the supernet's
         subnet.__class__ = self.timm_class
-        skipped = []
-        for label, candidate in architecture.items():
-            if candidate == SKIP:
-                skipped.append(label)
-            else:
-                subnet.set_submodule(label, subnet.get_submodule(label)[candidate])  # type: ignore[operator]
-        remove_layers(subnet, skipped)
+        for label in self.space.labels:
+            if architecture[label] != SKIP:
+                path = f"{label}.{architecture[label]}"
+                subnet.set_submodule(label, subnet.get_submodule(path))
+        remove_layers(subnet, [label for label in architecture if architecture[label] == SKIP])
         return subnet
 
-    def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # The class of a supernet has no importable name.
         return _empty_supernet, (self.timm_class,), self.__dict__
 
@@ -210,14 +274,37 @@ def make_supernet(
     return model
 
 
-@functools.cache
+_classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+
 def _supernet_class(timm_class: type[nn.Module]) -> type[nn.Module]:
-    return type(f"{timm_class.__name__}Supernet", (Supernet, timm_class), {"__module__": __name__})
+    if timm_class not in _classes:
+        name = f"{timm_class.__name__}Supernet"
+        _classes[timm_class] = type(name, (Supernet, timm_class), {"__module__": __name__})
+    return _classes[timm_class]
 
 
 def _empty_supernet(timm_class: type[nn.Module]) -> nn.Module:
     cls = _supernet_class(timm_class)
     return cls.__new__(cls)
+
+
+def _measured_table(
+    model: Any, images: torch.Tensor, measure: Callable[[nn.Module, torch.Tensor], float]
+) -> AdditiveTable:
+    choices = model.choices()
+    inputs = {path: x for path, (x, _) in layer_inputs(model, choices, images).items()}
+    terms = {
+        label: {
+            name: 0.0 if name == SKIP else measure(layer, inputs[label])
+            for name, layer in choice.items()
+        }
+        for label, choice in choices.items()
+    }
+    architecture = model.architecture
+    return AdditiveTable(
+        measure(model, images) - sum(terms[label][c] for label, c in architecture.items()), terms
+    )
 
 
 def _check_weights(
@@ -226,7 +313,9 @@ def _check_weights(
     architecture: Architecture,
 ) -> None:
     problems = [f"lacks {name!r}" for name in expected if name not in given]
-    problems += [f"has {name!r}, which the subnet does not" for name in given.keys() - expected]
+    problems += [
+        f"has {name!r}, which the subnet does not" for name in given if name not in expected
+    ]
     problems += [
         f"has {name!r} of shape {tuple(given[name].shape)}, the subnet {tuple(value.shape)}"
         for name, value in expected.items()

@@ -1,0 +1,85 @@
+"""A fused timm supernet in NNI."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+
+import pytest
+
+pytest.importorskip("nni")
+import torch
+from nni.nas.evaluator.pytorch import Classification, DataLoader
+from nni.nas.experiment import NasExperiment
+from nni.nas.strategy import RandomOneShot
+
+from nas_dynamic.adapters.nni import DynamicCallback, activate, dynamic, search_space
+from nas_dynamic.adapters.nni import subnet_parameters as nni_subnet_parameters
+from nas_dynamic.adapters.timm import elastic_vit
+from nas_dynamic.adapters.timm.nni import model_space
+from tests.timm.loop import GROUP, batches, tiny_supernet
+
+
+@pytest.fixture
+def evaluator(tmp_path):
+    data = [(x, y) for xs, ys in batches(3) for x, y in zip(xs, ys, strict=True)]
+    return Classification(
+        num_classes=4,
+        learning_rate=0.05,
+        weight_decay=1e-3,
+        optimizer=functools.partial(torch.optim.SGD, momentum=0.9),
+        train_dataloaders=DataLoader(data, batch_size=4),
+        val_dataloaders=DataLoader(data, batch_size=4),
+        max_epochs=2,
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        logger=False,
+    )
+
+
+def test_spaces_agree():
+    supernet = tiny_supernet()
+    space = model_space(supernet)
+    assert search_space(space) == supernet.space
+    x = torch.randn(2, 3, 16, 16)
+    supernet.eval()
+    for architecture in list(supernet.space)[::57]:
+        supernet.activate(architecture)
+        with torch.no_grad():
+            assert torch.equal(space.freeze(architecture).eval()(x), supernet(x))
+
+
+def test_dynamic_experiment_and_back_to_timm(evaluator, tmp_path):
+    supernet = tiny_supernet()
+    space = model_space(supernet)
+    strategy = dynamic(RandomOneShot(), group_by=GROUP)
+    experiment = NasExperiment(space, evaluator, strategy)
+    experiment.config.experiment_working_directory = tmp_path
+    experiment.run()
+    experiment.stop()
+    atexit.unregister(experiment.stop)  # it would log to the stream that pytest has closed
+    (callback,) = (c for c in evaluator.trainer.callbacks if isinstance(c, DynamicCallback))
+    assert callback.training.updates == 6
+    assert callback.space == supernet.space
+
+    trained = callback.module.model
+    before = supernet.state_dict()["conv_stem.weight"].clone()
+    supernet.load_state_dict(trained.model.state_dict())
+    assert not torch.equal(before, supernet.state_dict()["conv_stem.weight"])
+    count = nni_subnet_parameters(trained)
+    x = torch.randn(2, 3, 16, 16)
+    trained.eval()
+    supernet.eval()
+    for architecture in list(supernet.space)[::57]:
+        activate(trained, architecture)
+        with torch.no_grad():
+            assert torch.equal(supernet.extract(architecture)(x), trained(x))
+        assert count(architecture) == supernet.subnet_parameters()(architecture)
+
+
+def test_sliced_supernet_is_refused():
+    with pytest.raises(TypeError, match="has no layer choices"):
+        model_space(elastic_vit("test_vit", heads=(1, 2)))
