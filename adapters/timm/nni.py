@@ -20,8 +20,8 @@ def model_space(supernet: Any) -> TimmModelSpace:
     """An NNI model space with the choices, and a copy of the weights, of a supernet.
 
     Labels and candidates are those of `supernet.space`, so that architectures serve both. What NNI
-    has trained goes back by `supernet.load_state_dict(trained.model.state_dict())`, `trained` the
-    model space that the strategy has mutated; then `supernet.extract` gives timm models.
+    has trained goes back by `supernet.load_state_dict(strategy.supernet.model.state_dict())`; then
+    `supernet.extract` gives timm models.
 
     Args:
         supernet: made by `fuse` or `mobile_supernet`.

@@ -65,7 +65,7 @@ def test_dynamic_experiment_and_back_to_timm(evaluator, tmp_path):
     assert callback.training.updates == 6
     assert callback.space == supernet.space
 
-    trained = callback.module.model
+    trained = strategy.supernet
     before = supernet.state_dict()["conv_stem.weight"].clone()
     supernet.load_state_dict(trained.model.state_dict())
     assert not torch.equal(before, supernet.state_dict()["conv_stem.weight"])
