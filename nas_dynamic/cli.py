@@ -114,9 +114,9 @@ def _parser() -> argparse.ArgumentParser:
         "--precision", choices=PRECISIONS, default="32", help="(default: %(default)s)"
     )
     for name, default, least, text in (
-        ("--epochs", 90, 1, "of each supernet"),
+        ("--epochs", 100, 1, "of each supernet"),
         ("--alone-epochs", 10, 1, "of each subnet that is trained alone"),
-        ("--subnets", 60, 2, "that are scored, and trained alone"),
+        ("--subnets", 50, 2, "that are scored, and trained alone"),
         ("--channels", 4, 1, "of the first cells of the space"),
     ):
         demo.add_argument(

@@ -32,6 +32,7 @@ IN_MEMORY = 4 * 2**30
 """An image folder is kept in memory if it has at most this many bytes of pixels."""
 
 Pixels = Callable[[torch.Tensor], torch.Tensor]
+Part = tuple[torch.Tensor | Pixels, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +214,7 @@ def torchvision_set(
     with extra("experiment"):
         from torchvision import datasets
 
-    parts = []
+    parts: list[Part] = []
     for train in (True, False):
         try:
             part = getattr(datasets, name)(root, train=train, download=download)
@@ -228,7 +229,7 @@ def torchvision_set(
             else pixels.permute(0, 3, 1, 2).contiguous()
         )
         parts.append((pixels, torch.as_tensor(part.targets)))
-    return _official_split(*parts, validation, seed, augment, len(part.classes))
+    return _official_split(parts, validation, seed, augment, len(part.classes))
 
 
 def image_folder(
@@ -270,13 +271,13 @@ def image_folder(
             f"{root / 'train'} and {test_root} must hold the same classes; "
             f"{', '.join(differing[:5])} is in one of them only"
         )
-    parts = []
+    parts: list[Part] = []
     in_memory = 3 * size * size * sum(len(folder) for folder in folders) <= IN_MEMORY
     for folder in folders:
         read = _Files([path for path, _ in folder.samples], size)
         everything = torch.arange(len(folder))
         parts.append((read(everything) if in_memory else read, torch.tensor(folder.targets)))
-    return _official_split(*parts, validation, seed, augment, len(folders[0].classes))
+    return _official_split(parts, validation, seed, augment, len(folders[0].classes))
 
 
 class _Files:
@@ -317,13 +318,14 @@ def _normalised(pixels: torch.Tensor | Pixels, labels: torch.Tensor, sample: int
 
 
 def _official_split(
-    train: tuple[torch.Tensor | Pixels, torch.Tensor],
-    test: tuple[torch.Tensor | Pixels, torch.Tensor],
+    parts: Sequence[Part],
     validation: float,
     seed: int,
     augment: bool,
     classes: int,
 ) -> ImageData:
+    """Training images, split, and test images."""
+    train, test = parts
     images = _normalised(*train)
     trained, validated = _split(images.labels, validation, seed)
     return ImageData(

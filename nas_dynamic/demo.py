@@ -68,7 +68,7 @@ class Demo:
                 "optimizer": {
                     "name": "SGD",
                     "kwargs": {
-                        "lr": 0.05,
+                        "lr": 0.1,
                         "momentum": 0.9,
                         "weight_decay": 5e-4,
                         "nesterov": True,
@@ -165,12 +165,13 @@ def print_results(results: dict[str, Any], console: Console) -> None:
         best = max((result["best"] for result in arm), key=lambda best: best["score"])
         found = _short(results["truth"][best["index"]]["architecture"])
         console.print(f"Best of the {name} supernets: {found}", highlight=False)
+    seeds = len(results["demo"]["seeds"])
     taus = {name: _mean_tau(arm) for name, arm in results["arms"].items()}
     means = ", ".join(f"{name} {tau:.3f}" for name, tau in taus.items() if tau is not None)
     console.print(
         f"\nn = {len(truth)} subnets; trained alone they reach {min(truth):.1%} to "
         f"{max(truth):.1%}, {statistics.mean(truth):.1%} on average. Mean τ over "
-        f"{len(results['demo']['seeds'])} seeds: {means}. The intervals are bootstrapped over "
+        f"{seeds} seed{'s' if seeds > 1 else ''}: {means}. The intervals are bootstrapped over "
         "subnets and leave out the chance of other seeds: so few seeds on so small a task show "
         "that the parts work together, not which training is better.",
         highlight=False,
@@ -248,7 +249,7 @@ def _plain(correlation: Correlation) -> dict[str, float | None]:
 def _interval(correlation: dict[str, float | None]) -> str:
     if None in correlation.values():
         return "undefined"
-    return "{value:.2f} [{low:.2f}, {high:.2f}]".format(**correlation)
+    return f"{correlation['value']:.2f} [{correlation['low']:.2f}, {correlation['high']:.2f}]"
 
 
 def _short(architecture: Architecture) -> str:

@@ -128,7 +128,7 @@ def recalibrate(model: nn.Module, batches: Batches, *, precision: str = "32") ->
         ValueError: there are no batches, or the precision is unknown.
     """
     device = next(model.parameters()).device
-    means = {bn: _RunningMean() for bn in _batch_norms(model)}
+    means: dict[nn.Module, _RunningMean] = {bn: _RunningMean() for bn in _batch_norms(model)}
 
     # From the inputs, since a layer need not heed its `momentum`: NNI's sliced BN does not.
     def track(bn: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -151,8 +151,8 @@ def recalibrate(model: nn.Module, batches: Batches, *, precision: str = "32") ->
     for bn, statistics in means.items():
         if statistics.value is not None:
             mean, variance = statistics.value
-            bn.running_mean[: len(mean)] = mean
-            bn.running_var[: len(variance)] = variance
+            bn.get_buffer("running_mean")[: len(mean)] = mean
+            bn.get_buffer("running_var")[: len(variance)] = variance
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

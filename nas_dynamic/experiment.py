@@ -146,7 +146,11 @@ def load_data(config: DataConfig) -> ImageData:
     """The images that a configuration names."""
     if config.name == "digits":
         return digits(config.validation, config.test, config.seed)
-    split = {"validation": config.validation, "seed": config.seed, "augment": config.augment}
+    split: dict[str, Any] = {
+        "validation": config.validation,
+        "seed": config.seed,
+        "augment": config.augment,
+    }
     if config.name == "ImageFolder":
         return image_folder(config.root, config.size, **split)
     return torchvision_set(config.name, config.root, download=config.download, **split)

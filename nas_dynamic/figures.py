@@ -15,6 +15,7 @@ with extra("experiment"):
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 __all__ = ["Arm", "overview"]
 
@@ -58,9 +59,9 @@ def overview(path: Path, arms: Sequence[Arm], truth: Sequence[float] | None = No
             third panel.
     """
     panels = 2 if truth is None else 3
-    figure = Figure(figsize=(4.8 * panels, 4.2), layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.12)
+    figure = Figure(figsize=(4.8 * panels, 4.2), layout=layout)
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.12)
     axes = figure.subplots(1, panels)
     _learning_rate(figure, axes[0], arms)
     for arm, colour in zip(arms, COLOURS, strict=False):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nas_dynamic.architecture import Architecture
-from nas_dynamic.data import Images, batch_loader
+from nas_dynamic.data import BatchSampler, Images, batch_loader
 from nas_dynamic.evaluation import autocast
 from nas_dynamic.records import write_json
 
@@ -32,6 +32,7 @@ def train_alone(
     """Train a classifier, on the device that it is on, with a cosine decay of the lr to zero."""
     device = next(model.parameters()).device
     batches = batch_loader(images, batch_size, shuffle=True, seed=seed)
+    assert isinstance(batches.sampler, BatchSampler)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(batches))
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "16-mixed")
     model.train()
