@@ -12,14 +12,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy.stats import kendalltau
 from torch import nn
 
 from benchmarks.nb201.__main__ import main
 from benchmarks.nb201.arms import ARMS, mean_gamma
 from benchmarks.nb201.data import Images, Table, TrainingBatches, load_table, parse_architecture
 from benchmarks.nb201.kernels import LANES, TORCH
-from benchmarks.nb201.report import Difference, paired_differences, scoring_deviation
-from benchmarks.nb201.scoring import score
+from benchmarks.nb201.report import Difference, paired_differences
+from benchmarks.nb201.scoring import score, split_deviation
 from benchmarks.nb201.supernet import SPACE, Supernet, live_edges, macs, parameters
 from benchmarks.nb201.training import Run, Training
 from nas_dynamic.complexity import count_macs
@@ -397,7 +398,7 @@ def test_command_line_scores_once_and_prints_a_table(tmp_path, capsys):
     assert results.read_text() == written
     with pytest.raises(SystemExit):
         main([*arguments, "--images", "500"])
-    assert "multiple of 512" in capsys.readouterr().err
+    assert "multiple of 256" in capsys.readouterr().err
     main(["--results", str(results), "table"])
     assert "τ − static" in capsys.readouterr().out
     figure = tmp_path / "figure.png"
@@ -435,11 +436,13 @@ def test_intervals_cover_the_mean_as_often_as_they_say():
     assert 4 < needed < 40
 
 
-def test_scoring_deviation_is_that_of_all_images():
+def test_deviation_of_scoring_is_the_spread_over_draws_of_the_images():
     generator = np.random.default_rng(0)
-    halves = generator.normal(0, 0.01 * math.sqrt(2), (2, 20_000))
-    assert scoring_deviation(*halves) == pytest.approx(0.01, rel=0.02)
-    assert halves.mean(0).std() == pytest.approx(0.01, rel=0.02)
+    truth = np.arange(60.0)
+    draws = truth[:, None] + generator.normal(0, 60, (300, 60, 16))
+    spread = np.std([kendalltau(draw.mean(1), truth).statistic for draw in draws])
+    estimates = [split_deviation(draw, truth, splits=20) for draw in draws[:60]]
+    assert np.sqrt(np.mean(np.square(estimates))) == pytest.approx(spread, rel=0.25)
 
 
 def test_run_names_tell_runs_apart():

@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--runs", type=Path, default=Path("runs/nb201"), help="checkpoints, caches")
     run.add_argument("--architectures", type=int, default=1000, help="subnets that are scored")
     run.add_argument(
-        "--images", type=_even_batches, default=5120, help="test images that score them"
+        "--images", type=_whole_batches, default=5120, help="test images that score them"
     )
     run.add_argument("--scored", type=_names(SCORED), default=["last"], help="which weights")
     run.add_argument("--checkpoint", type=float, default=180, metavar="SECONDS")
@@ -92,11 +92,11 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def _even_batches(text: str) -> int:
+def _whole_batches(text: str) -> int:
     images = int(text)
-    if images <= 0 or images % (2 * SCORING_BATCH):
+    if images < 2 * SCORING_BATCH or images % SCORING_BATCH:
         raise argparse.ArgumentTypeError(
-            f"{images} images are no even number of batches; give a multiple of {2 * SCORING_BATCH}"
+            f"{images} images are not two batches or more; give a multiple of {SCORING_BATCH}"
         )
     return images
 

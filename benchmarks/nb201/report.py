@@ -20,7 +20,6 @@ __all__ = [
     "paired_differences",
     "print_tables",
     "read_results",
-    "scoring_deviation",
 ]
 
 BASELINE = "static"
@@ -142,7 +141,7 @@ def _table(rows: Rows, measure: str, differences: dict[tuple[str, ...], Differen
         by_arm[_arm_key(row)].append(row)
     for key, members in by_arm.items():
         tau = _column(members, measure)
-        halves = [_column(members, f"{measure}_half_{half}") for half in (0, 1)]
+        of_scoring = np.sqrt(np.mean(_column(members, f"{measure}_deviation") ** 2))
         cells = [
             members[0]["arm"],
             members[0]["idle"],
@@ -150,7 +149,7 @@ def _table(rows: Rows, measure: str, differences: dict[tuple[str, ...], Differen
             str(len(members)),
             f"{tau.mean():.3f}",
             f"{tau.std(ddof=1):.3f}" if len(members) > 1 else "",
-            f"{scoring_deviation(*halves):.3f}",
+            f"{of_scoring:.3f}",
             f"{_column(members, 'mean_accuracy').mean():.3f}",
             f"{_column(members, 'regret_1').mean():.2f}",
             f"{_column(members, 'regret_10').mean():.2f}",
@@ -170,15 +169,6 @@ def _table(rows: Rows, measure: str, differences: dict[tuple[str, ...], Differen
 
 def _column(rows: Rows, name: str) -> np.ndarray:
     return np.array([float(row[name]) for row in rows])
-
-
-def scoring_deviation(half_0: np.ndarray, half_1: np.ndarray) -> float:
-    """Standard deviation of τ that a finite number of test images adds.
-
-    From τ on two halves of the images: their difference has twice the variance of one half,
-    which in turn has twice that of all images.
-    """
-    return float(np.sqrt(np.mean((half_0 - half_1) ** 2) / 4))
 
 
 def _interval(ends: tuple[float, float]) -> str:
