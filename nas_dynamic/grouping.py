@@ -177,7 +177,7 @@ def gradient_similarity(
     if not batches:
         raise ValueError("there is no batch to take gradients on")
     vectors = torch.stack(
-        [sum(gradient(a, batch) for batch in batches) / len(batches) for a in architectures]
+        [torch.stack([gradient(a, batch) for batch in batches]).mean(0) for a in architectures]
     ).float()
     cosines = _common_cosines(vectors).double().cpu().numpy()
     codes = np.stack([space.encode(architecture) for architecture in architectures])

@@ -33,7 +33,8 @@ class EnasSampling(RecordedSampling):
 
     def weight_batches(self, trainer: pl.Trainer) -> float:
         """Number of batches of the training set in an epoch."""
-        return min(trainer.num_training_batches, len(trainer.train_dataloader["train"]))
+        loaders: Any = trainer.train_dataloader
+        return min(trainer.num_training_batches, len(loaders["train"]))
 
 
 def train_dataloader(train: Callable[[], Any], validation: Callable[[], Any]) -> EnasLoader:

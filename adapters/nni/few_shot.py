@@ -140,15 +140,16 @@ class FewShotEvaluator(Lightning):
         if dynamic is not None:
             callbacks.append(DynamicCallback(module.sampling, **dynamic.options))
         root = Path(self.trainer.default_root_dir) / f"supernet_{number}"
-        options = self.trainer.trace_kwargs | {"callbacks": callbacks, "default_root_dir": root}
+        given: dict[str, Any] = self.trainer.trace_kwargs  # type: ignore[attr-defined]
+        options = given | {"callbacks": callbacks, "default_root_dir": root}
         if self.strategy.epochs is not None:
             options["max_epochs"] = self.strategy.epochs
         fit_kwargs = {key: v for key, v in self.fit_kwargs.items() if key != "ckpt_path"}
         return Lightning(module, Trainer(**options), fit_kwargs=fit_kwargs, **self._data)
 
 
-def _callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
-    """The callbacks that the user gave to a trainer."""
+def _callbacks_of(trainer: Any) -> list[pl.Callback]:
+    """The callbacks that the user gave to a traced trainer."""
     given = trainer.trace_kwargs.get("callbacks") or []
     given = [given] if isinstance(given, pl.Callback) else given
     return [c for c in given if not isinstance(c, SamplingCallback | DynamicCallback)]

@@ -49,7 +49,7 @@ class SamplerModule(RandomSamplingLightningModule):
     ) -> None:
         super().__init__(training_module, filter)
         self.distill = distill
-        self.sampling = SamplerSampling(
+        self.sampling: SamplerSampling = SamplerSampling(
             self,
             lambda group_by: build(self, self.sampling.space, group_by),
             several=several,

@@ -156,7 +156,7 @@ def complexity_of(
 
 def _first_inputs(trainer: pl.Trainer) -> torch.Tensor:
     trainer.fit_loop.setup_data()
-    loader = trainer.train_dataloader
+    loader: Any = trainer.train_dataloader
     if isinstance(loader, dict):  # of strategies that train on the validation set as well
         loader = loader["train"]
     batch = next(iter(loader))
@@ -286,7 +286,7 @@ def _cell(module: PathSamplingCell, space: SearchSpace) -> tuple[Count, frozense
     def count(architecture: Architecture) -> int:
         total = fixed(architecture)
         for node, input_label, op_label in picks:
-            (predecessor,) = architecture[input_label]  # type: ignore[misc]
+            predecessor: int = architecture[input_label][0]  # type: ignore[index]
             total += operations[node][predecessor][str(architecture[op_label])](architecture)
         return total
 

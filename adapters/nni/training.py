@@ -261,7 +261,7 @@ class DynamicCallback(pl.Callback):
         if self.training is None or update is None or update is self._logged:
             return
         self._logged = update
-        if (update.step + 1) % trainer.log_every_n_steps:
+        if (update.step + 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         metrics = {"dynamic/lr": float(update.lr[0])}
         for name in ("gamma", "complexity"):

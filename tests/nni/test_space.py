@@ -7,7 +7,7 @@ import pytest
 import torch
 from nni.mutable import Numerical
 from nni.nas.nn.pytorch import ModelSpace
-from nni.nas.strategy import RandomOneShot
+from nni.nas.strategy import Proxyless, RandomOneShot
 
 from nas_dynamic.adapters.nni import activate, search_space, subnet_macs, subnet_parameters
 from nas_dynamic.adapters.nni.space import architecture_of, sample_of
@@ -33,6 +33,24 @@ def test_parameters_and_macs_equal_those_of_the_frozen_subnet(hub):
         if i < 3:
             example = torch.zeros(1, *shape, device="meta")
             assert macs(architecture) == count_macs(copy.deepcopy(subnet).to("meta"), example)
+
+
+@pytest.mark.parametrize("hub", ["NasBench201", "ProxylessNAS"], indirect=True)
+def test_parameters_of_a_proxyless_supernet(hub):
+    model_space = hub[0]()
+    supernet = Proxyless().mutate_model(copy.deepcopy(model_space))
+    parameters = subnet_parameters(supernet)
+    generator = np.random.default_rng(0)
+    for _ in range(6):
+        architecture = search_space(model_space).sample(generator)
+        # Proxyless turns a depth into a choice for each block: here or not.
+        blocks = {
+            label: "1" if int(label[-1]) < architecture[label.split("/")[0]] else "0"
+            for label in search_space(supernet).labels
+            if "/in_repeat_" in label
+        }
+        subnet = model_space.freeze(sample_of(architecture))
+        assert parameters(architecture | blocks) == count_parameters(subnet)
 
 
 def test_bounds_enclose_random_subnets(hub):
