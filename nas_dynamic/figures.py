@@ -80,8 +80,7 @@ def overview(path: Path, arms: Sequence[Arm], truth: Sequence[float] | None = No
         panel.grid(color="0.92", linewidth=0.6)
         panel.set_axisbelow(True)
         if len(arms) > 1:
-            corner = "upper right" if panel is axes[0] else "lower right"
-            panel.legend(loc=corner, framealpha=0.8, edgecolor="none")
+            panel.legend(loc="best", framealpha=0.8, edgecolor="none")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)
 
