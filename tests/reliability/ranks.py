@@ -1,0 +1,149 @@
+"""Ranks of a DDP training with a plain loop: `torchrun … -m tests.reliability.ranks FOLDER`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nas_dynamic import (
+    CaLR,
+    DynamicTraining,
+    FairSampler,
+    MomentumSeparation,
+    SearchSpace,
+    UniformSampler,
+)
+from nas_dynamic.distributed import RankAgreement
+from tests.reference import C_MAX, C_MIN, CHOICES, Mixed, complexity, make_model
+
+STEPS, CUT = 8, 4
+
+EQUAL = ["coast", "freeze", "adamw coast", "adamw freeze", "bucket-view coast", "split coast"]
+"""Scenarios in which ranks must equal one process with the joined batch."""
+APART = ["other-seed coast", "other-weights coast"]
+"""Scenarios in which ranks go apart, and must be stopped."""
+
+
+def joined_batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Images (8, 2, 5, 5) and targets (8,) of all ranks together."""
+    generator = torch.Generator().manual_seed(2)
+    return [
+        (
+            torch.randn(8, 2, 5, 5, generator=generator),
+            torch.randint(3, (8,), generator=generator),
+        )
+        for _ in range(STEPS)
+    ]
+
+
+class Training:
+    """One rank of several, or all of the training."""
+
+    def __init__(self, scenario: str, rank: int = 0, ranks: int = 1) -> None:
+        self.words: Collection[str] = scenario.split()
+        self.rank, self.ranks = rank, ranks
+        self.model = make_model(Mixed)
+        parameters = self.model.parameters()
+        self.optimizer: torch.optim.Optimizer
+        if "adamw" in self.words:
+            # The default eps lets rounding decide the sign of an update where gradients vanish.
+            self.optimizer = torch.optim.AdamW(parameters, lr=0.01, eps=1e-3)
+        else:
+            self.optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=0.01)
+        self.subnets: Any = None
+        self.dynamic = DynamicTraining(
+            self.optimizer,
+            architecture=lambda: self.subnets,
+            calr=CaLR(complexity, total_steps=STEPS, bounds=(C_MIN, C_MAX)),
+            momentum=MomentumSeparation("layer1"),
+            idle="freeze" if "freeze" in self.words else "coast",
+        )
+        space = SearchSpace(CHOICES)
+        seed = rank if "other-seed" in self.words else 0
+        self.sampler: Any = UniformSampler(space, seed)
+        if "split" in self.words:
+            self.sampler = FairSampler(space, seed, group_by="layer1")
+        self.forward: nn.Module = self.model
+        if ranks > 1:
+            self.forward = DistributedDataParallel(
+                self.model,
+                find_unused_parameters=True,
+                gradient_as_bucket_view="bucket-view" in self.words,
+            )
+
+    def train(self, start: int = 0, end: int = STEPS) -> None:
+        for step, batch in list(enumerate(joined_batches()))[start:end]:
+            self.subnets = self.sampler.sample()
+            self.optimizer.zero_grad()
+            self.loss(*batch).backward()
+            self.optimizer.step()
+            if "other-weights" in self.words and self.rank == 1 and step == 3:
+                with torch.no_grad():
+                    self.model.head.bias[0] += 1e-6
+
+    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if "split" not in self.words:
+            size = len(x) // self.ranks
+            mine = slice(self.rank * size, (self.rank + 1) * size)
+            return nn.functional.cross_entropy(self.forward(x[mine], self.subnets), y[mine])
+        # Each rank trains some of the subnets on the whole batch, and tells of all.
+        weights = self.dynamic.loss_weights(self.subnets)
+        losses = [
+            weights[k] * nn.functional.cross_entropy(self.forward(x, self.subnets[k]), y)
+            for k in range(self.rank, len(self.subnets), self.ranks)
+        ]
+        return torch.stack(losses).mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sampler": self.sampler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.sampler.load_state_dict(state["sampler"])
+
+
+def main(folder: Path) -> None:
+    """Train every scenario; what a rank ends with is in FOLDER/SCENARIO.RANK."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    for scenario in EQUAL:
+        training = Training(scenario, rank, ranks)
+        RankAgreement(training.dynamic, every=1)
+        training.train(0, CUT)
+        torch.save(training.state_dict(), folder / f"{scenario}.{rank}.cut")
+        training.train(CUT, STEPS)
+        torch.save(training.state_dict(), folder / f"{scenario}.{rank}")
+    for scenario in APART:
+        training = Training(scenario, rank, ranks)
+        RankAgreement(training.dynamic, every=6)
+        try:
+            training.train()
+        except RuntimeError as error:
+            result = [training.dynamic.updates, str(error)]
+            torch.save(result, folder / f"{scenario}.{rank}")
+    if "--stop" in sys.argv:
+        training = Training("coast", rank, ranks)
+        training.train(0, 2)
+        if rank == 1:
+            os._exit(7)
+        training.train(2, STEPS)
+        torch.save("trained on alone", folder / "stopped.0")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
