@@ -332,6 +332,17 @@ def test_endless_trainer_is_refused(classification):
         fit(dynamic(RandomOneShot()), classification(max_epochs=-1))
 
 
+def test_strategies_work_when_imported_after_the_adapter():
+    """NNI puts a placeholder for its strategies if its internals are imported first."""
+    code = (
+        "from nas_dynamic.adapters.nni import dynamic\n"
+        "from nni.nas.strategy import RandomOneShot\n"
+        "print(type(dynamic(RandomOneShot())).__name__)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "RandomOneShot", result.stderr
+
+
 def test_missing_nni_names_the_extra():
     code = "import sys; sys.modules['nni'] = None; import nas_dynamic.adapters.nni"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
