@@ -24,7 +24,7 @@ def example(monkeypatch):
     train = importlib.import_module("train")
     monkeypatch.setitem(train.PRESETS, "small", train.Preset(4, 1, 2, 8))
     digits = train.digits
-    monkeypatch.setattr(train, "digits", lambda: digits(validation=0.8))
+    monkeypatch.setattr(train, "digits", lambda: digits(validation=0.9))
     yield train
     for name in ("train", "supernet"):
         sys.modules.pop(name)
