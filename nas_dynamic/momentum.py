@@ -10,14 +10,14 @@ import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from nas_dynamic.architecture import Architecture
 from nas_dynamic.calr import name_of
 
-__all__ = ["GroupStates", "MomentumSeparation"]
+__all__ = ["SCHEDULED", "GroupStates", "MomentumSeparation", "Restorable", "is_plain"]
 
 
 class MomentumSeparation:
@@ -71,7 +71,7 @@ class MomentumSeparation:
             key = architecture[self.group_by]
         else:
             key = self.group_by(architecture)
-        if not _is_plain(key):
+        if not is_plain(key):
             raise ValueError(
                 f"a group must be a str, int, float, bool, None or a tuple of those, "
                 f"so that it can be saved; got {key!r}"
@@ -87,7 +87,8 @@ class MomentumSeparation:
 
 
 _ABSENT = object()
-_SCHEDULED = {"params", "lr", "initial_lr"}  # keys of a param group that are no counters
+SCHEDULED = {"params", "lr", "initial_lr"}
+"""Keys of a param group that are no counters."""
 
 
 class GroupStates:
@@ -108,7 +109,6 @@ class GroupStates:
         self._initial: list[dict[str, Any]] = []
         self._counters: dict[Hashable, list[dict[str, Any]]] = {}
         self._before: list[dict[str, Any]] = []
-        self._held: list[dict[str, Any]] = []
         self._meet_param_groups()
 
     def __len__(self) -> int:
@@ -161,29 +161,12 @@ class GroupStates:
             param_groups, self._before, self._initial, strict=True
         ):
             for key, value in param_group.items():
-                if value is not before.get(key, _ABSENT) and key not in _SCHEDULED:
+                if value is not before.get(key, _ABSENT) and key not in SCHEDULED:
                     initial.setdefault(key, before.get(key, _ABSENT))
         self._counters[self.current] = [
             {key: param_group[key] for key in initial if key in param_group}
             for param_group, initial in zip(param_groups, self._initial, strict=True)
         ]
-
-    def hold(self) -> None:
-        """Before a step without gradients: some optimizers count it in `param_groups`."""
-        self._held = [
-            {key: value for key, value in group.items() if key not in _SCHEDULED}
-            for group in self.optimizer.param_groups
-        ]
-        for group, held in zip(self.optimizer.param_groups, self._held, strict=True):
-            group.update(copy.deepcopy(held))
-
-    def release(self) -> None:
-        """After a step without gradients: take the counts back."""
-        for group, held in zip(self.optimizer.param_groups, self._held, strict=False):
-            for key in group.keys() - held.keys() - _SCHEDULED:
-                del group[key]
-            group.update(held)
-        self._held = []
 
     def forget(self, group: Hashable) -> None:
         """Drop the state of the current group, as if it had had no update."""
@@ -201,7 +184,7 @@ class GroupStates:
         for param_group in self.optimizer.param_groups[len(self._initial) :]:
             # A tensor is counted up in place, which `collect` cannot see: what is no
             # hyperparameter is taken for a counter from the start.
-            known = _SCHEDULED | self.optimizer.defaults.keys()
+            known = SCHEDULED | self.optimizer.defaults.keys()
             self._initial.append(
                 {
                     key: value.clone()
@@ -224,6 +207,7 @@ class GroupStates:
 
     def state_dict(self) -> dict[str, Any]:
         """Every group's state, keyed by parameter number as in `Optimizer.state_dict`."""
+        self._meet_param_groups()
         parameters = (p for group in self.optimizer.param_groups for p in group["params"])
         numbers = {parameter: number for number, parameter in enumerate(parameters)}
 
@@ -243,35 +227,64 @@ class GroupStates:
             "current": None if self.current is _ABSENT else [self.current],
         }
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore every group, each as the optimizer's own `load_state_dict` does it."""
+    def read(
+        self, saved: Mapping[str, Any], param_groups: Sequence[Mapping[str, Any]]
+    ) -> Restorable:
+        """What `restore` takes, each state as the optimizer's own `load_state_dict` makes it.
+
+        Args:
+            saved: what `state_dict` gave.
+            param_groups: of the same checkpoint.
+
+        Raises:
+            ValueError: the checkpoint is of another optimizer.
+        """
         # A copy of an optimizer has its class and param groups, but no hooks.
         loader = copy.copy(self.optimizer)
-        param_groups = loader.state_dict()["param_groups"]
 
         def unpacked(state: Mapping[Any, Any]) -> Any:
             loader.load_state_dict({"state": state, "param_groups": param_groups})
             return loader.state
 
-        self._origin = dict(unpacked(saved["origin"]))
-        self._states = {group: unpacked(state) for group, state, _ in saved["groups"]}
-        self._counters = {group: copy.deepcopy(counters) for group, _, counters in saved["groups"]}
-        self._initial = [
-            {key: _ABSENT if value is None else value[0] for key, value in counters.items()}
-            for counters in saved["initial"]
-        ]
-        if saved["current"] is None:
-            self.current = _ABSENT
+        return Restorable(
+            origin=dict(unpacked(saved["origin"])),
+            states={group: unpacked(state) for group, state, _ in saved["groups"]},
+            counters={group: copy.deepcopy(counters) for group, _, counters in saved["groups"]},
+            initial=[
+                {key: _ABSENT if value is None else value[0] for key, value in counters.items()}
+                for counters in saved["initial"]
+            ],
+            current=_ABSENT if saved["current"] is None else saved["current"][0],
+        )
+
+    def restore(self, saved: Restorable) -> None:
+        """Continue from what `read` gave; raises nothing."""
+        self._origin = saved.origin
+        self._states = saved.states
+        self._counters = saved.counters
+        self._initial = saved.initial
+        self.current = saved.current
+        if self.current is _ABSENT:
             self.optimizer.state = self._fresh()
         else:
-            self.current = saved["current"][0]
             self.optimizer.state = self._states[self.current]
             self._write_counters(self._counters[self.current])
 
 
-def _is_plain(key: Any) -> bool:
+class Restorable(NamedTuple):
+    """The groups of a checkpoint, ready to be taken over."""
+
+    origin: dict[Any, Any]
+    states: dict[Hashable, Any]
+    counters: dict[Hashable, list[dict[str, Any]]]
+    initial: list[dict[str, Any]]
+    current: Hashable
+
+
+def is_plain(key: Any) -> bool:
+    """Whether a group key can be saved, and is found again."""
     if isinstance(key, tuple):
-        return all(_is_plain(item) for item in key)
+        return all(is_plain(item) for item in key)
     if type(key) is float and math.isnan(key):
         return False  # it is unequal to itself, and would open a new group at every update
     return key is None or type(key) in (str, int, float, bool)

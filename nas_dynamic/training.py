@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,13 @@ import torch
 
 from nas_dynamic.architecture import Architecture, SearchSpace
 from nas_dynamic.calr import CaLR
-from nas_dynamic.momentum import GroupStates, MomentumSeparation
+from nas_dynamic.gradients import Standstill, all_finite, by_gradient, lend_zeros
+from nas_dynamic.momentum import GroupStates, MomentumSeparation, Restorable
+from nas_dynamic.resume import CHECKPOINT_KEY, Saved, read
 from nas_dynamic.support import check_lookahead, check_supported
 from nas_dynamic.update import Planner, Subnet, Update
 
 __all__ = ["DynamicTraining"]
-
-CHECKPOINT_KEY = "dynamic_training"
 
 _attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
@@ -54,6 +55,11 @@ class DynamicTraining:
             the host's `zero_grad` leaves None or zeros: coasting lends zero gradients for the
             time of the update, freezing drops all gradients after it.
         space: checks every architecture against a space, where given.
+        nonfinite: what a step does whose gradients have an inf or a NaN. `"ignore"`: the update,
+            as without dynamic training. `"raise"`: a FloatingPointError ahead of the update.
+            `"skip"`: no update, and `skipped` counts it. Either of these leaves weights, state
+            and count as they were, and waits for the device once a step. Steps under GradScaler
+            are left to it.
 
     Raises:
         ValueError: the optimizer cannot be attached to, or is attached already.
@@ -82,8 +88,11 @@ class DynamicTraining:
         momentum: MomentumSeparation | None = None,
         idle: Literal["coast", "freeze"] = "coast",
         space: SearchSpace | None = None,
+        nonfinite: Literal["ignore", "raise", "skip"] = "ignore",
     ) -> None:
         check_supported(optimizer, idle)
+        if nonfinite not in ("ignore", "raise", "skip"):
+            raise ValueError(f"nonfinite must be 'ignore', 'raise' or 'skip', got {nonfinite!r}")
         if optimizer in _attached:
             raise ValueError(
                 "dynamic training is attached to this optimizer already; detach() that one first"
@@ -98,10 +107,13 @@ class DynamicTraining:
         self.momentum = momentum
         self.idle = idle
         self.space = space
+        self.nonfinite = nonfinite
         self.updates = 0
         """Number of updates so far: steps that were skipped, or had no gradient, do not count."""
         self.steps = 0
         """Number of training steps so far, t of CaLR: the updates, but for `split`."""
+        self.skipped = 0
+        """Number of steps that were skipped by `nonfinite="skip"`."""
         self.last: Update | None = None
         """What the last update used, for logging."""
         self._planner = Planner(calr, momentum, space)
@@ -112,7 +124,8 @@ class DynamicTraining:
         self._peaks: list[float] = []
         self._pending: _Pending | None = None
         self._closure: Callable[..., Any] | None = None
-        self._saved: dict[str, Any] | None = None
+        self._standstill = Standstill(optimizer)
+        self._loading: tuple[Saved, Restorable | None] | None = None
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -165,10 +178,9 @@ class DynamicTraining:
 
     def _begin(self) -> None:
         param_groups = self.optimizer.param_groups
-        trained, idle = _by_gradient(param_groups)
-        if not trained:
-            if self._states is not None:
-                self._states.hold()
+        trained, idle = by_gradient(param_groups)
+        if not trained or not self._finite(trained):
+            self._standstill.begin(trained)
             return
         update = self._plan(param_groups)
         # Nothing below raises: an error leaves weights, state and count as they were.
@@ -176,8 +188,27 @@ class DynamicTraining:
         new_group = self._states is not None and self._states.switch(update.group)
         for group, lr in zip(param_groups, update.lr, strict=True):
             group["lr"] = lr
-        lent = _lend_zeros(idle) if self.idle == "coast" else []
+        lent = lend_zeros(idle) if self.idle == "coast" else []
         self._pending = _Pending(update, scheduled, trained, lent, new_group)
+
+    def _finite(self, trained: list[torch.Tensor]) -> bool:
+        # GradScaler has looked itself, where it has left this on a fused optimizer.
+        if self.nonfinite == "ignore" or getattr(self.optimizer, "found_inf", None) is not None:
+            return True
+        if all_finite(trained):
+            return True
+        if self.nonfinite == "raise":
+            raise FloatingPointError(
+                f"the gradients of step {self.steps} have an inf or a NaN, of the subnet "
+                f"{self._architecture()}; weights and optimizer are as they were. Lower the lr, "
+                "clip gradients, or pass over such steps by nonfinite='skip'"
+            )
+        self._planner.warn_once(
+            "not finite",
+            f"step {self.steps} is skipped: its gradients have an inf or a NaN, of the subnet "
+            f"{self._architecture()}. DynamicTraining.skipped counts further ones",
+        )
+        return False
 
     def loss_weights(self, architectures: Sequence[Architecture]) -> list[float]:
         """What to multiply the loss of each subnet of the coming update by, before backward.
@@ -276,8 +307,11 @@ class DynamicTraining:
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         pending = self._restore()
         if pending is None:
-            if self._states is not None:
-                self._states.release()
+            taken = self._standstill.end()
+            self.skipped += bool(taken)
+            if self.idle == "freeze":
+                for parameter in taken:
+                    parameter.grad = None
             return
         for parameter, _ in pending.lent:
             parameter.grad = None
@@ -317,6 +351,7 @@ class DynamicTraining:
 
     def _recover(self) -> None:
         """Undo what an update that raised has left."""
+        self._standstill.end()
         pending = self._restore()
         if pending is not None:
             for parameter, zeros in pending.lent:
@@ -333,85 +368,39 @@ class DynamicTraining:
             "momentum": self.momentum and self.momentum.definition(),
         }
 
-    def _save(
-        self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]
-    ) -> dict[str, Any] | None:
-        state_dict[CHECKPOINT_KEY] = {
-            "definition": self._definition(),
-            "updates": self.updates,
-            "steps": self.steps,
-            "parts": list(self._parts),
-            "peaks": list(self._peaks),
-            "groups": None if self._states is None else self._states.state_dict(),
-        }
-        return state_dict
+    def _save(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+        saved = Saved(
+            updates=self.updates,
+            steps=self.steps,
+            skipped=self.skipped,
+            parts=self._parts,
+            peaks=list(self._peaks),
+            groups=None if self._states is None else self._states.state_dict(),
+        )
+        state_dict[CHECKPOINT_KEY] = saved.state_dict(self._definition())
 
     def _check_checkpoint(
         self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]
     ) -> None:
-        saved = state_dict.get(CHECKPOINT_KEY)
-        if saved is None:
-            raise ValueError(
-                "the checkpoint was written without dynamic training; load it into the optimizer "
-                "before DynamicTraining is attached, and every group starts from its state"
-            )
-        differences = _differences(saved["definition"], self._definition())
-        if differences:
-            raise ValueError(
-                "the checkpoint is of another dynamic training: " + "; ".join(differences)
-            )
+        # All that can fail is done here, ahead of any change. A copy of an optimizer has no hooks.
+        empty = {"state": {}, "param_groups": state_dict["param_groups"]}
+        copy.copy(optimizer).load_state_dict(empty)
+        saved = read(state_dict, self._definition())
+        groups = None
+        if self._states is not None and saved.groups is not None:
+            groups = self._states.read(saved.groups, state_dict["param_groups"])
         self._recover()
-        self._saved = saved
+        self._loading = saved, groups
 
     def _load(self, optimizer: torch.optim.Optimizer) -> None:
-        assert self._saved is not None
-        saved, self._saved = self._saved, None
-        self.updates = saved["updates"]
-        self.steps = saved["steps"]
-        self._parts = tuple(saved["parts"])
+        assert self._loading is not None
+        (saved, groups), self._loading = self._loading, None
+        self.updates = saved.updates
+        self.steps = saved.steps
+        self.skipped = saved.skipped
+        self._parts = saved.parts
+        self._peaks = saved.peaks
         self._weighed = []
         self.last = None
-        self._peaks = list(saved["peaks"])
-        if self._states is not None:
-            self._states.load_state_dict(saved["groups"])
-
-
-def _by_gradient(
-    param_groups: list[dict[str, Any]],
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The parameters with a gradient, and those without that could have one."""
-    trained, idle = [], []
-    for group in param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                trained.append(parameter)
-            elif parameter.requires_grad:
-                idle.append(parameter)
-    return trained, idle
-
-
-def _lend_zeros(parameters: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Give each parameter a gradient of zeros; the parameters with their zeros."""
-    if not parameters:
-        return []
-    # One buffer each: foreach SGD with Nesterov adds the momentum into the gradients in place.
-    zeros = [torch.empty_like(parameter) for parameter in parameters]
-    torch._foreach_zero_(zeros)  # one kernel on an accelerator
-    lent = list(zip(parameters, zeros, strict=True))
-    for parameter, gradient in lent:
-        parameter.grad = gradient
-    return lent
-
-
-def _differences(saved: Any, here: Any, path: str = "") -> list[str]:
-    """Where two definitions differ, one sentence each."""
-    if isinstance(saved, dict) and isinstance(here, dict):
-        found = []
-        for key in [*saved, *(key for key in here if key not in saved)]:
-            found += _differences(
-                saved.get(key), here.get(key), f"{path}.{key}" if path else str(key)
-            )
-        return found
-    if saved == here:
-        return []
-    return [f"{path} is {saved} in the checkpoint and {here} here"]
+        if self._states is not None and groups is not None:
+            self._states.restore(groups)

@@ -130,7 +130,8 @@ def test_counters_in_param_groups_belong_to_the_group(optimizer_class: Any, late
     assert states.keys() == ["a", "b"]
 
     restored = GroupStates(optimizer, max_groups=8)
-    restored.load_state_dict(copy.deepcopy(states.state_dict()))
+    saved = copy.deepcopy(states.state_dict())
+    restored.restore(restored.read(saved, optimizer.state_dict()["param_groups"]))
     for group, count in {"a": 4, "b": 2, "new": 0}.items():
         restored.switch(group)
         assert float(optimizer.param_groups[0].get("step", 0)) == already + count

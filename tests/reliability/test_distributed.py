@@ -93,3 +93,16 @@ def test_agreement_needs_a_process_group():
     assert not dist.is_initialized()
     with pytest.raises(RuntimeError, match="init_process_group"):
         RankAgreement(Training("coast").dynamic)
+
+
+def test_lightning_ranks_train_the_same_subnets_and_stay_equal(tmp_path: Path):
+    pytest.importorskip("nni")
+    script = Path(__file__).with_name("lightning_ranks.py")
+    command = [sys.executable, str(script), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    first, second = (torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(RANKS))
+    assert len(first["subnets"]) == 6
+    assert len({tuple(subnet.values()) for subnet in first["subnets"]}) > 1
+    assert first["subnets"] == second["subnets"]
+    assert_identical(first["weights"], second["weights"])
