@@ -146,10 +146,13 @@ def differences(
         here, there = signatures[first], signatures[name]
         for path in [*here, *(path for path in there if path not in here)]:
             if here.get(path) != there.get(path):
-                found.append(
-                    f"{path or 'the model'} is {_shown(models[first], path, path in here)} in "
-                    f"{first!r} and {_shown(models[name], path, path in there)} in {name!r}"
+                one, other = (
+                    _shown(models[key], path, path in signature)
+                    for key, signature in ((first, here), (name, there))
                 )
+                if one == other:
+                    one, other = _differing(here[path], there[path])
+                found.append(f"{path or 'the model'} is {one} in {first!r} and {other} in {name!r}")
     return found
 
 
@@ -165,7 +168,7 @@ def _signatures(module: nn.Module, without: frozenset[str], prefix: str = "") ->
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]
         if tensor is not None
     }
-    found: dict[str, Any] = {prefix: (type(module), own, tensors)}
+    found: dict[str, Any] = {prefix: {"class": type(module), **own, **tensors}}
     for name, child in module.named_children():
         path = f"{prefix}.{name}" if prefix else name
         if path not in without and not isinstance(child, nn.Identity | DropPath):
@@ -184,6 +187,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, functools.partial):
         return (value.func, _plain(value.args), _plain(value.keywords))
     return value if callable(value) and hasattr(value, "__qualname__") else type(value)
+
+
+def _differing(here: Mapping[str, Any], there: Mapping[str, Any]) -> tuple[str, str]:
+    """Attributes of two signatures that are not equal, in words."""
+    keys = [k for k in {**here, **there} if here.get(k) != there.get(k)]
+    shown = (", ".join(f"{k}={sig.get(k)}" for k in keys) for sig in (here, there))
+    return f"of {next(shown)}", f"of {next(shown)}"
 
 
 def _shown(model: nn.Module, path: str, exists: bool) -> str:

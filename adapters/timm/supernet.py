@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import nn
 
+from nas_dynamic.adapters.timm.inheritance import check_weights, crop_into
 from nas_dynamic.adapters.timm.layers import example_images, layer_inputs
 from nas_dynamic.adapters.timm.recipe import Recipe, build, remove_layers
 from nas_dynamic.architecture import Architecture, SearchSpace
@@ -148,7 +149,7 @@ class Supernet:
         self.space.validate(architecture)
         state = weights.state_dict() if isinstance(weights, nn.Module) else weights
         own = self._weights(architecture)
-        _check_weights(own, state, architecture)
+        check_weights(own, state, architecture)
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(state[name])
@@ -158,7 +159,7 @@ class Supernet:
             given = choice[str(architecture[label])]
             for candidate in choice.values():
                 if candidate is not given:
-                    _crop(given.state_dict(), candidate.state_dict())
+                    crop_into(given.state_dict(), candidate.state_dict())
 
     def subnet_parameters(self) -> AdditiveTable:
         """architecture → number of parameters of the stand-alone subnet, by a table, exact."""
@@ -193,6 +194,13 @@ class Supernet:
             return measure_latency(module, x, seconds=seconds)
 
         return _measured_table(self._module, images, measure)
+
+    def reset_classifier(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: timm would build the subnets with the classifier that the supernet had."""
+        raise RuntimeError(
+            "give num_classes where you make the supernet, or reset the classifier of an "
+            "extracted subnet"
+        )
 
     @property
     def _module(self) -> nn.Module:
@@ -305,45 +313,3 @@ def _measured_table(
     return AdditiveTable(
         measure(model, images) - sum(terms[label][c] for label, c in architecture.items()), terms
     )
-
-
-def _check_weights(
-    expected: Mapping[str, torch.Tensor],
-    given: Mapping[str, torch.Tensor],
-    architecture: Architecture,
-) -> None:
-    problems = [f"lacks {name!r}" for name in expected if name not in given]
-    problems += [
-        f"has {name!r}, which the subnet does not" for name in given if name not in expected
-    ]
-    problems += [
-        f"has {name!r} of shape {tuple(given[name].shape)}, the subnet {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in given and given[name].shape != value.shape
-    ]
-    if problems:
-        more = f", and {len(problems) - 3} more differences" if len(problems) > 3 else ""
-        raise ValueError(
-            f"the weights are not those of the subnet {dict(architecture)}: the checkpoint "
-            f"{'; '.join(problems[:3])}{more}. Give the architecture that the checkpoint is of, "
-            "and make the supernet with its num_classes and widths"
-        )
-
-
-@torch.no_grad()
-def _crop(given: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> None:
-    """Write the overlap of each of the given tensors into the other of the same name."""
-    for name, target in other.items():
-        source = given.get(name)
-        if source is None or source.dim() != target.dim():
-            continue
-        here, there = [], []
-        for i, (n, m) in enumerate(zip(target.shape, source.shape, strict=True)):
-            size = min(n, m)
-            first = (n - size) // 2 if i >= 2 else 0
-            here.append(slice(first, first + size))
-            first = (m - size) // 2 if i >= 2 else 0
-            there.append(slice(first, first + size))
-        if target.dim() > 2 and target.shape[2:] != source.shape[2:]:
-            target[tuple(here[:2])] = 0
-        target[tuple(here)] = source[tuple(there)]

@@ -376,6 +376,10 @@ ILLEGAL = {
         ),
         r"'layer2\.0' maps 64×56×56 to 128×28×28 in 'a' and 64×56×56 to 96×28×28 in 'b'",
     ),
+    "models of two drop rates": (
+        lambda: fuse({"a": "resnet18", "b": {"model_name": "seresnet18", "drop_rate": 0.5}}),
+        r"the model is of drop_rate=0\.0 in 'a' and of drop_rate=0\.5 in 'b'",
+    ),
     "equal models": (
         lambda: fuse({"a": "resnet18", "b": "resnet18"}),
         "'a', 'b' differ in none of the 8 layers. Give models that do, or skip=True",
@@ -445,6 +449,11 @@ def test_architectures_and_weights_are_checked():
     with pytest.raises(ValueError, match="Give the architecture that the checkpoint is of"):
         supernet.inherit(weights, wrong)
     assert all(torch.equal(before[k], v) for k, v in supernet.state_dict().items())
+
+
+def test_classifier_cannot_be_reset():
+    with pytest.raises(RuntimeError, match="give num_classes where you make the supernet"):
+        copy.deepcopy(built("MBConv")).reset_classifier(3)
 
 
 def test_arguments_without_an_importable_name_cannot_be_described():
