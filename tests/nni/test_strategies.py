@@ -232,9 +232,15 @@ def test_architecture_steps_of_proxyless_are_left_alone(classification):
     assert all(len(state) == 3 for state in architecture.state.values())
 
 
-@pytest.mark.parametrize("attached", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize(
-    "strategy", [FairOneShot, SandwichOneShot, functools.partial(FewShotOneShot, epochs=1)]
+    ("strategy", "attached"),
+    [
+        (FairOneShot, False),
+        (FairOneShot, True),
+        (SandwichOneShot, True),
+        (functools.partial(FewShotOneShot, epochs=1), True),
+    ],
+    ids=["fair-static", "fair", "sandwich", "few-shot"],
 )
 def test_stopped_and_resumed_equals_straight(strategy, attached, classification, tmp_path):
     def run(stop_at, resume_from=None):
