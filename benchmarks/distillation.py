@@ -36,6 +36,7 @@ def space(classes: int) -> AutoFormer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=4)
     options = parser.parse_args()
     quiet()
@@ -54,7 +55,7 @@ def main() -> None:
                 epochs=options.epochs,
                 seed=seed,
                 optimizer=torch.optim.AdamW,
-                lr=1e-3,
+                lr=options.lr,
                 cosine=True,
             )
             parameters, choices = subnet_parameters(supernet), search_space(supernet)
