@@ -1,0 +1,230 @@
+"""Search for the best subnets of a space, over anything that scores them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nas_dynamic.architecture import Architecture, SearchSpace
+from nas_dynamic.evolution import Evolution
+from nas_dynamic.problem import Limits, Objective, Outcome, Problem, Strategy
+from nas_dynamic.records import RunError
+from nas_dynamic.search_result import Evaluation, SearchResult
+
+__all__ = ["Evaluation", "SearchResult", "search"]
+
+Scorer = Callable[[list[Architecture]], Iterable[Mapping[str, float]]]
+Key = tuple[int, ...]
+
+
+def search(
+    space: SearchSpace,
+    score: Scorer,
+    objectives: Sequence[Objective],
+    *,
+    budget: int,
+    strategy: Strategy | None = None,
+    measures: Mapping[str, Callable[[Architecture], float]] | None = None,
+    at_most: Mapping[str, float] | None = None,
+    at_least: Mapping[str, float] | None = None,
+    patience: int | None = None,
+    until: Callable[[Evaluation], bool] | None = None,
+    path: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    seed: int = 0,
+) -> SearchResult:
+    """Search a space; no architecture is scored twice.
+
+    With `path` every evaluation is appended to a file as soon as it is there. A search that is
+    started again with the same definition repeats its decisions with the values of the file, and
+    goes on where it was stopped, whatever stopped it.
+
+    Args:
+        space: the architectures.
+        score: architectures → for each, in order, name → value, such as the accuracy. A generator
+            is best: values are kept as they come.
+        objectives: what to minimise and maximise, of scored values and measures.
+        budget: greatest number of evaluations, those in the file included.
+        strategy: what to evaluate next; `Evolution()` by default.
+        measures: name → architecture → value, for what is known without scoring.
+        at_most: name → greatest value. Subnets beyond a limit of a measure are never scored;
+            those beyond a limit of a scored value count as infeasible.
+        at_least: name → least value.
+        patience: stop after so many evaluations that left the Pareto set (the best) unchanged.
+        until: stop with the first evaluation for which this holds.
+        path: of the JSON-lines file: the definition, then one evaluation a line.
+        progress: is told how many evaluations are done, and the budget.
+        seed: of the strategy.
+
+    Raises:
+        ValueError: no objective, a budget below 1, limits that no architecture meets, or scores
+            that are too few, lack a name, or are not finite.
+        RunError: the file holds another search.
+    """
+    if not objectives or budget < 1:
+        raise ValueError(f"need objectives and a budget ≥ 1; got {objectives} and {budget}")
+    strategy = strategy or Evolution()
+    problem = Problem(space, objectives, measures or {}, Limits(at_most or {}, at_least or {}))
+    definition = {
+        "space": {label: [str(c) for c in cs] for label, cs in space.choices.items()},
+        "objectives": [objective.description for objective in objectives],
+        "measures": sorted(problem.measures),
+        "limits": repr(problem.limits),
+        "strategy": repr(strategy),
+        "seed": seed,
+    }
+    with _Records(Path(path) if path else None, definition, problem) as records:
+        run = _Run(problem, score, records, budget, patience, until, progress)
+        run.ask(strategy, seed)
+    return SearchResult(objectives, run.evaluations)
+
+
+class _Run:
+    """The loop between a strategy and the scores."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        score: Scorer,
+        records: _Records,
+        budget: int,
+        patience: int | None,
+        until: Callable[[Evaluation], bool] | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.problem, self.score, self.records = problem, score, records
+        self.budget, self.patience, self.until, self.progress = budget, patience, until, progress
+        self.evaluations: list[Evaluation] = []
+        self._told: set[Key] = set()
+        self._front = np.empty((0, len(problem.objectives)))
+        self._unchanged = 0
+
+    def ask(self, strategy: Strategy, seed: int) -> None:
+        """Evaluate what the strategy asks for, until something ends the search."""
+        proposals = strategy(self.problem, seed)
+        encodings = next(proposals, None)
+        while encodings is not None:
+            self.problem.mark(encodings)
+            outcome = self._evaluate([tuple(row) for row in encodings.tolist()])
+            if outcome is None:
+                break
+            try:
+                encodings = proposals.send(outcome)
+            except StopIteration:
+                break
+        proposals.close()
+        # On another machine a strategy may decide otherwise; what was paid for still counts.
+        for key, scored in self.records.scores.items():
+            if key not in self._told:
+                self.evaluations.append(self._evaluation(key, scored))
+
+    def _evaluate(self, keys: list[Key]) -> Outcome | None:
+        """Outcome of a batch; None if the search is over."""
+        known, costs, violations = self.records.scores, [], []
+        new = [key for key in keys if key not in known][: max(0, self.budget - len(known))]
+        scores = iter(self.score([self.problem.space.decode(key) for key in new]) if new else ())
+        new_keys = set(new)
+        for key in keys:
+            if key in new_keys:
+                self.records.add(key, self._scored(scores, len(new)))
+            elif key not in known:
+                return None
+            evaluation = self._evaluation(key, known[key])
+            self.evaluations.append(evaluation)
+            self._told.add(key)
+            costs.append([o.cost(evaluation.values) for o in self.problem.objectives])
+            violations.append(self.problem.limits.violation(evaluation.values))
+            if self.progress:
+                self.progress(len(self.evaluations), self.budget)
+            if self._over(evaluation, np.array(costs[-1])):
+                return None
+        return Outcome(np.array(costs), np.array(violations))
+
+    def _scored(self, scores: Iterator[Mapping[str, float]], asked: int) -> dict[str, float]:
+        try:
+            scored = {name: float(value) for name, value in next(scores).items()}
+        except StopIteration:
+            raise ValueError(f"score gave fewer values than the {asked} subnets asked") from None
+        unusable = {name: value for name, value in scored.items() if not math.isfinite(value)}
+        if unusable:
+            raise ValueError(f"scores must be finite numbers, got {unusable}")
+        return scored
+
+    def _evaluation(self, key: Key, scored: Mapping[str, float]) -> Evaluation:
+        architecture = self.problem.space.decode(key)
+        values = {**scored, **self.problem.measured(architecture)}
+        wanted = {o.name for o in self.problem.objectives if o.value is None}
+        missing = (wanted | self.problem.limits.names) - set(values)
+        if missing:
+            raise ValueError(
+                f"neither the scores nor the measures give {sorted(missing)}; "
+                f"they give {sorted(values)}"
+            )
+        return Evaluation(architecture, values, self.problem.limits.violation(values) == 0)
+
+    def _over(self, evaluation: Evaluation, costs: np.ndarray) -> bool:
+        if evaluation.feasible and not (self._front <= costs).all(1).any():
+            self._front = np.vstack([self._front[~(costs <= self._front).all(1)], costs])
+            self._unchanged = 0
+        else:
+            self._unchanged += 1
+        impatient = self.patience is not None and self._unchanged >= self.patience
+        return impatient or (self.until is not None and self.until(evaluation))
+
+
+class _Records:
+    """Scores by encoding, in memory and, if there is a path, in a file that only grows."""
+
+    def __init__(self, path: Path | None, definition: dict[str, Any], problem: Problem) -> None:
+        self.scores: dict[Key, dict[str, float]] = {}
+        self.problem = problem
+        self._file = None
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "ab+")  # noqa: SIM115, closed by __exit__
+        self._file.seek(0)
+        content = self._file.read()
+        # A line without an end was cut off while it was written.
+        kept = content[: content.rfind(b"\n") + 1]
+        self._file.truncate(len(kept))
+        lines = [json.loads(line) for line in kept.splitlines()]
+        if not lines:
+            self._write(definition)
+            return
+        differing = [key for key in definition if lines[0].get(key) != definition[key]]
+        if differing:
+            self._file.close()
+            raise RunError(
+                f"{path} holds another search: "
+                + "; ".join(f"{k} was {lines[0].get(k)}, is {definition[k]}" for k in differing)
+                + ". Choose another path, or remove the file"
+            )
+        self.scores = {tuple(line["encoding"]): line["scores"] for line in lines[1:]}
+
+    def __enter__(self) -> _Records:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._file:
+            self._file.close()
+
+    def add(self, key: Key, scores: dict[str, float]) -> None:
+        """Keep one evaluation."""
+        self.scores[key] = scores
+        if self._file:
+            architecture = {k: str(v) for k, v in self.problem.space.decode(key).items()}
+            self._write({"architecture": architecture, "encoding": key, "scores": scores})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        assert self._file is not None
+        text = json.dumps(line, ensure_ascii=False, allow_nan=False)
+        self._file.write(text.encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
