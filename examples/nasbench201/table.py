@@ -20,7 +20,7 @@ def main() -> None:
     columns = list(dict.fromkeys(key for runs in results.values() for run in runs for key in run))
     print(f"| sampler | method | seeds | {' | '.join(columns)} |")
     print("|---" * (3 + len(columns)) + "|")
-    for (sampler, method), runs in results.items():
+    for (sampler, method), runs in sorted(results.items()):
         cells = [spread([run[key] for run in runs if key in run]) for key in columns]
         print(f"| {sampler} | {method} | {len(runs)} | {' | '.join(cells)} |")
 
