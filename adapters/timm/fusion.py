@@ -131,10 +131,10 @@ def fuse_models(
         if len(options) > 1:
             choices[path], base[path] = options, chosen
     if not choices:
-        unable = ", and none of them can be left out" if skip else ", or skip=True"
+        able, remedy = (", none of which can be left out", "") if skip else ("", ", or skip=True")
         raise ValueError(
             f"there is nothing to choose: {', '.join(map(repr, models))} differ in none of the "
-            f"{len(paths[host_name])} layers. Give models that do{unable}"
+            f"{len(paths[host_name])} layers{able}. Give models that do{remedy}"
         )
     supernet = make_supernet(host, choices, base, recipe)
     if first != host_name:

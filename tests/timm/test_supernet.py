@@ -386,7 +386,7 @@ ILLEGAL = {
     ),
     "nothing to skip": (
         lambda: fuse("test_resnet", skip=True),
-        "nothing to choose: .* and none of them can be left out",
+        "nothing to choose: .* none of the 4 layers, none of which can be left out",
     ),
     "no models": (lambda: fuse({}), "needs at least one model"),
     "models and names": (
