@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
+
 from nas_dynamic.momentum import is_plain
 
 __all__ = ["CHECKPOINT_KEY", "Saved", "differences", "expect", "read"]
@@ -152,6 +154,13 @@ def differences(saved: Any, here: Any, path: str = "") -> list[str]:
                 saved.get(key), here.get(key), f"{path}.{key}" if path else str(key)
             )
         return found
-    if saved == here:
+    if _same(saved, here):
         return []
     return [f"{path} is {saved} in the checkpoint and {here} here"]
+
+
+def _same(saved: Any, here: Any) -> bool:
+    if isinstance(saved, list | tuple) and isinstance(here, list | tuple):
+        return len(saved) == len(here) and all(map(_same, saved, here))
+    # No definition has a tensor; a damaged one may, and comparing it would give a tensor.
+    return not torch.is_tensor(saved) and saved == here
