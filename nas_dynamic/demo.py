@@ -23,7 +23,7 @@ from nas_dynamic.data import ImageData, batch_loader
 from nas_dynamic.evaluation import evaluate
 from nas_dynamic.experiment import device_of, load_data, run_seed
 from nas_dynamic.figures import Arm, overview
-from nas_dynamic.ranking import Correlation, kendall, spearman
+from nas_dynamic.ranking import Estimate, kendall, spearman
 from nas_dynamic.records import environment, write_json
 from nas_dynamic.standalone import Truth, train_alone
 
@@ -241,7 +241,7 @@ def _mean_tau(compared: Sequence[dict[str, Any]]) -> float | None:
     return None if None in taus else statistics.mean(taus)
 
 
-def _plain(correlation: Correlation) -> dict[str, float | None]:
+def _plain(correlation: Estimate) -> dict[str, float | None]:
     """JSON has no nan."""
     return {k: None if math.isnan(v) else v for k, v in asdict(correlation).items()}
 

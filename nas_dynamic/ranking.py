@@ -1,7 +1,11 @@
-"""How well one ranking of subnets agrees with another."""
+"""How well one ranking of subnets agrees with another, and whether it favours small subnets.
+
+Formulas, ranges and reasons: docs/diagnostics.md.
+"""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,17 +17,27 @@ from nas_dynamic._extras import extra
 with extra("experiment"):
     from scipy import stats
 
-__all__ = ["Correlation", "bootstrap_interval", "kendall", "spearman"]
+__all__ = [
+    "Estimate",
+    "bootstrap_interval",
+    "complexity_bias",
+    "complexity_convergence",
+    "estimate",
+    "kendall",
+    "regret",
+    "spearman",
+    "top_k_recall",
+]
 
 Values = Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
-class Correlation:
-    """A rank correlation with its bootstrap interval.
+class Estimate:
+    """A statistic of a ranking with its interval.
 
     Attributes:
-        value: in [-1, 1]; nan where it is undefined, since one side is constant.
+        value: nan where the statistic is undefined, since one side is constant.
         low: lower end of the interval.
         high: upper end of the interval.
         subnets: number of subnets that it was computed over.
@@ -38,9 +52,7 @@ class Correlation:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def kendall(
-    predicted: Values, true: Values, *, resamples: int = 1000, seed: int = 0
-) -> Correlation:
+def kendall(predicted: Values, true: Values, *, resamples: int = 1000, seed: int = 0) -> Estimate:
     """Kendall's τ-b, with a 95% bootstrap interval over the subnets.
 
     Args:
@@ -56,25 +68,144 @@ def kendall(
         >>> kendall([1, 2, 3, 4], [10, 30, 20, 40]).value
         0.6666666666666669
     """
-    return _correlation(
-        lambda x, y: stats.kendalltau(x, y).statistic, predicted, true, resamples, seed
-    )
+    return estimate(tau, predicted, true, resamples=resamples, seed=seed)
 
 
-def spearman(
-    predicted: Values, true: Values, *, resamples: int = 1000, seed: int = 0
-) -> Correlation:
+def spearman(predicted: Values, true: Values, *, resamples: int = 1000, seed: int = 0) -> Estimate:
     """Spearman's ρ, with a 95% bootstrap interval over the subnets; see `kendall`."""
-    return _correlation(
-        lambda x, y: stats.spearmanr(x, y).statistic, predicted, true, resamples, seed
+    return estimate(rho, predicted, true, resamples=resamples, seed=seed)
+
+
+def top_k_recall(
+    predicted: Values, true: Values, k: int, *, resamples: int = 1000, seed: int = 0
+) -> Estimate:
+    """Share of the k subnets that are predicted best which are among the k truly best.
+
+    In [0, 1]; k / n for a random ranking. Subnets that tie with the k-th truly best one are all
+    among the best; of subnets that are predicted equal each is as likely to be taken.
+
+    Args:
+        predicted: one value for each subnet, more is better.
+        true: the true values, in the same order, more is better.
+        k: from 1 to the number of subnets.
+        resamples: number of bootstrap samples.
+        seed: of the bootstrap.
+
+    Example:
+        >>> top_k_recall([4, 3, 2, 1], [40, 10, 30, 20], k=2).value
+        0.5
+    """
+    if not 1 <= k <= len(true):
+        raise ValueError(f"k must be from 1 to the number of subnets, {len(true)}; got {k}")
+    return estimate(lambda x, y: recall(x, y, k), predicted, true, resamples=resamples, seed=seed)
+
+
+def regret(predicted: Values, true: Values, *, resamples: int = 1000, seed: int = 0) -> Estimate:
+    """What is lost by taking the subnet that is predicted best: best true value − its own.
+
+    Not negative, in the unit of the true values; the mean over subnets that are predicted equal.
+
+    Example:
+        >>> regret([4, 3, 2, 1], [30, 10, 40, 20]).value
+        10.0
+    """
+    return estimate(loss_of_pick, predicted, true, resamples=resamples, seed=seed)
+
+
+def complexity_bias(
+    predicted: Values,
+    true: Values,
+    complexity: Values,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """How much the ranking favours small subnets more than the truth does.
+
+    The part correlation −r(rank predicted, e), where e is what the ranks of the complexity have
+    beyond a linear function of the ranks of the truth. In [−1, 1]: positive, small subnets are
+    ranked too high; 0 for the truth itself, for its reverse, and in expectation for any mixture
+    of the truth with noise that knows nothing of the complexity.
+
+    Args:
+        predicted: one value for each subnet, more is better.
+        true: the true values, in the same order, more is better.
+        complexity: parameters or MACs, in the same order.
+        resamples: number of bootstrap samples.
+        seed: of the bootstrap.
+
+    Returns:
+        nan if the truth orders subnets as the complexity does, or a side is constant.
+    """
+    return estimate(bias, predicted, true, complexity, resamples=resamples, seed=seed)
+
+
+def complexity_convergence(
+    complexity: Values,
+    inherited_loss: Values,
+    standalone_loss: Values,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """Do large subnets lag? Spearman's ρ of the complexity with (inherited − stand-alone) loss.
+
+    In [−1, 1]: positive, large subnets are further from what they reach alone than small ones.
+
+    Args:
+        complexity: parameters or MACs, one value for each subnet.
+        inherited_loss: with the supernet's weights, in the same order.
+        standalone_loss: after training alone, on the same images.
+        resamples: number of bootstrap samples.
+        seed: of the bootstrap.
+    """
+    return estimate(
+        lambda c, inherited, alone: rho(c, inherited - alone),
+        complexity,
+        inherited_loss,
+        standalone_loss,
+        resamples=resamples,
+        seed=seed,
     )
+
+
+def tau(x: np.ndarray, y: np.ndarray) -> float:
+    """The statistic of `kendall`."""
+    return stats.kendalltau(x, y).statistic
+
+
+def rho(x: np.ndarray, y: np.ndarray) -> float:
+    """The statistic of `spearman`."""
+    return stats.spearmanr(x, y).statistic
+
+
+def recall(predicted: np.ndarray, true: np.ndarray, k: int) -> float:
+    """The statistic of `top_k_recall`."""
+    last = np.partition(predicted, -k)[-k]
+    above, tied = predicted > last, predicted == last
+    chance = above + tied * (k - above.sum()) / tied.sum()
+    return float(chance[true >= np.partition(true, -k)[-k]].sum() / k)
+
+
+def loss_of_pick(predicted: np.ndarray, true: np.ndarray) -> float:
+    """The statistic of `regret`."""
+    return float(true.max() - true[predicted == predicted.max()].mean())
+
+
+def bias(predicted: np.ndarray, true: np.ndarray, complexity: np.ndarray) -> float:
+    """The statistic of `complexity_bias`."""
+    p, t, c = (_standard_ranks(values) for values in (predicted, true, complexity))
+    pc, pt, tc = (p * c).mean(), (p * t).mean(), (t * c).mean()
+    unexplained = 1 - tc**2
+    # Rounding leaves some 1e-16 where the two orders are the same, and beyond ±1.
+    if not unexplained > 1e-9:
+        return math.nan
+    return float(np.clip((pt * tc - pc) / np.sqrt(unexplained), -1, 1))
 
 
 def bootstrap_interval(
-    statistic: Callable[[np.ndarray, np.ndarray], float],
-    predicted: np.ndarray,
-    true: np.ndarray,
-    *,
+    statistic: Callable[..., float],
+    *samples: np.ndarray,
     resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
@@ -84,8 +215,9 @@ def bootstrap_interval(
     Resamples in which the statistic is undefined are left out; (nan, nan) if all are.
     """
     generator = np.random.default_rng(seed)
-    drawn = generator.integers(len(true), size=(resamples, len(true)))
-    values = np.array([statistic(predicted[rows], true[rows]) for rows in drawn])
+    count = len(samples[0])
+    drawn = generator.integers(count, size=(resamples, count))
+    values = np.array([statistic(*(sample[rows] for sample in samples)) for rows in drawn])
     values = values[np.isfinite(values)]
     if not len(values):
         return float("nan"), float("nan")
@@ -93,25 +225,40 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def _correlation(
-    statistic: Callable[[np.ndarray, np.ndarray], float],
-    predicted: Values,
-    true: Values,
-    resamples: int,
-    seed: int,
-) -> Correlation:
-    x, y = np.asarray(predicted, dtype=float), np.asarray(true, dtype=float)
-    if x.shape != y.shape or x.ndim != 1:
-        raise ValueError(
-            f"predicted and true must be two lists of one length, got shapes {x.shape}, {y.shape}"
-        )
-    if len(x) < 2:
-        raise ValueError(f"a ranking needs at least 2 subnets, got {len(x)}")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError("predicted and true must be finite; drop the subnets that have no value")
+def estimate(
+    statistic: Callable[..., float],
+    *samples: Values,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """A statistic with its 95% bootstrap interval over the subnets.
+
+    Args:
+        statistic: takes the samples, as arrays.
+        samples: each one value for each subnet, in one order.
+        resamples: number of bootstrap samples.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: lengths differ, fewer than 2 subnets, or a value is not finite.
+    """
+    arrays = [np.asarray(sample, dtype=float) for sample in samples]
+    shapes = [array.shape for array in arrays]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 1:
+        raise ValueError(f"the values of subnets must be lists of one length, got shapes {shapes}")
+    if len(arrays[0]) < 2:
+        raise ValueError(f"a ranking needs at least 2 subnets, got {len(arrays[0])}")
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError("the values must be finite; drop the subnets that have no value")
     with warnings.catch_warnings():
         # A constant side gives nan, as documented; scipy warns of it, in each resample.
         warnings.simplefilter("ignore", stats.ConstantInputWarning)
-        value = float(statistic(x, y))
-        low, high = bootstrap_interval(statistic, x, y, resamples=resamples, seed=seed)
-    return Correlation(value, low, high, len(x))
+        value = float(statistic(*arrays))
+        low, high = bootstrap_interval(statistic, *arrays, resamples=resamples, seed=seed)
+    return Estimate(value, low, high, len(arrays[0]))
+
+
+def _standard_ranks(values: np.ndarray) -> np.ndarray:
+    ranks = stats.rankdata(values)
+    spread = ranks.std()
+    return (ranks - ranks.mean()) / (spread if spread > 0 else math.nan)
