@@ -7,7 +7,17 @@ import importlib
 
 import pytest
 
-MODULES = ["architecture", "calr", "complexity", "momentum", "sampling", "support", "training"]
+MODULES = [
+    "architecture",
+    "calr",
+    "complexity",
+    "momentum",
+    "ranking",
+    "sampling",
+    "support",
+    "tables",
+    "training",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
