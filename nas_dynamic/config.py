@@ -191,7 +191,7 @@ def load(path: str | Path, **overrides: Any) -> Config:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"cannot read the configuration: {error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, a date of month 13
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold keys and values, such as 'epochs: 10'")
@@ -212,7 +212,28 @@ def parse(content: dict[str, Any], source: str = "the configuration") -> Config:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data only; 5e-4 is a number, as in YAML 1.2, and a key may stand only once."""
+    """Plain data only; 5e-4 is a number, as in YAML 1.2, and a key may stand only once.
+
+    No aliases, by which a short file can be of any size, and no deeper than `MAX_DEPTH`.
+    """
+
+    MAX_DEPTH = 20
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        mark = self.peek_event().start_mark
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(
+                None, None, "aliases (*name) are not taken; write the value out", mark
+            )
+        if self._depth == self.MAX_DEPTH:
+            raise yaml.composer.ComposerError(
+                None, None, f"it is nested deeper than {self.MAX_DEPTH} levels", mark
+            )
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
