@@ -151,6 +151,8 @@ class DynamicTraining:
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if torch.compiler.is_compiling():
+            _refuse_compilation()
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is not None and closure is self._closure:
             return None  # a subclass has called super().step(closure), which is hooked as well
@@ -404,3 +406,13 @@ class DynamicTraining:
         self.last = None
         if self._states is not None and groups is not None:
             self._states.restore(groups)
+
+
+@torch.compiler.disable
+def _refuse_compilation() -> None:
+    # A compiled step goes on with the state that it was traced with: the weights come out wrong.
+    raise RuntimeError(
+        "optimizer.step() is compiled, and would not follow the state of each momentum group; "
+        "compile the model, or its forward and backward, and call optimizer.step() outside of "
+        "torch.compile (fused=True makes it fast)"
+    )
