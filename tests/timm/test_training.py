@@ -20,7 +20,15 @@ from torch import nn
 from nas_dynamic import SearchSpace
 from nas_dynamic.adapters.timm import attach, elastic_vit
 from nas_dynamic.sampling import FairSampler, UniformSampler
-from tests.timm.loop import GROUP, Options, batches, tiny_supernet, train, train_by_hand
+from tests.timm.loop import (
+    GROUP,
+    Options,
+    batches,
+    optimizer_for,
+    tiny_supernet,
+    train,
+    train_by_hand,
+)
 
 SWITCHES = {
     "sched_on_updates": (False, True),
@@ -290,7 +298,7 @@ def test_checkpoint_of_another_space_is_refused(tmp_path):
     supernet.space = SearchSpace(
         {label: candidates[:2] for label, candidates in supernet.space.choices.items()}
     )
-    optimizer = create_optimizer_v2(supernet, opt="sgd", lr=0.05)
+    optimizer = optimizer_for(supernet, Options())
     attach(optimizer, supernet)
     with pytest.raises(ValueError, match=r"space\.blocks\.1\.1 is .* in the checkpoint"):
         optimizer.load_state_dict(checkpoint["optimizer"])
