@@ -1,4 +1,4 @@
-"""Long runs of what must not break: `python benchmarks/soak.py`; the short form is in the tests.
+"""Long runs of what must not break: `python -m benchmarks.soak`; the short form is in the tests.
 
 Kills trainings by SIGKILL at random points, and as soon as a checkpoint is being written, resumes
 them, and compares the end with that of an unbroken one, to the bit. Trains with 8 momentum groups

@@ -1,4 +1,4 @@
-"""The command line: `nas-dynamic demo` and `nas-dynamic train`."""
+"""The command line: `nas-dynamic demo`, `nas-dynamic train` and `nas-dynamic doctor`."""
 
 from __future__ import annotations
 
@@ -82,6 +82,13 @@ def _train(options: argparse.Namespace) -> None:
     print(f"Figure and JSON are in {options.out / config.name}")
 
 
+def _doctor(options: argparse.Namespace) -> None:
+    from nas_dynamic.doctor import examine, print_findings
+
+    if not print_findings(examine()):
+        raise RunError("what is broken, and the remedy, stands above")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nas-dynamic", description="Dynamic training of weight-sharing supernets."
@@ -140,6 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=_from(0), nargs="+", help="instead of CONFIG's seeds")
     train.add_argument("--device", help=f"instead of CONFIG's: {DEVICES}")
     train.add_argument("--precision", choices=PRECISIONS, help="instead of CONFIG's")
+
+    doctor = commands.add_parser("doctor", help="print what of this installation works")
+    doctor.set_defaults(command=_doctor)
     return parser
 
 

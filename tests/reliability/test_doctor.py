@@ -1,0 +1,53 @@
+"""`nas-dynamic doctor` on this installation, and on ones that lack something."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nas_dynamic import CaLR
+from nas_dynamic.cli import main
+from nas_dynamic.doctor import examine, print_findings
+
+
+def doctor(first: str = "") -> subprocess.CompletedProcess[str]:
+    code = f"import sys; {first}; from nas_dynamic.cli import main; sys.exit(main(['doctor']))"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_prints_versions_and_what_works(capsys: pytest.CaptureFixture[str]):
+    status = main(["doctor"])
+    lines = capsys.readouterr().out.splitlines()
+    assert status == 0, lines
+    version = torch.__version__.split("+")[0]
+    assert any(line.startswith(f"works    torch: {version}") for line in lines)
+    assert any(line.startswith("works    python: ") for line in lines)
+    assert any(line.startswith("works    update: ") for line in lines)
+
+
+def test_a_missing_framework_is_absent_with_the_remedy():
+    result = doctor("sys.modules['timm'] = None")
+    assert result.returncode == 0, result.stderr
+    (line,) = (x for x in result.stdout.splitlines() if "adapters.timm" in x)
+    assert line.startswith("absent")
+    assert "pip install 'nas-dynamic[timm]'" in line
+
+
+def test_a_broken_framework_is_told_with_the_remedy(tmp_path: Path):
+    (tmp_path / "timm.py").write_text("raise OSError('libsomething.so is missing')")
+    result = doctor(f"sys.path.insert(0, {str(tmp_path)!r})")
+    (line,) = (x for x in result.stdout.splitlines() if "adapters.timm" in x)
+    assert line.startswith("broken")
+    assert "libsomething.so is missing; in a new environment: pip install 'nas-dynamic" in line
+    assert result.returncode == 1
+
+
+def test_wrong_lrs_are_noticed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(CaLR, "factor_of", lambda self, *arguments: 0.25)
+    assert not print_findings(examine())
+    assert "broken   update: the lrs of two updates are [0.25, 0.25]" in capsys.readouterr().out
+    assert main(["doctor"]) == 1
