@@ -264,8 +264,6 @@ def _start(name: str, folder: Path) -> Any:
 
 def _train(name: str, folder: Path) -> None:
     torch.set_num_threads(1)
-    # fsspec, by which Lightning writes, puts the file there that it renames in the end.
-    tempfile.tempdir = str(folder)
     if name in LOOPS:
         LOOPS[name](folder)
 

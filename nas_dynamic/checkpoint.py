@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import warnings
 import zipfile
 import zlib
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from nas_dynamic.records import RunError
 
 __all__ = ["CheckpointError", "load", "save", "verify"]
 
@@ -27,7 +30,7 @@ _UNREADABLE = (
 )
 
 
-class CheckpointError(ValueError):
+class CheckpointError(RunError):
     """A checkpoint file cannot be used; the message says why, and what to do."""
 
 
@@ -50,7 +53,7 @@ def save(path: str | Path, content: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     if path.exists():
-        path.replace(_previous(path))
+        _keep(path)
     temporary.replace(path)
     _sync_folder(path.parent)
 
@@ -110,6 +113,17 @@ def verify(path: str | Path, map_location: Any = None) -> Any:
         ) from error
     except _UNREADABLE as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _keep(path: Path) -> None:
+    """Give a file the name of the one before as well: its own name is never missing."""
+    second = path.with_name(f"{path.name}.previous.tmp")
+    second.unlink(missing_ok=True)
+    try:
+        os.link(path, second)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, second)
+    second.replace(_previous(path))
 
 
 def _previous(path: Path) -> Path:

@@ -23,6 +23,7 @@ from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.strategy import RandomOneShot
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from nas_dynamic.adapters.nni.checkpoint import SafeCheckpoints
 from nas_dynamic.adapters.nni.space import sample_of, search_space, subnet_parameters
 from nas_dynamic.adapters.nni.training import DynamicCallback, dynamic
 from nas_dynamic.architecture import Architecture, SearchSpace
@@ -133,6 +134,7 @@ def train_supernet(
                 callbacks=[trace, *([_every_epoch(folder)] if folder is not None else [])],
                 logger=False,
                 enable_checkpointing=folder is not None,
+                plugins=[SafeCheckpoints()],
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 # Subnets are scored after the training, with BN statistics of their own.

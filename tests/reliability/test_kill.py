@@ -43,7 +43,19 @@ def test_save_keeps_the_one_before(path: Path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.warns(UserWarning, match=r"last\.pt .*cut off.*went back to .*previous"):
         assert checkpoint.load(path) == {"number": 1}
-    path.unlink()  # as between the two renames of a save
+    checkpoint.save(path, {"number": 3})
+    assert checkpoint.load(path) == {"number": 3}
+
+
+def test_save_without_hard_links(path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*arguments: Any) -> None:
+        raise PermissionError("this file system has no hard links")
+
+    monkeypatch.setattr("os.link", refuse)
+    for number in range(3):
+        checkpoint.save(path, {"number": number})
+    assert checkpoint.load(path) == {"number": 2}
+    path.unlink()
     assert checkpoint.load(path) == {"number": 1}
 
 
