@@ -303,10 +303,11 @@ def main() -> None:
             survived = survive(name, options.kills, Path(folder))
         print(name, survived, flush=True)
         results["kills"][name] = asdict(survived)
+        write_json(RESULTS, results)
     if options.updates:
         results["memory"] = measured_memory(options.updates)
         print(results["memory"])
-    write_json(RESULTS, results)
+        write_json(RESULTS, results)
 
 
 if __name__ == "__main__":
