@@ -33,10 +33,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": {
         "width": 0.25,
         "image_size": 32,
-        "strides": (1, 2, 2, 1, 1, 1),
-        "epochs": 15,
-        "batch_size": 64,
-        "lr": 0.05,
+        "strides": (2, 2, 1, 1, 1, 1),
+        "epochs": 40,
+        "batch_size": 32,
+        "opt": "adamw",
+        "lr": 2e-3,
+        "align": True,
     },
     "paper": {
         "width": 1.0,
@@ -44,7 +46,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "strides": (2, 2, 2, 1, 2, 1),
         "epochs": 120,
         "batch_size": 1024,
+        "opt": "sgd",
         "lr": 0.5,
+        "align": False,
     },
 }
 
@@ -70,7 +74,7 @@ def make_supernet(classes: int, args: argparse.Namespace) -> Supernet:
     arch_def = [["ds_r1_k3_s1_e1_c16"]]
     for (channels, layers), stride in zip(STAGES, args.strides, strict=True):
         arch_def.append([f"ir_r{layers}_k3_s{stride}_e6_c{channels}"])
-    return mobile_supernet(
+    supernet = mobile_supernet(
         arch_def,
         kernel=(3, 5, 7),
         expansion=(3, 6),
@@ -79,13 +83,30 @@ def make_supernet(classes: int, args: argparse.Namespace) -> Supernet:
         round_chs_fn=partial(round_channels, multiplier=args.width),
         num_features=round_channels(1280, args.width),
     )
+    if args.align:
+        align(supernet)
+    return supernet
+
+
+def align(supernet: Supernet) -> None:
+    """Start all candidates of a layer alike, and residual layers as the identity.
+
+    Subnets then compute similar features from the first update on, which short trainings need:
+    with independent candidates the small preset has learnt nothing after 500 updates.
+    """
+    largest = supernet.space.largest(supernet.subnet_parameters())
+    model = supernet.extract(largest)
+    for module in model.modules():
+        if getattr(module, "has_skip", False) and hasattr(module, "bn3"):
+            nn.init.zeros_(module.bn3.weight)
+    supernet.inherit(model, largest, crop=True)
 
 
 def train(supernet: Supernet, data: Data, args: argparse.Namespace, dynamic: bool) -> None:
     """The loop of timm's train.py, with one added line."""
     loader = data.loader("train", args.batch_size)
     optimizer = create_optimizer_v2(
-        supernet, opt="sgd", lr=args.lr, momentum=0.9, weight_decay=4e-5
+        supernet, opt=args.opt, lr=args.lr, momentum=0.9, weight_decay=4e-5
     )
     # Both arms draw the same subnets.
     attached = attach(optimizer, supernet, calr=dynamic, momentum=dynamic, seed=args.seed)
@@ -178,7 +199,7 @@ def fine_tune(model: nn.Module, data: Data, args: argparse.Namespace) -> nn.Modu
     """timm's optimizer with layer decay, schedule and EMA, on a plain timm model."""
     loader = data.loader("train", args.batch_size)
     optimizer = create_optimizer_v2(
-        model, opt="sgd", lr=args.lr / 5, momentum=0.9, weight_decay=4e-5, layer_decay=0.9
+        model, opt=args.opt, lr=args.lr / 5, momentum=0.9, weight_decay=4e-5, layer_decay=0.9
     )
     ema = ModelEmaV3(model, decay=0.99, use_warmup=True)
     fit(model, optimizer, loader, args, args.tune_epochs, ema)
@@ -256,7 +277,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--tune-epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--opt", help="an optimizer of timm")
     parser.add_argument("--lr", type=float)
+    parser.add_argument(
+        "--align",
+        action=argparse.BooleanOptionalAction,
+        help="start the candidates of a layer alike; by default in the small preset only",
+    )
     parser.add_argument("--subnets", type=int, default=30, help="random subnets to choose among")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0)
