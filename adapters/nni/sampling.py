@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from nni.mutable.annotation import Constraint
 from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from nni.nas.oneshot.pytorch.sampling import RandomSamplingLightningModule
@@ -59,6 +60,15 @@ class Sampling:
 
     def weigh(self, training: DynamicTraining) -> None:
         """Weigh the losses of an update's subnets by this training; that of one has weight 1."""
+
+    def loss(self, outputs: Any) -> torch.Tensor | None:
+        """The loss of a batch, before it is weighed, from what Lightning says of the batch.
+
+        None where there is no loss, as in a step that was skipped.
+        """
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+        # Lightning divides it by the number of batches of an update.
+        return None if loss is None else loss * self.module.trainer.accumulate_grad_batches
 
     def start(self) -> None:
         """A fit begins."""
@@ -243,6 +253,8 @@ class SamplerSampling(Sampling):
         super().__init__(module)
         self.several = several
         self.loss_weights: Callable[[Sequence[Architecture]], Sequence[float]] = _ones
+        self.losses: Sequence[torch.Tensor] = ()
+        """Of the subnets of the last batch, before they were weighed."""
         self._build = build
         self._space = space
         self._seed = seed
@@ -277,6 +289,10 @@ class SamplerSampling(Sampling):
     def weigh(self, training: DynamicTraining) -> None:
         """Take the weights of the losses from a training."""
         self.loss_weights = training.loss_weights
+
+    def loss(self, outputs: Any) -> torch.Tensor | None:
+        """The mean over the subnets; Lightning knows that of the weighed losses only."""
+        return torch.stack(list(self.losses)).mean() if self.losses else None
 
     def draw(self) -> Sequence[Architecture]:
         """The subnets of the update: those of its first micro-batch."""

@@ -75,6 +75,7 @@ class SamplerModule(RandomSamplingLightningModule):
         architectures = self.sampling.draw()
         weights = self.sampling.loss_weights(architectures)
         losses: list[torch.Tensor] = []
+        weighed: list[torch.Tensor] = []
         with _recorded_outputs(self.model) as outputs:
             for architecture, weight in zip(architectures, weights, strict=True):
                 activate(self.model, architecture)
@@ -82,8 +83,10 @@ class SamplerModule(RandomSamplingLightningModule):
                 loss = result["loss"] if isinstance(result, dict) else result
                 if self.distill and losses:
                     loss = distillation_loss(outputs[-1], outputs[0])
-                losses.append(weight * loss)
-        return torch.stack(losses).mean()
+                losses.append(loss.detach())
+                weighed.append(weight * loss)
+        self.sampling.losses = losses
+        return torch.stack(weighed).mean()
 
 
 def distillation_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:

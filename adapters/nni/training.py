@@ -59,10 +59,8 @@ def dynamic(
     checkpoints, so that a seed gives the same subnets on every rank and after a resume; with
     gradient accumulation the same subnets serve the whole update. The subnets of validation come
     from another generator and never count. ENAS and Proxyless sample by their own policy, which
-    has neither seed nor state here; their architecture steps are left alone. lr, γ and group of
-    the updates are logged to Lightning's loggers, as `dynamic/lr`, `dynamic/gamma`,
-    `dynamic/complexity` (the means over the subnets of an update) and `dynamic/group` (the number
-    of the group, in the order of appearance).
+    has neither seed nor state here; their architecture steps are left alone. What the updates used
+    goes to the loggers of the evaluator's trainer, see `DynamicCallback`.
 
     Args:
         strategy: one that trains sampled subnets: `RandomOneShot`, `ENAS` and `Proxyless` of
@@ -153,7 +151,17 @@ def sampling_factory(
 class DynamicCallback(pl.Callback):
     """Attaches dynamic training to the weight optimizer of an NNI one-shot module.
 
-    `dynamic` adds it to the trainer; its arguments are those of `dynamic`.
+    `dynamic` adds it to the trainer; its arguments are those of `dynamic`. At every
+    `log_every_n_steps`-th update the trainer's loggers get, at the number of the update:
+
+    - `dynamic/lr`: what the update used, with CaLR's factor; of the first param group.
+    - `dynamic/gamma`, `dynamic/complexity`: the means over the subnets of the update.
+    - `dynamic/group`: the number of its momentum group, in the order of appearance.
+    - `dynamic/loss/<group>`: the mean training loss of the updates of each momentum group since
+      the last logging, where it had any. Losses are taken before CaLR weighs them.
+
+    Losses are added up on their device, and read when they are logged. Without a logger nothing
+    is done.
 
     Attributes:
         training: the `DynamicTraining` of the current fit; None before it.
@@ -165,7 +173,8 @@ class DynamicCallback(pl.Callback):
         self.options = options
         self.training: DynamicTraining | None = None
         self.space: SearchSpace | None = None
-        self._logged: Update | None = None
+        self._seen: Update | None = None
+        self._losses = _GroupLosses()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Attach: optimizers are built by now, and their states not yet restored."""
@@ -256,22 +265,77 @@ class DynamicCallback(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Log what the update used, as often as Lightning logs."""
-        update = self.training.last if self.training is not None else None
-        # The batch may have been a micro-batch, or one that trains no weights.
-        if self.training is None or update is None or update is self._logged:
+        training = self.training
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if training is None or not trainer.loggers or not every:
             return
-        self._logged = update
-        if (update.step + 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._losses.begin()
+        self._losses.add(self.sampling.loss(outputs))
+        update = training.last
+        # The batch may have been a micro-batch, or one that trains no weights.
+        if update is None or update is self._seen:
+            return
+        self._seen = update
+        if training.momentum is not None:
+            self._losses.end(update.group)
+        if (update.step + 1) % every:
             return
         metrics = {"dynamic/lr": float(update.lr[0])}
-        for name in ("gamma", "complexity"):
-            values = [getattr(subnet, name) for subnet in update.subnets]
-            if self.training.calr is not None:
+        if training.calr is not None:
+            for name in ("gamma", "complexity"):
+                values = [getattr(subnet, name) for subnet in update.subnets]
                 metrics[f"dynamic/{name}"] = sum(values) / len(values)
-        if self.training.momentum is not None:
-            metrics["dynamic/group"] = self.training.groups.index(update.group)
+        if training.momentum is not None:
+            metrics["dynamic/group"] = training.groups.index(update.group)
+            for group, loss in self._losses.means().items():
+                metrics[f"dynamic/loss/{group}"] = loss
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=update.step)
+
+
+class _GroupLosses:
+    """Mean loss of the updates of each momentum group, kept on the device until it is asked for."""
+
+    def __init__(self) -> None:
+        self._batches = _Mean()
+        self._updates: dict[Hashable, _Mean] = {}
+
+    def begin(self) -> None:
+        """A new update: a former one that was skipped has left the losses of its batches."""
+        self._batches = _Mean()
+
+    def add(self, loss: torch.Tensor | None) -> None:
+        """The loss of a batch of the update at hand."""
+        if loss is not None:
+            self._batches.add(loss.detach().float())
+
+    def end(self, group: Hashable) -> None:
+        """The update has been made."""
+        if self._batches.count:
+            self._updates.setdefault(group, _Mean()).add(self._batches.value)
+
+    def means(self) -> dict[Hashable, float]:
+        """Those since the last call, in one transfer."""
+        updates, self._updates = self._updates, {}
+        if not updates:
+            return {}
+        means = torch.stack([mean.value for mean in updates.values()])
+        return dict(zip(updates, means.tolist(), strict=True))
+
+
+class _Mean:
+    def __init__(self) -> None:
+        self.total: torch.Tensor | float = 0.0
+        self.count = 0
+
+    def add(self, value: torch.Tensor) -> None:
+        self.total = self.total + value
+        self.count += 1
+
+    @property
+    def value(self) -> torch.Tensor:
+        return torch.as_tensor(self.total / self.count)
 
 
 def _weight_optimizer(trainer: pl.Trainer) -> torch.optim.Optimizer:
