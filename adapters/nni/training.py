@@ -15,6 +15,7 @@ from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from nni.nas.oneshot.pytorch.strategy import ENAS, OneShotStrategy, Proxyless, RandomOneShot
 
 from nas_dynamic.adapters.nni import enas
+from nas_dynamic.adapters.nni.losses import GroupLosses
 from nas_dynamic.adapters.nni.sampling import (
     RecordedSampling,
     Sampling,
@@ -174,7 +175,7 @@ class DynamicCallback(pl.Callback):
         self.training: DynamicTraining | None = None
         self.space: SearchSpace | None = None
         self._seen: Update | None = None
-        self._losses = _GroupLosses()
+        self._losses = GroupLosses()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Attach: optimizers are built by now, and their states not yet restored."""
@@ -183,6 +184,7 @@ class DynamicCallback(pl.Callback):
             return
         if self.training is not None:
             self.training.detach()
+        self._losses = GroupLosses()
         self.space = self.sampling.space
         optimizer = _weight_optimizer(trainer)
         complexity = complexity_of(self.options["complexity"], module.model, self.space, trainer)
@@ -292,50 +294,6 @@ class DynamicCallback(pl.Callback):
                 metrics[f"dynamic/loss/{group}"] = loss
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=update.step)
-
-
-class _GroupLosses:
-    """Mean loss of the updates of each momentum group, kept on the device until it is asked for."""
-
-    def __init__(self) -> None:
-        self._batches = _Mean()
-        self._updates: dict[Hashable, _Mean] = {}
-
-    def begin(self) -> None:
-        """A new update: a former one that was skipped has left the losses of its batches."""
-        self._batches = _Mean()
-
-    def add(self, loss: torch.Tensor | None) -> None:
-        """The loss of a batch of the update at hand."""
-        if loss is not None:
-            self._batches.add(loss.detach().float())
-
-    def end(self, group: Hashable) -> None:
-        """The update has been made."""
-        if self._batches.count:
-            self._updates.setdefault(group, _Mean()).add(self._batches.value)
-
-    def means(self) -> dict[Hashable, float]:
-        """Those since the last call, in one transfer."""
-        updates, self._updates = self._updates, {}
-        if not updates:
-            return {}
-        means = torch.stack([mean.value for mean in updates.values()])
-        return dict(zip(updates, means.tolist(), strict=True))
-
-
-class _Mean:
-    def __init__(self) -> None:
-        self.total: torch.Tensor | float = 0.0
-        self.count = 0
-
-    def add(self, value: torch.Tensor) -> None:
-        self.total = self.total + value
-        self.count += 1
-
-    @property
-    def value(self) -> torch.Tensor:
-        return torch.as_tensor(self.total / self.count)
 
 
 def _weight_optimizer(trainer: pl.Trainer) -> torch.optim.Optimizer:
