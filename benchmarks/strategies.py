@@ -103,7 +103,7 @@ def accuracies(
     """Accuracy of subnets on the test images."""
     scores = score_subnets(
         supernet,
-        lambda architecture: activate(supernet, architecture),
+        activate,
         architectures,
         list(batch_loader(data.test, 256)),
         calibration=calibration_batches(data.train, 128, 4),

@@ -190,7 +190,7 @@ def score(
     )
     return score_subnets(
         supernet,
-        lambda architecture: activate(supernet, architecture),
+        activate,
         architectures,
         [(images.to(device), labels.to(device)) for images, labels in validation],
         batch_norm=options.batch_norm,

@@ -88,7 +88,7 @@ def test_scores_are_those_of_the_subnet_recalibrated_alone(supernet):
     architectures = [{"branch": 0}, {"branch": 1}, {"branch": 0}]
     scores = list(
         score_subnets(
-            supernet, supernet.activate, architectures, batches(1), calibration=calibration
+            supernet, Supernet.activate, architectures, batches(1), calibration=calibration
         )
     )
     for score in scores:
@@ -105,7 +105,7 @@ def test_supernet_is_the_same_between_and_after_scores(supernet, batch_norm):
     modes = [module.training for module in supernet.modules()]
     for _ in score_subnets(
         supernet,
-        supernet.activate,
+        Supernet.activate,
         [{"branch": 1}, {"branch": 0}],
         batches(1),
         batch_norm=batch_norm,
@@ -123,7 +123,7 @@ def test_buffers_are_restored_when_scoring_fails(supernet):
     with pytest.raises(RuntimeError, match="channels"):
         list(
             score_subnets(
-                supernet, supernet.activate, [{"branch": 0}], batches(1), calibration=broken
+                supernet, Supernet.activate, [{"branch": 0}], batches(1), calibration=broken
             )
         )
     assert all(torch.equal(value, before[name]) for name, value in supernet.state_dict().items())
@@ -132,7 +132,7 @@ def test_buffers_are_restored_when_scoring_fails(supernet):
 def test_batch_statistics_are_those_of_training_mode(supernet):
     supernet.dropout.p = 0.0
     (score,) = score_subnets(
-        supernet, supernet.activate, [{"branch": 1}], batches(1), batch_norm="batch"
+        supernet, Supernet.activate, [{"branch": 1}], batches(1), batch_norm="batch"
     )
     model = Subnet(supernet, 1).train()
     with torch.no_grad():
@@ -183,7 +183,7 @@ def test_nni_supernet_scores_as_its_frozen_subnet():
     calibration = batches(2)
     for score in score_subnets(
         supernet,
-        lambda a: activate(supernet, a),
+        activate,
         architectures,
         batches(1),
         calibration=calibration,
@@ -212,7 +212,7 @@ def test_nni_supernet_scores_as_its_frozen_subnet():
 )
 def test_what_cannot_be_scored_is_refused(supernet, arguments, message):
     with pytest.raises(ValueError, match=message):
-        list(score_subnets(supernet, supernet.activate, [{"branch": 0}], batches(1), **arguments))
+        list(score_subnets(supernet, Supernet.activate, [{"branch": 0}], batches(1), **arguments))
 
 
 def test_no_image_is_refused(supernet):

@@ -193,7 +193,7 @@ def report(
         own = [a for a in architectures if all(a[k] in v for k, v in space.choices.items())]
         # Its BN keeps no statistics: subnets are scored on those of the batch, as in the paper.
         for score in score_subnets(
-            supernet, supernet.activate, own, validation, batch_norm="batch"
+            supernet, type(supernet).activate, own, validation, batch_norm="batch"
         ):
             accuracies[key_of(score.architecture)] = score.accuracy
     values = [accuracies[key_of(a)] for a in architectures]

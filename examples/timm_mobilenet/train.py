@@ -161,7 +161,7 @@ def search(
     calibration = data.calibration()
     validation = list(data.loader("validation", 256))
     scores = list(
-        score_subnets(supernet, supernet.activate, drawn, validation, calibration=calibration)
+        score_subnets(supernet, type(supernet).activate, drawn, validation, calibration=calibration)
     )
     best = max(scores, key=lambda score: score.accuracy)
 

@@ -97,7 +97,7 @@ def search(
     drawn = [supernet.space.sample(generator) for _ in range(args.subnets)]
     validation = batch_loader(data.validation, 256)
     scores = list(
-        score_subnets(supernet, supernet.activate, drawn, validation, batch_norm="running")
+        score_subnets(supernet, type(supernet).activate, drawn, validation, batch_norm="running")
     )
     accuracies = [score.accuracy for score in scores]
     best = max(scores, key=lambda score: score.accuracy)

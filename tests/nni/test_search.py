@@ -24,7 +24,7 @@ def test_a_search_keeps_what_scoring_alone_gives(tmp_path):
     def score(architectures):
         for scored in score_subnets(
             supernet,
-            lambda architecture: activate(supernet, architecture),
+            activate,
             architectures,
             batches,
             calibration=calibration,
