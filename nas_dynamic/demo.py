@@ -102,6 +102,7 @@ def run_demo(demo: Demo, out: Path, display: Display) -> dict[str, Any]:
     """
     folder = out / "demo"
     configs = [demo.config(dynamic=False), demo.config(dynamic=True)]
+    _begin(folder, configs)
     data = load_data(configs[0].data)
     arms = []
     for config in configs:
@@ -142,6 +143,17 @@ def run_demo(demo: Demo, out: Path, display: Display) -> dict[str, Any]:
     taus = {name: _mean_tau(of_seeds) for name, of_seeds in compared.items()}
     overview(folder / "overview.png", [replace(a, tau=taus[a.name]) for a in arms], truth)
     return summary
+
+
+def _begin(folder: Path, configs: Sequence[Config]) -> None:
+    """Remove the results of an earlier demo, so that a stop leaves none beside new ones."""
+    for name in ("results.json", "overview.png"):
+        (folder / name).unlink(missing_ok=True)
+    for config in configs:
+        for earlier in (folder / config.name).glob("seed-*.json"):
+            earlier.unlink()
+        write_json(folder / config.name / "config.json", config.model_dump(mode="json"))
+        write_json(folder / config.name / "environment.json", environment(device_of(config.device)))
 
 
 def print_results(results: dict[str, Any], console: Console) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import warnings
 from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,9 @@ def run(config: Config, out: Path, display: Display, *, resume: bool = False) ->
     summary = {
         "config": config.model_dump(),
         "environment": environment(device_of(config.device)),
-        "seeds": [{k: v for k, v in result.items() if k != "trace"} for result in results],
+        "seeds": [
+            {k: v for k, v in result.items() if k not in ("trace", "pairs")} for result in results
+        ],
     }
     write_json(folder / "results.json", summary)
     return summary
@@ -119,27 +122,45 @@ def run_seed(
         config, data, seed, progress=display.work(f"train {label}"), folder=checkpoints
     )
     architectures = sample_architectures(trained.space, config.scoring.subnets, config.scoring.seed)
+    macs = _macs(trained, architectures)
     progress = display.work(f"score {label}")
     subnets = []
-    for subnet in score(trained, config, data, architectures):
+    for subnet, subnet_macs in zip(score(trained, config, data, architectures), macs, strict=True):
         subnets.append(
             {
                 "architecture": dict(subnet.architecture),
                 "parameters": trained.parameters(subnet.architecture),
+                "macs": subnet_macs,
                 "accuracy": subnet.accuracy,
                 "loss": subnet.loss,
             }
         )
         progress(len(subnets), len(architectures))
+    trace = trained.trace
     return {
         "seed": seed,
-        "seconds": trained.seconds,
-        "group_by": trained.group_by,
+        "seconds": trace.cost["seconds"],
+        "group_by": trace.group_by,
         "mean_accuracy": statistics.mean(subnet["accuracy"] for subnet in subnets),
         "best": max(subnets, key=lambda subnet: (subnet["accuracy"], -subnet["loss"])),
         "subnets": subnets,
-        "trace": trained.trace,
+        "validation_images": len(data.validation),
+        "cost": trace.cost,
+        "updates": trace.updates,
+        "updates_by_group": dict(trace.groups),
+        "trace": trace.rows,
+        "pairs": trace.pairs,
     }
+
+
+def _macs(trained: TrainedSupernet, architectures: Iterable[Architecture]) -> list[float | None]:
+    """MACs of each architecture; a training is not lost for what torch cannot count."""
+    architectures = list(architectures)
+    try:
+        return [trained.macs(architecture) for architecture in architectures]
+    except RuntimeError as error:  # what torch raises where meta tensors do not do
+        warnings.warn(f"the MACs of subnets are not recorded: {error}", stacklevel=2)
+        return [None] * len(architectures)
 
 
 def load_data(config: DataConfig) -> ImageData:

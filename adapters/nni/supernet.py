@@ -7,7 +7,6 @@ import importlib
 import inspect
 import logging
 import re
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,18 +23,19 @@ from nni.nas.strategy import RandomOneShot
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from nas_dynamic.adapters.nni.checkpoint import SafeCheckpoints
-from nas_dynamic.adapters.nni.space import sample_of, search_space, subnet_parameters
-from nas_dynamic.adapters.nni.training import DynamicCallback, dynamic
+from nas_dynamic.adapters.nni.space import (
+    sample_of,
+    search_space,
+    subnet_macs,
+    subnet_parameters,
+)
+from nas_dynamic.adapters.nni.trace import Progress, Trace
+from nas_dynamic.adapters.nni.training import dynamic
 from nas_dynamic.architecture import Architecture, SearchSpace
 from nas_dynamic.config import Config, ConfigError
 from nas_dynamic.data import ImageData, batch_loader
 
 __all__ = ["Progress", "TrainedSupernet", "build_space", "build_subnet", "train_supernet"]
-
-Progress = Callable[[int, int], None]
-"""Told how much is done, and how much there is to do."""
-
-TRACE_ROWS = 2000
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,15 @@ class TrainedSupernet:
         model: the supernet in NNI's mutated form, on the CPU.
         space: its search space.
         parameters: architecture → number of parameters of that subnet.
-        group_by: what momentum separation grouped subnets by; None without it.
-        trace: what updates used, at most `TRACE_ROWS` of them, evenly spaced; each with step, lr,
-            gamma, group, parameters and loss.
-        seconds: wall time of the training since it was last started.
+        macs: architecture → multiply-accumulates of that subnet for one image.
+        trace: what was recorded of the training.
     """
 
     model: ModelSpace
     space: SearchSpace
     parameters: Callable[[Architecture], int]
-    group_by: str | None
-    trace: list[dict[str, Any]]
-    seconds: float
+    macs: Callable[[Architecture], float]
+    trace: Trace
 
 
 def build_space(config: Config, classes: int) -> ModelSpace:
@@ -120,7 +117,7 @@ def train_supernet(
     """
     pl.seed_everything(seed, verbose=False)
     model_space = build_space(config, data.classes)
-    trace = _Trace(progress)
+    trace = Trace(progress)
     checkpoint = folder / "last.ckpt" if folder is not None else None
     loading = {"seed": seed, "workers": config.data.workers, "loader": DataLoader}
     with _quiet():
@@ -147,18 +144,16 @@ def train_supernet(
         )
         strategy = dynamic(RandomOneShot(), seed=seed, **config.dynamic.model_dump())
         experiment = NasExperiment(model_space, evaluator, strategy)
-        started = time.perf_counter()
         experiment.run()
-        seconds = time.perf_counter() - started
         experiment.stop()
     supernet = strategy.supernet
+    image, _ = data.validation[torch.tensor([0])]
     return TrainedSupernet(
         model=supernet,
         space=search_space(supernet),
         parameters=subnet_parameters(supernet),
-        group_by=trace.group_by,
-        trace=trace.rows,
-        seconds=seconds,
+        macs=subnet_macs(supernet, image),
+        trace=trace,
     )
 
 
@@ -183,52 +178,10 @@ class _Classification(ClassificationModule):
             },
         }
 
-
-class _Trace(pl.Callback):
-    """Records what updates used, and tells the progress."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.rows: list[dict[str, Any]] = []
-        self.group_by: str | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = state_dict["rows"]
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.parameters = subnet_parameters(pl_module.model)
-        self.every = -(-int(trainer.estimated_stepping_batches) // TRACE_ROWS)
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        (attached,) = (c for c in callbacks if isinstance(c, DynamicCallback))
-        self.training = attached.training
-        if self.training.momentum is not None:
-            self.group_by = str(self.training.momentum.group_by)
-
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        update = self.training.last
-        if update.step % self.every:
-            return
-        self.rows.append(
-            {
-                "step": update.step,
-                "lr": float(update.lr[0]),
-                "gamma": update.gamma,
-                "group": None if update.group is None else str(update.group),
-                "parameters": self.parameters(update.architecture),
-                "loss": outputs["loss"].item(),
-            }
-        )
-        self.progress(update.step + 1, int(trainer.estimated_stepping_batches))
+    def on_fit_end(self) -> None:
+        # A run that was stopped while it scored resumes with no epoch left, and so no metric.
+        if self.trainer.callback_metrics:
+            super().on_fit_end()
 
 
 def _space_factory(name: str) -> Callable[..., Any]:

@@ -1,0 +1,140 @@
+"""What a training records: right, bounded, and whole after a stop."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from nas_dynamic.adapters.nni import trace as tracing
+from nas_dynamic.adapters.nni.supernet import train_supernet
+from nas_dynamic.adapters.nni.trace import Trace
+from nas_dynamic.config import parse
+from nas_dynamic.experiment import load_data
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def train(folder=None, progress=lambda done, total: None, **changes):
+    config = parse(
+        {
+            "space": {
+                "name": "NasBench201",
+                "kwargs": {"stem_out_channels": 2, "num_modules_per_stack": 1},
+            },
+            "data": {"name": "digits", "validation": 0.4, "test": 0.8},
+            "batch_size": 27,
+            "device": "cpu",
+        }
+        | changes
+    )
+    return train_supernet(config, load_data(config.data), 0, progress=progress, folder=folder).trace
+
+
+@pytest.fixture
+def small_bounds(monkeypatch):
+    monkeypatch.setattr(tracing, "MAX_ROWS", 8)
+    monkeypatch.setattr(tracing, "MAX_PAIRS", 6)
+    monkeypatch.setattr(tracing, "LEAST_PAIR_DISTANCE", 2)
+
+
+@pytest.mark.parametrize("steps", [5, 31, 90])
+def test_record_is_bounded_and_counts_every_update(steps, small_bounds):
+    trace = train(steps=steps)
+    assert 4 <= len(trace.rows) <= 8
+    assert 2 <= len(trace.pairs) <= 6
+    assert trace.updates == sum(trace.groups.values()) == steps
+    distances = {b["step"] - a["step"] for a, b in zip(trace.rows, trace.rows[1:], strict=False)}
+    assert len(distances) == 1
+    assert trace.rows[-1]["step"] + distances.pop() >= steps
+
+
+def test_bounds_hold_for_any_length(monkeypatch):
+    for total in [1, 9, 10, 11, 1999, 2000, 2001, 2010, 4001, 123_457, 10**7]:
+        every = -(-total // tracing.MAX_ROWS)
+        pair_every = max(tracing.LEAST_PAIR_DISTANCE, -(-total // tracing.MAX_PAIRS))
+        assert len(range(0, total, every)) <= tracing.MAX_ROWS == 2000
+        assert len(range(0, total, pair_every)) <= tracing.MAX_PAIRS == 200
+
+
+def test_pairs_and_groups_against_all_gradients(monkeypatch):
+    monkeypatch.setattr(tracing, "LEAST_PAIR_DISTANCE", 3)
+    seen = []
+
+    class Reference(Trace):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            gradients = {
+                name: p.grad.double().flatten().numpy().copy()
+                for name, p in pl_module.named_parameters()
+                if p.grad is not None
+            }
+            seen.append(gradients)
+            super().on_before_optimizer_step(trainer, pl_module, optimizer)
+
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            super().on_train_batch_end(trainer, pl_module, *args)
+            seen[-1] = (self.training.last.group, seen[-1])
+
+    monkeypatch.setattr("nas_dynamic.adapters.nni.supernet.Trace", Reference)
+    trace = train(steps=20)
+    assert [pair["step"] for pair in trace.pairs] == [0, 3, 6, 9, 12, 15, 18]
+    for pair in trace.pairs:
+        (group, first), (other, second) = seen[pair["step"]], seen[pair["step"] + 1]
+        shared = sorted(first.keys() & second.keys())
+        assert 0 < len(shared) < len(first.keys() | second.keys())
+        a, b = (np.concatenate([g[name] for name in shared]) for g in (first, second))
+        assert pair["groups"] == [group, other]
+        assert pair["cosine"] == pytest.approx(a @ b / np.sqrt((a @ a) * (b @ b)), abs=1e-5)
+    assert trace.groups == Counter(group for group, _ in seen)
+    assert trace.group_by in ("cell/0_3", "cell/0_1", "cell/0_2")
+
+
+def test_without_momentum_separation_there_are_no_groups():
+    trace = train(steps=12, dynamic={"momentum": False})
+    assert (trace.updates, trace.groups, trace.group_by) == (12, {}, None)
+    assert [pair["groups"] for pair in trace.pairs] == [[None, None]] * 2
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_resumed_training_has_the_record_of_an_unbroken_one(tmp_path, small_bounds):
+    straight = train(tmp_path / "straight", epochs=4)
+
+    def stop_in_third_epoch(done, total):
+        if done > total * 5 // 8:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(tmp_path / "stopped", stop_in_third_epoch, epochs=4)
+    resumed = train(tmp_path / "stopped", epochs=4)
+    for name in ("rows", "updates", "groups", "group_by"):
+        assert getattr(resumed, name) == getattr(straight, name), name
+    # A pair that the stop divided is lost, and no other one.
+    assert all(pair in straight.pairs for pair in resumed.pairs)
+    assert len(straight.pairs) - len(resumed.pairs) <= 1
+
+    # All epochs were done, and only the scores were not: nothing is trained or counted again.
+    again = train(tmp_path / "stopped", epochs=4)
+    assert (again.rows, again.updates, again.group_by) == (
+        resumed.rows,
+        resumed.updates,
+        resumed.group_by,
+    )
+    assert again.cost["seconds"] <= resumed.cost["seconds"]
+
+
+def test_a_loss_that_is_not_finite_is_none():
+    trace = train(steps=12, optimizer={"kwargs": {"lr": 1e30, "momentum": 0.9}})
+    assert trace.rows[0]["loss"] > 0
+    assert trace.rows[-1]["loss"] is None
+    assert all(np.isfinite(pair["cosine"]) for pair in trace.pairs)
