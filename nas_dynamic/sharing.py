@@ -15,28 +15,28 @@ from nas_dynamic.architecture import Architecture
 
 __all__ = ["SharedLayers"]
 
+MEMORY = 2 * 2**30
+"""Bytes of outputs that are kept at most."""
+
 
 class SharedLayers:
     """Computes a layer once for consecutive subnets that agree on all choices up to it.
 
     Forward passes inside of its context are in evaluation mode, over the same tensors for every
     subnet. What a layer put out for a subnet is kept, as a copy, only if the next subnet
-    can use it; a layer that does not fit into the memory is computed again.
+    can use it; what does not fit into `MEMORY` is computed again.
 
     Args:
         model: the supernet.
         layers: path of a module → labels that decide it, in the order in which they compute. The
             input of a layer must depend on no other labels than its own and those of the layers
             before it.
-        memory: bytes of outputs to keep at most.
 
     Raises:
         ValueError: the model has no module of that path.
     """
 
-    def __init__(
-        self, model: nn.Module, layers: Mapping[str, Collection[str]], memory: int = 2 * 2**30
-    ) -> None:
+    def __init__(self, model: nn.Module, layers: Mapping[str, Collection[str]]) -> None:
         modules = dict(model.named_modules())
         missing = [path for path in layers if path not in modules]
         if missing:
@@ -44,7 +44,7 @@ class SharedLayers:
         self._model = model
         self._modules = [modules[path] for path in layers]
         self._labels = [tuple(labels) for labels in layers.values()]
-        self._free = memory
+        self._free = MEMORY
         self._held: Counter[int] = Counter()  # layer → bytes
         self._admitted: dict[tuple[int, str], bool] = {}
         self._outputs: dict[tuple[Any, ...], torch.Tensor] = {}

@@ -146,6 +146,16 @@ class ElasticVisionTransformer(VisionTransformer):
         self._architecture = dict(architecture)
         self._select(architecture)
 
+    @property
+    def layers(self) -> dict[str, tuple[str, ...]]:
+        """Layers in the order in which they compute, and the labels that decide each.
+
+        For `nas_dynamic.evaluation.score_subnets`, which computes once what subnets share.
+        """
+        width = tuple(label for label in self.space.labels if label == "embed_dim")
+        blocks = enumerate(self._vit_space.layer_labels)
+        return {"patch_embed": width} | {f"blocks.{i}": (*own.values(),) for i, own in blocks}
+
     def describe(self, architecture: Architecture) -> Recipe:
         """How timm builds the subnet, as JSON values; see `nas_dynamic.adapters.timm.recipe`.
 

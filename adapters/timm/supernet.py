@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NoReturn, cast
 
@@ -91,6 +92,21 @@ class Supernet:
             for label in self.space.labels
         }
 
+    @property
+    def layers(self) -> dict[str, tuple[str, ...]]:
+        """Layers in the order in which they compute, and the label that decides each, if any.
+
+        For `nas_dynamic.evaluation.score_subnets`, which computes once what subnets share.
+        """
+        # Paths of layers that are no choice differ from those that are in numbers only.
+        like_choices = re.compile(
+            "|".join({re.sub(r"\d+", r"\\d+", re.escape(label)) for label in self.space.labels})
+        )
+        stem = (getattr(self, "pretrained_cfg", None) or {}).get("first_conv")
+        paths = [path for path, _ in self._module.named_modules() if like_choices.fullmatch(path)]
+        layers = {path: (path,) if path in self.space.choices else () for path in paths}
+        return {stem: (), **layers} if isinstance(stem, str) else layers
+
     def extract(self, architecture: Architecture) -> nn.Module:
         """A stand-alone model of the subnet, with a copy of its weights.
 
@@ -105,7 +121,9 @@ class Supernet:
             return self._dissected(architecture)
         reference = next(self._module.parameters())
         model = build(self._recipe(architecture)).to(reference.device, reference.dtype)
-        model.load_state_dict(self._weights(architecture), strict=True)
+        # Clones keep the memory format, which decides the kernels and so the last bit.
+        weights = {name: tensor.clone() for name, tensor in self._weights(architecture).items()}
+        model.load_state_dict(weights, strict=True, assign=True)
         for name in ("pretrained_cfg", "default_cfg"):
             if hasattr(self, name):
                 setattr(model, name, copy.deepcopy(getattr(self, name)))
