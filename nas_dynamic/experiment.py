@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import warnings
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from nas_dynamic.data import (
 from nas_dynamic.evaluation import Score, score_subnets
 from nas_dynamic.figures import Arm, overview
 from nas_dynamic.records import RunError, environment, write_json
+from nas_dynamic.score_file import digest, kept_scores
 
 __all__ = [
     "device_of",
@@ -42,12 +43,14 @@ __all__ = [
     "score",
 ]
 
+Key = tuple[tuple[str, Hashable], ...]
+
 
 def run(config: Config, out: Path, display: Display, *, resume: bool = False) -> dict[str, Any]:
     """Train and score every seed of a configuration, in the folder `out / config.name`.
 
-    The folder holds config.json and environment.json from the start; of each seed last.ckpt and
-    result.json; results.json and overview.png at the end.
+    The folder holds config.json and environment.json from the start; of each seed last.ckpt,
+    scores.jsonl and result.json; results.json and overview.png at the end.
 
     Args:
         config: what to run.
@@ -124,18 +127,20 @@ def run_seed(
     architectures = sample_architectures(trained.space, config.scoring.subnets, config.scoring.seed)
     macs = _macs(trained, architectures)
     progress = display.work(f"score {label}")
-    subnets = []
-    for subnet, subnet_macs in zip(score(trained, config, data, architectures), macs, strict=True):
-        subnets.append(
-            {
-                "architecture": dict(subnet.architecture),
-                "parameters": trained.parameters(subnet.architecture),
-                "macs": subnet_macs,
-                "accuracy": subnet.accuracy,
-                "loss": subnet.loss,
-            }
-        )
-        progress(len(subnets), len(architectures))
+    scores: dict[Key, Score] = {}
+    for scored in score(trained, config, data, architectures, folder=checkpoints):
+        scores[tuple(scored.architecture.items())] = scored
+        progress(len(scores), len(architectures))
+    subnets = [
+        {
+            "architecture": architecture,
+            "parameters": trained.parameters(architecture),
+            "macs": subnet_macs,
+            "accuracy": scores[tuple(architecture.items())].accuracy,
+            "loss": scores[tuple(architecture.items())].loss,
+        }
+        for architecture, subnet_macs in zip(architectures, macs, strict=True)
+    ]
     trace = trained.trace
     return {
         "seed": seed,
@@ -200,24 +205,46 @@ def score(
     trained: TrainedSupernet,
     config: Config,
     data: ImageData,
-    architectures: Iterable[Architecture],
+    architectures: Sequence[Architecture],
+    *,
+    folder: Path | None = None,
 ) -> Iterator[Score]:
-    """Score subnets of a trained supernet on the validation images, one after the other."""
+    """Score subnets of a trained supernet on the validation images, in any order.
+
+    Args:
+        trained: the supernet.
+        config: of the run.
+        data: of the run.
+        architectures: the subnets.
+        folder: scores are kept in its scores.jsonl, and those that are there are not made again.
+    """
     options, device = config.scoring, device_of(config.device)
     supernet = trained.model.to(device)
-    validation = batch_loader(data.validation, options.batch_size, workers=config.data.workers)
-    calibration = calibration_batches(
-        data.train, config.batch_size, options.calibration_batches, options.seed
-    )
-    return score_subnets(
-        supernet,
-        activate,
-        architectures,
-        [(images.to(device), labels.to(device)) for images, labels in validation],
-        batch_norm=options.batch_norm,
-        calibration=[(images.to(device), labels.to(device)) for images, labels in calibration],
-        precision=config.precision,
-    )
+
+    def score_missing(missing: Iterable[Architecture]) -> Iterator[Score]:
+        loader = batch_loader(data.validation, options.batch_size, workers=config.data.workers)
+        return score_subnets(
+            supernet,
+            activate,
+            missing,
+            loader,
+            batch_norm=options.batch_norm,
+            calibration=calibration_batches(
+                data.train, config.batch_size, options.calibration_batches, options.seed
+            ),
+            precision=config.precision,
+        )
+
+    if folder is None:
+        return score_missing(architectures)
+    depends_on = {
+        "supernet": digest(supernet),
+        "scoring": options.model_dump(mode="json"),
+        "data": config.data.model_dump(mode="json"),
+        "batch_size": config.batch_size,
+        "precision": config.precision,
+    }
+    return kept_scores(folder / "scores.jsonl", depends_on, architectures, score_missing)
 
 
 def _open(folder: Path, config: Config, resume: bool) -> None:

@@ -1,4 +1,4 @@
-"""What runs leave on disk: JSON that is either there in full or not at all."""
+"""What runs leave on disk: JSON that is there in full or not at all, and files that only grow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["RunError", "environment", "write_json"]
+__all__ = ["Journal", "RunError", "environment", "write_json"]
 
 PACKAGES = ("nas-dynamic", "torch", "torchvision", "numpy", "nni", "pytorch-lightning")
 
@@ -26,6 +26,73 @@ def write_json(path: Path, content: Any) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+class Journal:
+    """A file of JSON lines that only grows: a definition, then results as they come.
+
+    After a stop at any point the next start has every line that was appended: a line that was cut
+    off while it was written is dropped.
+
+    Args:
+        path: of the file, which is made if it is not there.
+        definition: whatever decides the results, as plain data.
+        kind: of the results, for messages.
+
+    Attributes:
+        lines: what was appended so far, by earlier starts as well.
+
+    Raises:
+        RunError: the file has another definition, or is no journal. It is left as it is.
+    """
+
+    def __init__(self, path: str | Path, definition: dict[str, Any], kind: str) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "ab+")  # noqa: SIM115, closed by close()
+        try:
+            self.lines = self._read(path, definition, kind)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _read(self, path: Path, definition: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+        self._file.seek(0)
+        content = self._file.read()
+        kept = content[: content.rfind(b"\n") + 1]
+        try:
+            lines = [json.loads(line) for line in kept.splitlines()]
+            known = lines[0] if lines else {}
+            differing = [key for key in definition if lines and known.get(key) != definition[key]]
+        except (ValueError, AttributeError) as error:
+            raise RunError(
+                f"{path} does not hold a {kind}: {error}. Choose another path, or remove the file"
+            ) from None
+        if differing:
+            raise RunError(
+                f"{path} holds another {kind}: "
+                + "; ".join(f"{k} was {known.get(k)}, is {definition[k]}" for k in differing)
+                + ". Choose another path, or remove the file"
+            )
+        self._file.truncate(len(kept))
+        if not lines:
+            self._write(definition)
+        return lines[1:]
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Keep plain data; it is on the disk when this returns."""
+        self.lines.append(line)
+        self._write(line)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        text = json.dumps(line, ensure_ascii=False, allow_nan=False)
+        self._file.write(text.encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import numpy as np
 from nas_dynamic.architecture import Architecture, SearchSpace
 from nas_dynamic.evolution import Evolution
 from nas_dynamic.problem import Limits, Objective, Outcome, Problem, Strategy
-from nas_dynamic.records import RunError
+from nas_dynamic.records import Journal
 from nas_dynamic.search_result import Evaluation, SearchResult
 
 __all__ = ["Evaluation", "SearchResult", "search"]
@@ -79,7 +77,7 @@ def search(
         "strategy": repr(strategy),
         "seed": seed,
     }
-    with _Records(Path(path) if path else None, definition, problem) as records:
+    with _Records(path, definition, problem) as records:
         run = _Run(problem, score, records, budget, patience, until, progress)
         run.ask(strategy, seed)
     return SearchResult(objectives, run.evaluations)
@@ -181,50 +179,26 @@ class _Run:
 class _Records:
     """Scores by encoding, in memory and, if there is a path, in a file that only grows."""
 
-    def __init__(self, path: Path | None, definition: dict[str, Any], problem: Problem) -> None:
-        self.scores: dict[Key, dict[str, float]] = {}
+    def __init__(
+        self, path: str | Path | None, definition: dict[str, Any], problem: Problem
+    ) -> None:
         self.problem = problem
-        self._file = None
-        if path is None:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "ab+")  # noqa: SIM115, closed by __exit__
-        self._file.seek(0)
-        content = self._file.read()
-        # A line without an end was cut off while it was written.
-        kept = content[: content.rfind(b"\n") + 1]
-        self._file.truncate(len(kept))
-        lines = [json.loads(line) for line in kept.splitlines()]
-        if not lines:
-            self._write(definition)
-            return
-        differing = [key for key in definition if lines[0].get(key) != definition[key]]
-        if differing:
-            self._file.close()
-            raise RunError(
-                f"{path} holds another search: "
-                + "; ".join(f"{k} was {lines[0].get(k)}, is {definition[k]}" for k in differing)
-                + ". Choose another path, or remove the file"
-            )
-        self.scores = {tuple(line["encoding"]): line["scores"] for line in lines[1:]}
+        self.journal = Journal(path, definition, "search") if path else None
+        lines = self.journal.lines if self.journal else []
+        self.scores: dict[Key, dict[str, float]] = {
+            tuple(line["encoding"]): line["scores"] for line in lines
+        }
 
     def __enter__(self) -> _Records:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._file:
-            self._file.close()
+        if self.journal:
+            self.journal.close()
 
     def add(self, key: Key, scores: dict[str, float]) -> None:
         """Keep one evaluation."""
         self.scores[key] = scores
-        if self._file:
+        if self.journal:
             architecture = {k: str(v) for k, v in self.problem.space.decode(key).items()}
-            self._write({"architecture": architecture, "encoding": key, "scores": scores})
-
-    def _write(self, line: dict[str, Any]) -> None:
-        assert self._file is not None
-        text = json.dumps(line, ensure_ascii=False, allow_nan=False)
-        self._file.write(text.encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+            self.journal.append({"architecture": architecture, "encoding": key, "scores": scores})
