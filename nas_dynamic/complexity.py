@@ -24,6 +24,7 @@ __all__ = [
     "count_parameters",
     "lookup",
     "measure_latency",
+    "relative_errors",
 ]
 
 Complexity = Callable[[Architecture], float]
@@ -90,6 +91,15 @@ def measure_latency(model: nn.Module, *inputs: Any, seconds: float = 0.2) -> flo
         model.train(training)
 
 
+def relative_errors(
+    table: Complexity, space: SearchSpace, complexity: Complexity, samples: int, seed: int
+) -> np.ndarray:
+    """Relative errors, table / complexity − 1, on random architectures; shape (samples,)."""
+    generator = np.random.default_rng(seed)
+    drawn = [space.sample(generator) for _ in range(samples)]
+    return np.array([table(a) / complexity(a) - 1 for a in drawn])
+
+
 class AdditiveTable:
     """Complexity as a constant plus one term for each choice: a look-up of a few microseconds.
 
@@ -138,9 +148,7 @@ class AdditiveTable:
         self, space: SearchSpace, complexity: Complexity, samples: int = 32, seed: int = 0
     ) -> np.ndarray:
         """Relative errors, table / complexity − 1, on random architectures; shape (samples,)."""
-        generator = np.random.default_rng(seed)
-        drawn = [space.sample(generator) for _ in range(samples)]
-        return np.array([self(a) / complexity(a) - 1 for a in drawn])
+        return relative_errors(self, space, complexity, samples, seed)
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON. Candidates are saved as JSON values: tuples become lists."""

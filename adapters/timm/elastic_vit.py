@@ -19,7 +19,7 @@ from nas_dynamic.adapters.timm.vit_builder import ATTENTIONS, constructor_argume
 from nas_dynamic.adapters.timm.vit_space import BlockShape, VitSpace
 from nas_dynamic.adapters.timm.vit_table import BlockTable
 from nas_dynamic.architecture import Architecture, SearchSpace
-from nas_dynamic.complexity import count_macs, count_parameters
+from nas_dynamic.complexity import count_macs, count_parameters, measure_latency
 
 __all__ = ["ElasticVisionTransformer", "elastic_vit"]
 
@@ -206,6 +206,21 @@ class ElasticVisionTransformer(VisionTransformer):
         image = torch.empty(1, self.in_chans, *size, device="meta")
         return self.subnet_table(lambda subnet: count_macs(subnet, image))
 
+    def subnet_latency(self, images: torch.Tensor, *, seconds: float = 0.2) -> BlockTable:
+        """architecture → milliseconds for a batch of images, by a table of measured blocks.
+
+        Blocks that are measured in small models do not add up to a large one exactly:
+        `BlockTable.errors` tells by how much they fail. `save` keeps the table, since measuring
+        takes long.
+
+        Args:
+            images: the batch, on the device to measure on.
+            seconds: time to measure each block for.
+        """
+        return self.subnet_table(
+            lambda subnet: measure_latency(subnet, images, seconds=seconds), images.device
+        )
+
     def subnet_table(
         self, measure: Callable[[nn.Module], float], device: torch.device | str = "meta"
     ) -> BlockTable:
@@ -213,14 +228,14 @@ class ElasticVisionTransformer(VisionTransformer):
 
         Args:
             measure: the complexity of a stand-alone subnet of one or two blocks.
-            device: where those are built: a real one for latency.
+            device: where those are built.
         """
 
         def measure_blocks(embed_dim: int, blocks: Sequence[BlockShape]) -> float:
             recipe = self._recipe(embed_dim, blocks)
             return measure(_build(recipe, device=device))
 
-        return BlockTable(self._vit_space, measure_blocks)
+        return BlockTable.measure(self._vit_space, measure_blocks)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
