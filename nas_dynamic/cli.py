@@ -1,4 +1,4 @@
-"""The command line: `nas-dynamic demo`, `nas-dynamic train` and `nas-dynamic doctor`."""
+"""The command line: `nas-dynamic demo`, `train`, `compare`, …"""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ dynamic training from the same seeds, on the same subnets, for as many updates. 
 of subnets with the weights that they inherit, trains each of them alone, and prints how well
 the one ranks the other. Nothing is downloaded. Results go to OUT/demo, over those of an earlier
 demo; the accuracies of subnets trained alone are kept in OUT for the next one."""
+
+COMPARE = """\
+Answers whether dynamic training helps on the space and data of CONFIG, with an interval: trains
+its supernet as usual and as CONFIG says, from the same seeds, on the same subnets, for as many
+updates; scores a sample of subnets, trains each of them alone as the truth, and prints the
+differences over the seeds. Results go to OUT/NAME-compare. Start it again to go on after a stop,
+or with more seeds: what is there is kept. CONFIG is as for train; its seeds are not used."""
 
 TRAIN = """\
 Trains the supernet that CONFIG describes (model space, data, optimizer, dynamic options, budget,
@@ -82,6 +89,25 @@ def _train(options: argparse.Namespace) -> None:
     print(f"Figure and JSON are in {options.out / config.name}")
 
 
+def _compare(options: argparse.Namespace) -> None:
+    from nas_dynamic.compare import compare, print_comparison
+    from nas_dynamic.config import load
+    from nas_dynamic.console import Display
+
+    config = load(options.config, device=options.device, precision=options.precision)
+    scoring = config.scoring.model_copy(update={"subnets": options.subnets})
+    with Display() as display:
+        comparison = compare(
+            config.model_copy(update={"scoring": scoring}),
+            options.out,
+            display,
+            seeds=sorted(set(options.seed)),
+            alone_epochs=options.alone_epochs,
+        )
+    print_comparison(comparison, display.console)
+    print(f"Runs and JSON are in {options.out / (config.name + '-compare')}")
+
+
 def _doctor(options: argparse.Namespace) -> None:
     from nas_dynamic.doctor import examine, print_findings
 
@@ -142,11 +168,39 @@ def _parser() -> argparse.ArgumentParser:
         help="train and score the supernet of a configuration file",
     )
     train.set_defaults(command=_train)
-    train.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
     train.add_argument("--resume", action="store_true", help="go on with the run in OUT/NAME")
     train.add_argument("--seed", type=_from(0), nargs="+", help="instead of CONFIG's seeds")
-    train.add_argument("--device", help=f"instead of CONFIG's: {DEVICES}")
-    train.add_argument("--precision", choices=PRECISIONS, help="instead of CONFIG's")
+
+    compare = commands.add_parser(
+        "compare",
+        parents=[common],
+        formatter_class=formatter,
+        description=COMPARE,
+        help="measure whether dynamic training helps, over paired seeds",
+    )
+    compare.set_defaults(command=_compare)
+    compare.add_argument(
+        "--seed",
+        type=_from(0),
+        nargs="+",
+        default=[0, 1, 2, 3, 4],
+        help="seeds of the supernets (default: 0 1 2 3 4)",
+    )
+    for name, default, least, text in (
+        ("--subnets", 30, 3, "that are scored, and trained alone"),
+        ("--alone-epochs", 10, 1, "of each subnet that is trained alone"),
+    ):
+        compare.add_argument(
+            name,
+            type=_from(least),
+            default=default,
+            metavar="N",
+            help=f"{text} (default: {default})",
+        )
+    for command in (train, compare):
+        command.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
+        command.add_argument("--device", help=f"instead of CONFIG's: {DEVICES}")
+        command.add_argument("--precision", choices=PRECISIONS, help="instead of CONFIG's")
 
     doctor = commands.add_parser("doctor", help="print what of this installation works")
     doctor.set_defaults(command=_doctor)

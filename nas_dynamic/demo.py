@@ -10,22 +10,18 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from nas_dynamic.adapters.nni.supernet import build_subnet
 from nas_dynamic.architecture import Architecture
+from nas_dynamic.compare import stand_alone
 from nas_dynamic.config import Config, parse
 from nas_dynamic.console import Display
-from nas_dynamic.data import ImageData, batch_loader
-from nas_dynamic.evaluation import evaluate
 from nas_dynamic.experiment import device_of, load_data, run_seed
 from nas_dynamic.figures import Arm, overview
 from nas_dynamic.ranking import Estimate, kendall, spearman
 from nas_dynamic.records import environment, write_json
-from nas_dynamic.standalone import Truth, train_alone
 
 __all__ = ["Demo", "print_results", "run_demo"]
 
@@ -112,9 +108,8 @@ def run_demo(demo: Demo, out: Path, display: Display) -> dict[str, Any]:
             write_json(folder / config.name / f"seed-{seed}.json", results[-1])
         arms.append(Arm(config.name, results))
     subnets = arms[0].results[0]["subnets"]
-    truth = _stand_alone(
-        demo, configs[0], data, [subnet["architecture"] for subnet in subnets], out, display
-    )
+    architectures = [subnet["architecture"] for subnet in subnets]
+    truth = stand_alone(configs[0], data, architectures, demo.alone_epochs, out, display)
     compared = {
         arm.name: [
             _compared([subnet["accuracy"] for subnet in result["subnets"]], truth)
@@ -188,48 +183,6 @@ def print_results(results: dict[str, Any], console: Console) -> None:
         "that the parts work together, not which training is better.",
         highlight=False,
     )
-
-
-def _stand_alone(
-    demo: Demo,
-    config: Config,
-    data: ImageData,
-    architectures: Sequence[Architecture],
-    folder: Path,
-    display: Display,
-) -> list[float]:
-    """Accuracy, on the test images, of every architecture when it is trained alone."""
-    device = device_of(demo.device)
-
-    def measure(architecture: Architecture) -> float:
-        torch.manual_seed(0)
-        model = build_subnet(config, data.classes, architecture).to(device)
-        train_alone(
-            model,
-            data.train,
-            torch.optim.SGD(model.parameters(), **config.optimizer.kwargs),
-            epochs=demo.alone_epochs,
-            batch_size=config.batch_size,
-            precision=config.precision,
-        )
-        tests = batch_loader(data.test, config.scoring.batch_size)
-        return evaluate(model, tests, precision=config.precision)[0]
-
-    depends_on = {
-        "epochs": demo.alone_epochs,
-        "device": device.type,
-        "torch": torch.__version__,
-        **config.model_dump(
-            include={"space", "data", "optimizer", "batch_size", "precision"}, mode="json"
-        ),
-    }
-    truth = Truth(folder, depends_on, measure)
-    progress = display.work("train subnets alone")
-    accuracies = []
-    for architecture in architectures:
-        accuracies.append(truth(architecture))
-        progress(len(accuracies), len(architectures))
-    return accuracies
 
 
 def _compared(predicted: Sequence[float], truth: Sequence[float]) -> dict[str, Any]:

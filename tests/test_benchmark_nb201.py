@@ -19,11 +19,12 @@ from benchmarks.nb201.__main__ import main
 from benchmarks.nb201.arms import ARMS, mean_gamma
 from benchmarks.nb201.data import Images, Table, TrainingBatches, load_table, parse_architecture
 from benchmarks.nb201.kernels import LANES, TORCH
-from benchmarks.nb201.report import Difference, paired_differences
+from benchmarks.nb201.report import paired_differences
 from benchmarks.nb201.scoring import score, split_deviation
 from benchmarks.nb201.supernet import SPACE, Supernet, live_edges, macs, parameters
 from benchmarks.nb201.training import Run, Training
 from nas_dynamic.complexity import count_macs
+from nas_dynamic.paired import Difference
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 

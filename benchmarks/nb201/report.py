@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import csv
 import math
-import warnings
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
+
+from nas_dynamic.paired import Difference
 
 __all__ = [
-    "Difference",
     "draw_figure",
     "paired_differences",
     "print_tables",
@@ -42,49 +40,6 @@ def read_results(path: Path) -> Rows:
         raise FileNotFoundError(f"{path}: no results yet; `python -m benchmarks.nb201 run` first")
     with path.open() as file:
         return list(csv.DictReader(file))
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A measure of an arm less that of the static one, over the seeds that both have.
-
-    Attributes:
-        values: one difference a seed, shape (n,).
-    """
-
-    values: np.ndarray
-
-    @property
-    def mean(self) -> float:
-        """Mean over the seeds."""
-        return float(self.values.mean())
-
-    def t_interval(self) -> tuple[float, float]:
-        """95% interval by Student's t; infinite with one seed."""
-        n = len(self.values)
-        if n < 2:
-            return -math.inf, math.inf
-        half = stats.t.ppf(0.975, n - 1) * self.values.std(ddof=1) / math.sqrt(n)
-        return self.mean - half, self.mean + half
-
-    def bootstrap_interval(self) -> tuple[float, float]:
-        """95% interval of the mean by the bias-corrected and accelerated bootstrap."""
-        if len(self.values) < 2 or np.ptp(self.values) == 0:
-            return -math.inf, math.inf
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-            result = stats.bootstrap([self.values], np.mean, rng=np.random.default_rng(0))
-        return tuple(float(end) for end in result.confidence_interval)
-
-    def seeds_needed(self, half_width: float = HALF_WIDTH) -> int | None:
-        """Seeds for a t-interval of ± half_width at the spread seen; None with one seed."""
-        if len(self.values) < 2:
-            return None
-        deviation = self.values.std(ddof=1)
-        n = 2
-        while stats.t.ppf(0.975, n - 1) * deviation / math.sqrt(n) > half_width:
-            n += 1
-        return n
 
 
 def paired_differences(rows: Rows, measure: str = "tau") -> dict[tuple[str, ...], Difference]:
@@ -161,7 +116,7 @@ def _table(rows: Rows, measure: str, differences: dict[tuple[str, ...], Differen
                 str(len(difference.values)),
                 _interval(difference.t_interval()),
                 _interval(difference.bootstrap_interval()),
-                str(difference.seeds_needed() or ""),
+                str(difference.seeds_needed(HALF_WIDTH) or ""),
             ]
         table.add_row(*cells)
     return table

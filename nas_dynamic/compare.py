@@ -1,0 +1,286 @@
+"""`nas-dynamic compare`: does dynamic training help on this space and data? Over paired seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from nas_dynamic.adapters.nni.supernet import build_subnet
+from nas_dynamic.architecture import Architecture
+from nas_dynamic.config import Config
+from nas_dynamic.console import Display
+from nas_dynamic.data import ImageData, batch_loader
+from nas_dynamic.evaluation import evaluate
+from nas_dynamic.experiment import device_of, load_data, run_seed
+from nas_dynamic.paired import Difference
+from nas_dynamic.ranking import tau
+from nas_dynamic.records import RunError, environment, write_json
+from nas_dynamic.standalone import Truth, train_alone
+
+__all__ = ["compare", "print_comparison", "stand_alone", "static_arm"]
+
+ARMS = ("static", "dynamic")
+MEASURES = {
+    "tau": "Kendall τ to training alone",
+    "pick": "accuracy of its best, alone",
+    "mean_accuracy": "mean accuracy, inherited",
+    "seconds": "seconds of training",
+}
+HALF_WIDTH = 0.05
+"""Half the width of an interval of τ that would tell something on a small task."""
+
+
+def static_arm(config: Config) -> Config:
+    """The usual training: no CaLR, one momentum, idle parameters left alone.
+
+    Where the configuration has no lr scheduler, since CaLR decays the lr, it has a cosine decay.
+    """
+    content = config.model_dump()
+    content["dynamic"] |= {"calr": False, "momentum": False, "idle": "freeze"}
+    if config.scheduler is None and config.dynamic.calr:
+        content["scheduler"] = {
+            "name": "CosineAnnealingLR",
+            "kwargs": {"T_max": config.epochs or config.steps},
+            "interval": "epoch" if config.epochs else "step",
+        }
+    return Config.model_validate(content)
+
+
+def compare(
+    config: Config,
+    out: Path,
+    display: Display,
+    *,
+    seeds: Sequence[int],
+    alone_epochs: int,
+) -> dict[str, Any]:
+    """Train, score and compare both arms over paired seeds; what is there already is kept.
+
+    In the folder `out / (name + "-compare")` each arm has a folder like that of a run. A later
+    comparison of the same configuration with more seeds goes on from it.
+
+    Args:
+        config: the dynamic arm; `static_arm` makes the other one of it.
+        out: folder of all runs.
+        display: shows the progress.
+        seeds: of the supernets, in place of those of the configuration.
+        alone_epochs: for which each scored subnet is trained alone, as the truth.
+
+    Returns:
+        What compare.json holds: seeds, measures of each arm, the measure of parameters, and
+        the differences with their intervals.
+
+    Raises:
+        RunError: the configuration is static itself; the folder was started with another one.
+    """
+    if not (config.dynamic.calr or config.dynamic.momentum):
+        raise RunError("dynamic.calr and dynamic.momentum are off: there is nothing to compare")
+    folder = out / f"{config.name}-compare"
+    arms = {"static": static_arm(config), "dynamic": config}
+    for name, arm in arms.items():
+        arms[name] = arm = arm.model_copy(update={"name": f"{config.name}-{name}"})
+        _open(folder / name, arm, seeds)
+    data = load_data(config.data)
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
+    for seed in seeds:
+        for name, arm in arms.items():
+            path = folder / name / f"seed-{seed}" / "result.json"
+            if not path.exists():
+                result = run_seed(arm, data, seed, display, checkpoints=path.parent, name=name)
+                write_json(path, result)
+            results[name].append(json.loads(path.read_text()))
+    subnets = results["static"][0]["subnets"]
+    architectures = [subnet["architecture"] for subnet in subnets]
+    truth = stand_alone(config, data, architectures, alone_epochs, out, display)
+    measured = {
+        name: {
+            measure: [_measures(result, truth)[measure] for result in of_seeds]
+            for measure in MEASURES
+        }
+        for name, of_seeds in results.items()
+    }
+    comparison = {
+        "name": config.name,
+        "seeds": list(seeds),
+        "subnets": len(truth),
+        "alone_epochs": alone_epochs,
+        "alone": [min(truth), max(truth)],
+        "tau_of_parameters": _plain(tau(_array(s["parameters"] for s in subnets), _array(truth))),
+        "arms": measured,
+        "differences": {m: _difference(measured, m) for m in MEASURES},
+    }
+    write_json(folder / "compare.json", comparison)
+    return comparison
+
+
+def stand_alone(
+    config: Config,
+    data: ImageData,
+    architectures: Iterable[Architecture],
+    epochs: int,
+    folder: Path,
+    display: Display,
+) -> list[float]:
+    """Accuracy, on the test images, of every architecture when it is trained alone.
+
+    Args:
+        config: space, optimizer, batch size, precision and device.
+        data: the images.
+        architectures: what to train.
+        epochs: of each.
+        folder: the accuracies are kept there, and serve whatever has the same settings.
+        display: shows the progress.
+    """
+    device = device_of(config.device)
+
+    def measure(architecture: Architecture) -> float:
+        torch.manual_seed(0)
+        model = build_subnet(config, data.classes, architecture).to(device)
+        optimizer = getattr(torch.optim, config.optimizer.name)
+        train_alone(
+            model,
+            data.train,
+            optimizer(model.parameters(), **config.optimizer.kwargs),
+            epochs=epochs,
+            batch_size=config.batch_size,
+            precision=config.precision,
+        )
+        tests = batch_loader(data.test, config.scoring.batch_size)
+        return evaluate(model, tests, precision=config.precision)[0]
+
+    depends_on = {
+        "epochs": epochs,
+        "device": device.type,
+        "torch": torch.__version__,
+        **config.model_dump(
+            include={"space", "data", "optimizer", "batch_size", "precision"}, mode="json"
+        ),
+    }
+    truth = Truth(folder, depends_on, measure)
+    progress = display.work("train subnets alone")
+    accuracies: list[float] = []
+    for architecture in (wanted := list(architectures)):
+        accuracies.append(truth(architecture))
+        progress(len(accuracies), len(wanted))
+    return accuracies
+
+
+def print_comparison(comparison: dict[str, Any], console: Console) -> None:
+    """Print the arms side by side, their difference with its interval, and what that tells."""
+    n = len(comparison["seeds"])
+    table = Table(box=box.SIMPLE_HEAD, title=f"{comparison['name']}: static or dynamic training?")
+    table.add_column(f"mean of {n} seeds" if n > 1 else "one seed")
+    for column in (*ARMS, "difference [95%]"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for measure, title in MEASURES.items():
+        of_arms = [comparison["arms"][name][measure] for name in ARMS]
+        if any(None in values for values in of_arms):
+            table.add_row(title, *["undefined"] * 3)
+            continue
+        means = [float(np.mean(values)) for values in of_arms]
+        found = comparison["differences"][measure]
+        text = _number(measure, found["mean"], "+")
+        if found["low"] is not None:
+            low, high = (_number(measure, found[end], "+") for end in ("low", "high"))
+            text += f" [{low}, {high}]"
+        table.add_row(title, *[_number(measure, mean) for mean in means], text)
+    baseline = comparison["tau_of_parameters"]
+    table.add_row(
+        "Kendall τ of the parameter count", "" if baseline is None else f"{baseline:.3f}", "", ""
+    )
+    console.print(table)
+    console.print(_verdict(comparison), highlight=False)
+
+
+def _verdict(comparison: dict[str, Any]) -> str:
+    seeds, found = comparison["seeds"], comparison["differences"]["tau"]
+    low, high = comparison["alone"]
+    text = (
+        f"{comparison['subnets']} subnets; trained alone for {comparison['alone_epochs']} epochs "
+        f"they reach {low:.1%} to {high:.1%}. The intervals are over {len(seeds)} paired seeds "
+        "(Student's t). "
+    )
+    if found["mean"] is None:
+        return text + "A ranking is undefined: all its subnets score the same."
+    if found["low"] is None:
+        return text + "One seed tells nothing about the next one: run more."
+    if found["low"] > 0:
+        return text + "Dynamic training ranks these subnets better."
+    if found["high"] < 0:
+        return text + "Dynamic training ranks these subnets worse at this budget."
+    more = found["seeds_needed"]
+    return text + (
+        "The interval of τ's difference holds 0: these seeds do not tell which training ranks "
+        "better. "
+        + (
+            f"At this spread about {more} seeds would give ±{HALF_WIDTH:g}; what is trained "
+            "already is kept."
+            if more > len(seeds)
+            else "If there is a difference, it is small."
+        )
+    )
+
+
+def _measures(result: dict[str, Any], truth: Sequence[float]) -> dict[str, float | None]:
+    accuracies = _array(subnet["accuracy"] for subnet in result["subnets"])
+    return {
+        "tau": _plain(tau(accuracies, _array(truth))),
+        "pick": truth[int(accuracies.argmax())],
+        "mean_accuracy": result["mean_accuracy"],
+        "seconds": result["seconds"],
+    }
+
+
+def _difference(measured: dict[str, dict[str, list[Any]]], measure: str) -> dict[str, Any]:
+    static, dynamic = (measured[name][measure] for name in ARMS)
+    if None in static + dynamic:
+        return {"mean": None, "low": None, "high": None, "seeds_needed": None}
+    difference = Difference(_array(dynamic) - _array(static))
+    low, high = difference.t_interval()
+    return {
+        "mean": difference.mean,
+        "low": _plain(low),
+        "high": _plain(high),
+        "seeds_needed": difference.seeds_needed(HALF_WIDTH) if measure == "tau" else None,
+    }
+
+
+def _open(folder: Path, config: Config, seeds: Sequence[int]) -> None:
+    """Begin the folder of an arm, or check that it is of the same configuration."""
+    path, wanted = folder / "config.json", config.model_dump(mode="json")
+    if path.exists():
+        started = json.loads(path.read_text())
+        differing = [k for k in wanted if k != "seeds" and wanted[k] != started.get(k)]
+        if differing:
+            raise RunError(
+                f"{folder} was started with another configuration, so it cannot be gone on with: "
+                + "; ".join(f"{k} was {started.get(k)} and is {wanted[k]}" for k in differing)
+                + ". Choose another name, another --out, or remove the folder"
+            )
+        seeds = sorted({*seeds, *started["seeds"]})
+    write_json(path, wanted | {"seeds": list(seeds)})
+    write_json(folder / "environment.json", environment(device_of(config.device)))
+
+
+def _number(measure: str, value: float, sign: str = "") -> str:
+    if measure == "tau":
+        return f"{value:{sign}.3f}"
+    return f"{value:{sign}.0f}" if measure == "seconds" else f"{value:{sign}.1%}"
+
+
+def _array(values: Iterable[float]) -> np.ndarray:
+    return np.array(list(values), dtype=float)
+
+
+def _plain(value: float) -> float | None:
+    """JSON has neither nan nor infinity."""
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from scipy import stats
+
+from nas_dynamic import compare as module
+from nas_dynamic.cli import main
+from nas_dynamic.compare import static_arm
+from nas_dynamic.config import parse
+from tests.test_cli import CONFIG
+
+TINY = CONFIG | {"epochs": 2, "scheduler": None, "dynamic": {}}
+OPTIONS = ["--subnets", "6", "--alone-epochs", "1"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def write(path, **changes) -> str:
+    path.write_text(yaml.safe_dump(TINY | changes))
+    return str(path)
+
+
+def test_compare_pairs_seeds_and_goes_on(tmp_path, capsys, monkeypatch):
+    config = write(tmp_path / "config.yaml")
+    arguments = ["compare", config, "--out", str(tmp_path), *OPTIONS]
+    folder = tmp_path / "small-compare"
+    assert main([*arguments, "--seed", "0"]) == 0
+    assert "One seed tells nothing" in capsys.readouterr().out
+    results = sorted(folder.glob("*/seed-*/result.json"))
+    first = {path: path.read_text() for path in results}
+    assert len(first) == 2
+
+    trained, run_seed = [], module.run_seed
+
+    def counted(config, data, seed, *arguments, **options):
+        trained.append((options["name"], seed))
+        return run_seed(config, data, seed, *arguments, **options)
+
+    monkeypatch.setattr(module, "run_seed", counted)
+    assert main([*arguments, "--seed", "0", "1", "2"]) == 0
+    assert trained == [(arm, seed) for seed in (1, 2) for arm in ("static", "dynamic")]
+    assert {path: path.read_text() for path in first} == first
+    printed = capsys.readouterr().out
+    assert "mean of 3 seeds" in printed
+
+    # Every figure again, from the runs and the stand-alone accuracies on disk.
+    comparison = json.loads((folder / "compare.json").read_text())
+    (cache,) = tmp_path.glob("stand-alone-*.json")
+    alone = {
+        tuple(json.loads(key).items()): value
+        for key, value in json.loads(cache.read_text())["accuracies"].items()
+    }
+    taus = {}
+    for arm in ("static", "dynamic"):
+        taus[arm] = []
+        for seed in range(3):
+            result = json.loads((folder / f"{arm}/seed-{seed}/result.json").read_text())
+            accuracies = [subnet["accuracy"] for subnet in result["subnets"]]
+            truth = [alone[tuple(sorted(s["architecture"].items()))] for s in result["subnets"]]
+            taus[arm].append(stats.kendalltau(accuracies, truth).statistic)
+            picked = comparison["arms"][arm]["pick"][seed]
+            assert picked == truth[int(np.argmax(accuracies))]
+    assert comparison["arms"]["static"]["tau"] == pytest.approx(taus["static"])
+    test = stats.ttest_rel(taus["dynamic"], taus["static"])
+    interval = test.confidence_interval(0.95)
+    found = comparison["differences"]["tau"]
+    assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high))
+    assert f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]" in printed
+
+    other = write(tmp_path / "other.yaml", batch_size=16)
+    before = (folder / "static/config.json").read_text()
+    assert main(["compare", other, "--out", str(tmp_path), *OPTIONS]) == 1
+    assert "batch_size was 64 and is 16" in capsys.readouterr().err
+    assert (folder / "static/config.json").read_text() == before
+
+
+def test_arms_differ_in_the_method_alone():
+    config = parse(TINY | {"steps": 50, "epochs": None})
+    static, dynamic = static_arm(config).model_dump(), config.model_dump()
+    differing = {key for key in dynamic if static[key] != dynamic[key]}
+    assert differing == {"dynamic", "scheduler"}
+    assert static["scheduler"] == {
+        "name": "CosineAnnealingLR",
+        "kwargs": {"T_max": 50},
+        "interval": "step",
+    }
+    kept = parse(CONFIG)
+    assert static_arm(kept).scheduler == kept.scheduler
+
+
+def test_a_static_configuration_has_nothing_to_compare(tmp_path, capsys):
+    config = write(tmp_path / "config.yaml", dynamic={"calr": False, "momentum": False})
+    assert main(["compare", config, "--out", str(tmp_path), *OPTIONS]) == 1
+    assert "nothing to compare" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("differences", "text"),
+    [
+        ([0.1, 0.11, 0.12], "ranks these subnets better"),
+        ([-0.1, -0.11, -0.12], "worse at this budget"),
+        ([0.3, -0.2, 0.1], "do not tell which training ranks better. At this spread about 100"),
+        ([0.01, -0.011, 0.0], "If there is a difference, it is small"),
+    ],
+)
+def test_the_verdict_is_what_the_interval_tells(differences, text):
+    from nas_dynamic.paired import Difference
+
+    difference = Difference(np.array(differences))
+    low, high = difference.t_interval()
+    comparison = {
+        "seeds": [0, 1, 2],
+        "subnets": 5,
+        "alone_epochs": 1,
+        "alone": [0.1, 0.2],
+        "differences": {
+            "tau": {
+                "mean": difference.mean,
+                "low": low,
+                "high": high,
+                "seeds_needed": difference.seeds_needed(0.05),
+            }
+        },
+    }
+    assert text in module._verdict(comparison)
