@@ -11,6 +11,8 @@ except ImportError as error:
         f"(missing or broken: {error})"
     ) from error
 
+from nas_dynamic.adapters.nni.extract import extract
+from nas_dynamic.adapters.nni.search import SupernetEvaluator
 from nas_dynamic.adapters.nni.space import (
     activate,
     search_space,
@@ -31,8 +33,10 @@ __all__ = [
     "FewShotOneShot",
     "SamplerOneShot",
     "SandwichOneShot",
+    "SupernetEvaluator",
     "activate",
     "dynamic",
+    "extract",
     "search_space",
     "subnet_macs",
     "subnet_parameters",

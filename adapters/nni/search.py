@@ -1,0 +1,126 @@
+"""NNI's search strategies on a trained supernet: candidates are scored, none is trained."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any, Literal
+
+import nni
+from nni.nas.evaluator import Evaluator
+from nni.nas.oneshot.pytorch.strategy import is_supernet
+from nni.nas.space import RawFormatModelSpace
+from torch import nn
+
+from nas_dynamic.adapters.nni.extract import extract
+from nas_dynamic.adapters.nni.space import activate, architecture_of
+from nas_dynamic.architecture import Architecture
+from nas_dynamic.evaluation import Batches, Score, score_subnets
+
+__all__ = ["SupernetEvaluator"]
+
+
+class SupernetEvaluator(Evaluator):
+    """Scores the candidates of a search strategy with the weights that they inherit.
+
+    For `NasExperiment(supernet, SupernetEvaluator(…), strategy)`, whose strategy is one of NNI's
+    multi-trial ones: `Random`, `RegularizedEvolution`, `TPE`, `PolicyBasedRL`. A candidate is
+    activated in the supernet and scored by `nas_dynamic.evaluation.score_subnets`; no candidate
+    is scored twice. Weights and buffers of the supernet stay as they are. Its `freeze` becomes
+    `extract`, so that `export_top_models(formatter="instance")` gives stand-alone models.
+
+    Args:
+        batches: (images, labels) to score on, the same ones each time that they are iterated; a
+            list spares decoding them for every candidate.
+        batch_norm: as in `score_subnets`, as are the next two.
+        calibration: training batches to recalibrate BN statistics on.
+        precision: of the scoring.
+        reward: what the strategy maximises, of a score; its accuracy by default.
+
+    Raises:
+        ValueError: there are no calibration batches to recalibrate on.
+
+    Example:
+        >>> import torch
+        >>> from nni.nas.hub.pytorch import NasBench201
+        >>> from nni.nas.strategy import RandomOneShot
+        >>> supernet = RandomOneShot().mutate_model(NasBench201(4, 1, 10))
+        >>> batches = [(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.long))]
+        >>> evaluator = SupernetEvaluator(batches, calibration=batches)
+        >>> sample = {f"cell/{edge}": "conv_1x1" for edge in ("0_1", "0_2", "1_2")}
+        >>> sample |= {f"cell/{edge}": "none" for edge in ("0_3", "1_3", "2_3")}
+        >>> evaluator.score(supernet, sample).accuracy in (0, 1)  # all images are alike
+        True
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        *,
+        batch_norm: Literal["recalibrate", "batch", "running"] = "recalibrate",
+        calibration: Batches | None = None,
+        precision: str = "32",
+        reward: Callable[[Score], float] | None = None,
+    ) -> None:
+        if batch_norm == "recalibrate" and calibration is None:
+            raise ValueError(
+                "batch_norm='recalibrate' needs calibration batches, some hundred training "
+                "images; give calibration=…, or choose another batch_norm"
+            )
+        self.batches = list(batches)
+        self.batch_norm = batch_norm
+        self.calibration = None if calibration is None else list(calibration)
+        self.precision = precision
+        self.reward = reward
+        self._scores: dict[Hashable, Score] = {}
+
+    @property
+    def scores(self) -> list[Score]:
+        """Of the candidates so far, each once, in the order of the search."""
+        return list(self._scores.values())
+
+    def score(self, supernet: nn.Module, sample: Architecture) -> Score:
+        """The score of a subnet, looked up if it has one already."""
+        architecture = architecture_of(dict(sample))
+        key = tuple(sorted(architecture.items()))
+        if key not in self._scores:
+            self._scores[key] = self._score(supernet, activate, architecture)
+        return self._scores[key]
+
+    def evaluate(self, model: nn.Module) -> float:
+        """Score a stand-alone model, such as `extract` gives, in the same way; its reward."""
+        return self._report(self._score(model, lambda module, architecture: None, {}))
+
+    def _execute(self, model: Any) -> float:
+        # Where NNI would build the candidate, for `evaluate`.
+        supernet: Any = getattr(model, "model_space", None)
+        if not isinstance(model, RawFormatModelSpace) or not is_supernet(supernet):
+            raise TypeError(
+                "SupernetEvaluator scores subnets of a trained supernet: give it as the model "
+                "space, NasExperiment(strategy.supernet, evaluator, …), and leave engine and "
+                "model format as they are"
+            )
+        supernet.freeze = functools.partial(extract, supernet)
+        return self._report(self.score(supernet, model.sample))
+
+    def _score(
+        self,
+        module: nn.Module,
+        activate: Callable[[Any, Architecture], None],
+        architecture: Architecture,
+    ) -> Score:
+        (score,) = score_subnets(
+            module,
+            activate,
+            [architecture],
+            self.batches,
+            batch_norm=self.batch_norm,
+            calibration=self.calibration,
+            precision=self.precision,
+        )
+        return score
+
+    def _report(self, score: Score) -> float:
+        value = score.accuracy if self.reward is None else float(self.reward(score))
+        nni.report_final_result(value)
+        return value
