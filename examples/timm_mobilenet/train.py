@@ -8,26 +8,21 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from timm.data import create_transform
-from timm.models._efficientnet_builder import round_channels
+from images import Images, digits_folder
+from mobilenet import make_supernet
+from timm.models import load_checkpoint, resume_checkpoint
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.utils import ModelEmaV3, NativeScaler
+from timm.utils import CheckpointSaver, ModelEmaV3, NativeScaler, ParseKwargs, random_seed
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
-from torchvision.datasets import ImageFolder
 
-from nas_dynamic.adapters.timm import Supernet, attach, build, mobile_supernet
+from nas_dynamic.adapters.timm import Supernet, attach, build
 from nas_dynamic.evaluation import evaluate, recalibrate, score_subnets
-
-# 21 searched layers with 7 operations: kernel 3, 5, 7 × expansion 3, 6, and skip where it can be.
-STAGES = [(32, 4), (40, 4), (80, 4), (96, 4), (192, 4), (320, 1)]
 
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {
@@ -35,8 +30,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "image_size": 32,
         "strides": (2, 2, 1, 1, 1, 1),
         "epochs": 40,
-        "batch_size": 32,
+        "warmup_epochs": 2,
+        "batch_size": 64,
         "opt": "adamw",
+        "opt_kwargs": {"fused": True},
         "lr": 2e-3,
         "align": True,
     },
@@ -45,99 +42,124 @@ PRESETS: dict[str, dict[str, Any]] = {
         "image_size": 224,
         "strides": (2, 2, 2, 1, 2, 1),
         "epochs": 120,
+        "warmup_epochs": 0,
         "batch_size": 1024,
         "opt": "sgd",
+        "opt_kwargs": {},
         "lr": 0.5,
         "align": False,
     },
 }
 
+ELSEWHERE = ("out", "device", "threads", "workers")
+"""Options that may change when a run goes on."""
+
 
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
-    data_dir = args.data_dir or digits_folder(args.out / "digits")
-    data = Data(data_dir, args)
-    results = {}
+    begin_or_go_on(args)
+    data = Images(
+        args.data_dir or digits_folder(args.out / "digits"),
+        args.image_size,
+        train_images=args.train_images,
+        validation_images=args.validation_images,
+        mirrored=args.data_dir is not None,  # a mirrored digit is none
+        workers=args.workers,
+    )
     for arm in ("static", "dynamic"):
         torch.manual_seed(args.seed)
-        supernet = make_supernet(data.classes, args).to(args.device)
-        started = time.perf_counter()
-        train(supernet, data, args, dynamic=arm == "dynamic")
-        seconds = time.perf_counter() - started
-        results[arm] = {"seconds": round(seconds)} | search(supernet, data, args, args.out / arm)
-        print(arm, json.dumps(results[arm]))
-    (args.out / "results.json").write_text(json.dumps(results, indent=1))
+        supernet: Any = make_supernet(data.classes, args.width, args.strides, args.align)
+        supernet = supernet.to(args.device, memory_format=torch.channels_last)
+        train(supernet, data, args, args.out / arm)
+        result = args.out / arm / "result.json"
+        if not result.exists():
+            result.write_text(json.dumps(search(supernet, data, args, args.out / arm), indent=1))
+        print(arm, result.read_text())
 
 
-def make_supernet(classes: int, args: argparse.Namespace) -> Supernet:
-    arch_def = [["ds_r1_k3_s1_e1_c16"]]
-    for (channels, layers), stride in zip(STAGES, args.strides, strict=True):
-        arch_def.append([f"ir_r{layers}_k3_s{stride}_e6_c{channels}"])
-    supernet = mobile_supernet(
-        arch_def,
-        kernel=(3, 5, 7),
-        expansion=(3, 6),
-        skip=True,
-        num_classes=classes,
-        round_chs_fn=partial(round_channels, multiplier=args.width),
-        num_features=round_channels(1280, args.width),
-    )
-    if args.align:
-        align(supernet)
-    return supernet
+def begin_or_go_on(args: argparse.Namespace) -> None:
+    """Keep the options in the folder, or check that it has a run with the same ones."""
+    options = {name: value for name, value in vars(args).items() if name not in ELSEWHERE}
+    text = json.dumps(options, indent=1, default=str)
+    saved = args.out / "args.json"
+    if saved.exists() and saved.read_text() != text:
+        before, now = json.loads(saved.read_text()), json.loads(text)
+        changed = [name for name in now if now[name] != before.get(name)]
+        raise SystemExit(
+            f"{args.out} has a run with other options: "
+            + ", ".join(f"{name} {before.get(name)}, now {now[name]}" for name in changed)
+            + ". Give the same to go on with it, or another --out"
+        )
+    args.out.mkdir(parents=True, exist_ok=True)
+    saved.write_text(text)
 
 
-def align(supernet: Supernet) -> None:
-    """Start all candidates of a layer alike, and residual layers as the identity.
-
-    Subnets then compute similar features from the first update on, which short trainings need:
-    with independent candidates the small preset has learnt nothing after 500 updates.
-    """
-    largest = supernet.space.largest(supernet.subnet_parameters())
-    model = supernet.extract(largest)
-    for module in model.modules():
-        if getattr(module, "has_skip", False) and hasattr(module, "bn3"):
-            nn.init.zeros_(module.bn3.weight)
-    supernet.inherit(model, largest, crop=True)
-
-
-def train(supernet: Supernet, data: Data, args: argparse.Namespace, dynamic: bool) -> None:
-    """The loop of timm's train.py, with one added line."""
-    loader = data.loader("train", args.batch_size)
+def train(supernet: Supernet, data: Images, args: argparse.Namespace, folder: Path) -> None:
+    """Train the supernet, with one added line."""
+    model: Any = supernet
     optimizer = create_optimizer_v2(
-        supernet, opt=args.opt, lr=args.lr, momentum=0.9, weight_decay=4e-5
+        model, opt=args.opt, lr=args.lr, momentum=0.9, weight_decay=4e-5, **args.opt_kwargs
     )
     # Both arms draw the same subnets.
-    attached = attach(optimizer, supernet, calr=dynamic, momentum=dynamic, seed=args.seed)
-    fit(supernet, optimizer, loader, args, epochs=args.epochs)
+    dynamic = folder.name == "dynamic"
+    attached = attach(optimizer, model, calr=dynamic, momentum=dynamic, seed=args.seed)
+    fit(model, optimizer, data, args, folder, args.epochs, args.warmup_epochs)
     attached.detach()
 
 
 def fit(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    loader: DataLoader,
+    data: Images,
     args: argparse.Namespace,
+    folder: Path,
     epochs: int,
+    warmup_epochs: int = 0,
     ema: ModelEmaV3 | None = None,
 ) -> None:
+    """The loop of timm's train.py. It goes on from the last checkpoint in the folder."""
+    loader = data.loader("train", args.batch_size)
+    scaler = NativeScaler(device="cuda") if args.device == "cuda" else None
+    start = 0
+    checkpoints = {int(p.name.split(".")[0].split("-")[1]): p for p in folder.glob("*-*.pth.tar")}
+    if checkpoints:
+        newest = str(checkpoints[max(checkpoints)])
+        start = resume_checkpoint(model, newest, optimizer, scaler, log_info=False)
+        if ema is not None:
+            load_checkpoint(ema.module, newest, use_ema=True)
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched="cosine",
         num_epochs=epochs,
+        warmup_epochs=warmup_epochs,
+        warmup_lr=args.lr / 100,
         step_on_epochs=False,
         updates_per_epoch=len(loader),
     )
-    scaler = NativeScaler(device="cuda") if args.device == "cuda" else None
+    updates = start * len(loader)
+    scheduler.step_update(updates)
+    folder.mkdir(parents=True, exist_ok=True)
+    saver = CheckpointSaver(
+        model,
+        optimizer,
+        model_ema=ema,
+        amp_scaler=scaler,
+        checkpoint_dir=str(folder),
+        recovery_dir=str(folder),
+        max_history=2,
+    )
     model.train()
-    updates = 0
-    for _ in range(epochs):
+    for epoch in range(start, epochs):
+        # Both arms, and a run that goes on, see the same batches.
+        random_seed(1000 * args.seed, rank=epoch)
+        started, losses = time.perf_counter(), []
         for images, labels in loader:
+            images = images.to(args.device, memory_format=torch.channels_last)
             optimizer.zero_grad()
             with torch.autocast(args.device, enabled=scaler is not None):
                 loss = nn.functional.cross_entropy(
-                    model(images.to(args.device)), labels.to(args.device), label_smoothing=0.1
+                    model(images), labels.to(args.device), label_smoothing=0.1
                 )
             if scaler is not None:
                 scaler(loss, optimizer, 5.0, parameters=model.parameters())
@@ -149,37 +171,46 @@ def fit(
             if ema is not None:
                 ema.update(model, step=updates)
             scheduler.step_update(updates)
+            losses.append(loss.detach())
+        saver.save_checkpoint(epoch)
+        seconds = time.perf_counter() - started
+        print(
+            f"{folder}: epoch {epoch + 1} of {epochs}, loss {torch.stack(losses).mean():.3f}, "
+            f"{seconds:.1f} s",
+            flush=True,
+        )
     model.eval()
 
 
 def search(
-    supernet: Supernet, data: Data, args: argparse.Namespace, folder: Path
+    supernet: Supernet, data: Images, args: argparse.Namespace, folder: Path
 ) -> dict[str, Any]:
     """The best of some random subnets: saved, built again, scored again, and fine-tuned."""
     generator = np.random.default_rng(args.seed)
     drawn = [supernet.space.sample(generator) for _ in range(args.subnets)]
-    calibration = data.calibration()
-    validation = list(data.loader("validation", 256))
+    calibration = data.batches("calibration", 128)
+    validation = data.batches("validation", 256)
+    module: Any = supernet
     scores = list(
-        score_subnets(supernet, type(supernet).activate, drawn, validation, calibration=calibration)
+        score_subnets(module, type(supernet).activate, drawn, validation, calibration=calibration)
     )
     best = max(scores, key=lambda score: score.accuracy)
 
     subnet = supernet.extract(best.architecture)
     recalibrate(subnet, calibration)
-    folder.mkdir(parents=True, exist_ok=True)
     recipe = supernet.describe(best.architecture)
     (folder / "subnet.json").write_text(json.dumps(recipe, indent=1))
     torch.save(subnet.state_dict(), folder / "subnet.pt")
 
-    model = build(json.loads((folder / "subnet.json").read_text())).to(args.device)
+    model = build(json.loads((folder / "subnet.json").read_text()))
+    model = model.to(args.device, memory_format=torch.channels_last)
     model.load_state_dict(torch.load(folder / "subnet.pt", weights_only=True), strict=True)
     accuracy, loss = evaluate(model, validation)
     if (accuracy, loss) != (best.accuracy, best.loss):
         raise RuntimeError(f"the saved model scores {accuracy}, the subnet {best.accuracy}")
-    test = list(data.loader("test", 256))
+    test = data.loader("test", 256)
     inherited, _ = evaluate(model, test)
-    tuned, _ = evaluate(fine_tune(model, data, args), test)
+    tuned, _ = evaluate(fine_tune(model, data, args, folder / "tuned"), test)
     accuracies = [score.accuracy for score in scores]
     return {
         "validation of random subnets": [
@@ -195,79 +226,28 @@ def search(
     }
 
 
-def fine_tune(model: nn.Module, data: Data, args: argparse.Namespace) -> nn.Module:
+def fine_tune(model: nn.Module, data: Images, args: argparse.Namespace, folder: Path) -> nn.Module:
     """timm's optimizer with layer decay, schedule and EMA, on a plain timm model."""
-    loader = data.loader("train", args.batch_size)
     optimizer = create_optimizer_v2(
-        model, opt=args.opt, lr=args.lr / 5, momentum=0.9, weight_decay=4e-5, layer_decay=0.9
+        model,
+        opt=args.opt,
+        lr=args.lr / 5,
+        momentum=0.9,
+        weight_decay=4e-5,
+        layer_decay=0.9,
+        **args.opt_kwargs,
     )
     ema = ModelEmaV3(model, decay=0.99, use_warmup=True)
-    fit(model, optimizer, loader, args, args.tune_epochs, ema)
+    fit(model, optimizer, data, args, folder, args.tune_epochs, ema=ema)
+    torch.save(ema.module.state_dict(), folder / "model.pt")
     return ema.module
 
 
-class Data:
-    """An image folder with timm's transforms; a part of the training images is for validation."""
-
-    def __init__(self, root: Path, args: argparse.Namespace) -> None:
-        self.args = args
-        size = (3, args.image_size, args.image_size)
-        small = args.image_size < 64
-        plain = create_transform(size, crop_pct=1.0 if small else 0.875)
-        augmented = create_transform(
-            size,
-            is_training=True,
-            scale=(0.6, 1.0) if small else (0.08, 1.0),
-            hflip=0.0 if args.data_dir is None else 0.5,  # a mirrored digit is none
-        )
-        test = root / ("val" if (root / "val").is_dir() else "test")
-        train = ImageFolder(str(root / "train"), augmented)
-        plain_train = ImageFolder(str(root / "train"), plain)
-        tested = ImageFolder(str(test), plain)
-        self.classes = len(train.classes)
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()
-        held_out = args.validation_images or len(order) // 10
-        kept = order[held_out:][: args.train_images]
-        self.parts: dict[str, Dataset] = {
-            "train": Subset(train, kept),
-            "calibration": Subset(plain_train, kept[:512]),
-            "validation": Subset(plain_train, order[:held_out]),
-            "test": tested,
-        }
-
-    def loader(self, part: str, batch_size: int) -> DataLoader:
-        """Batches of a part; those of training are shuffled and augmented."""
-        training = part == "train"
-        return DataLoader(
-            self.parts[part],
-            batch_size,
-            shuffle=training,
-            drop_last=training,
-            num_workers=self.args.workers,
-            generator=torch.Generator().manual_seed(self.args.seed),
-        )
-
-    def calibration(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Training images, not augmented, for the statistics of BN layers."""
-        return list(self.loader("calibration", 128))
-
-
-def digits_folder(root: Path) -> Path:
-    """scikit-learn's digits as an image folder."""
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = (digits.images * (255 / 16)).round().astype(np.uint8)
-    for i, (image, label) in enumerate(zip(pixels, digits.target, strict=True)):
-        folder = root / ("test" if i % 4 == 0 else "train") / str(label)
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).convert("RGB").save(folder / f"{i}.png")
-    return root
-
-
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="A run that was stopped goes on when it is started again with the same options.",
+    )
     parser.add_argument("--preset", choices=PRESETS, default="small")
     parser.add_argument(
         "--data-dir", type=Path, help="train/CLASS/… and val/ or test/; else digits"
@@ -275,9 +255,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--train-images", type=int, help="use this many at most; all by default")
     parser.add_argument("--validation-images", type=int, help="held out of train/; a tenth")
     parser.add_argument("--epochs", type=int)
+    parser.add_argument("--warmup-epochs", type=int)
     parser.add_argument("--tune-epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--opt", help="an optimizer of timm")
+    parser.add_argument("--opt-kwargs", nargs="*", action=ParseKwargs, help="KEY=VALUE …")
     parser.add_argument("--lr", type=float)
     parser.add_argument(
         "--align",
@@ -291,6 +273,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/timm_mobilenet"))
     args = parser.parse_args()
+    if args.opt is not None and args.opt_kwargs is None:
+        args.opt_kwargs = {}  # those of a preset are for its optimizer
     for name, value in PRESETS[args.preset].items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)

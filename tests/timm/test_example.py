@@ -1,26 +1,75 @@
-"""The example runs from a command line, at a tiny size."""
+"""The MobileNet example runs, and goes on with a run that was stopped."""
 
 from __future__ import annotations
 
+import importlib
 import json
-import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "timm_mobilenet" / "train.py"
+import pytest
+import torch
+from timm.models import load_state_dict
+
+FOLDER = Path(__file__).parents[2] / "examples" / "timm_mobilenet"
+OPTIONS = "--train-images 48 --validation-images 64 --batch-size 16 --epochs 2 --tune-epochs 1"
 
 
-def test_mobilenet_example(tmp_path):
-    options = "--train-images 64 --validation-images 64 --epochs 1 --tune-epochs 1 --subnets 2"
-    subprocess.run(
-        [sys.executable, SCRIPT, *options.split(), "--batch-size", "16", "--out", tmp_path],
-        check=True,
-        capture_output=True,
-    )
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert results.keys() == {"static", "dynamic"}
-    for arm, result in results.items():
-        assert result["best, extracted"] == result["best, in the supernet"]
-        assert 0 <= result["test, fine-tuned"] <= 1
-        recipe = json.loads((tmp_path / arm / "subnet.json").read_text())
+@pytest.fixture
+def example(monkeypatch):
+    """The example's module, at a size of seconds."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    train, mobilenet = importlib.import_module("train"), importlib.import_module("mobilenet")
+    monkeypatch.setattr(mobilenet, "STAGES", [(32, 2), (40, 1)])
+    monkeypatch.setitem(train.PRESETS, "small", train.PRESETS["small"] | {"strides": (2, 2)})
+    yield train
+    for name in ("train", "images", "mobilenet"):
+        sys.modules.pop(name)
+
+
+def run(example, monkeypatch, out, *options):
+    arguments = [*OPTIONS.split(), "--subnets", "2", "--out", str(out), *options]
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    example.main()
+
+
+def test_stopped_run_ends_as_one_that_was_not_stopped(example, monkeypatch, tmp_path):
+    run(example, monkeypatch, tmp_path / "straight")
+    save = example.CheckpointSaver.save_checkpoint
+    saved = []
+
+    def save_and_stop(self, epoch):
+        save(self, epoch)
+        saved.append(epoch)
+        if len(saved) in (1, 3, 4):  # in the static arm, in its fine-tuning, in the dynamic arm
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(example.CheckpointSaver, "save_checkpoint", save_and_stop)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            run(example, monkeypatch, tmp_path / "stopped")
+    run(example, monkeypatch, tmp_path / "stopped")
+    assert saved == [0, 1, 0, 0, 1, 0]
+    for arm in ("static", "dynamic"):
+        results = [
+            json.loads((tmp_path / name / arm / "result.json").read_text())
+            for name in ("straight", "stopped")
+        ]
+        assert results[0] == results[1]
+        assert results[0]["best, extracted"] == results[0]["best, in the supernet"]
+        for file in ("last.pth.tar", "tuned/last.pth.tar"):
+            one, other = (
+                load_state_dict(str(tmp_path / name / arm / file), use_ema=True)
+                for name in ("straight", "stopped")
+            )
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[name], other[name]) for name in one)
+        recipe = json.loads((tmp_path / "straight" / arm / "subnet.json").read_text())
         assert recipe["model"]["name"] == "timm.models.efficientnet.EfficientNet"
+    static, dynamic = (
+        load_state_dict(str(tmp_path / "straight" / arm / "last.pth.tar"))
+        for arm in ("static", "dynamic")
+    )
+    assert any(not torch.equal(static[name], dynamic[name]) for name in static)
+    with pytest.raises(SystemExit, match=r"other options: lr 0\.002, now 0\.1\. Give the same"):
+        run(example, monkeypatch, tmp_path / "stopped", "--lr", "0.1")
