@@ -62,8 +62,7 @@ def score_subnets(
     default each subnet gets its own. Weights, buffers and modes of the supernet are the same
     before, between and after the scores.
 
-    Images are read once and kept in memory, on the devices. Memory in `channels_last` format is
-    much faster for depthwise convolutions on a CPU: give such batches.
+    Images are read once and kept in memory, on the devices.
 
     Args:
         supernet: the trained supernet, on the device to score on.
@@ -150,7 +149,14 @@ class _Scoring:
 def _moved(
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]], device: torch.device
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [(images.to(device), labels.to(device)) for images, labels in batches]
+    return [(_placed(images, device), labels.to(device)) for images, labels in batches]
+
+
+def _placed(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Images where and how they are fast: depthwise convolutions take half the time or less."""
+    if images.dim() == 4:
+        return images.to(device, memory_format=torch.channels_last)
+    return images.to(device)
 
 
 def _count(batches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> int:
@@ -173,7 +179,7 @@ def evaluate(
     with _evaluation_mode(model, batch_statistics), autocast(device, precision):
         for images, labels in batches:
             labels = labels.to(device)
-            logits = model(images.to(device)).float()
+            logits = model(_placed(images, device)).float()
             loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
             correct += (logits.argmax(1) == labels).sum()
             count += len(labels)
@@ -214,7 +220,7 @@ def recalibrate(model: nn.Module, batches: Batches, *, precision: str = "32") ->
         with _evaluation_mode(model, batch_statistics=False), autocast(device, precision):
             empty = True
             for images, _ in batches:
-                model(images.to(device))
+                model(_placed(images, device))
                 empty = False
     finally:
         for handle in handles:
