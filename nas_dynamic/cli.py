@@ -1,4 +1,4 @@
-"""The command line: `nas-dynamic demo`, `train`, `compare`, …"""
+"""The command line: `nas-dynamic demo`, `train`, `compare`, `report`, …"""
 
 from __future__ import annotations
 
@@ -31,6 +31,13 @@ Trains the supernet that CONFIG describes (model space, data, optimizer, dynamic
 seeds) and scores a sample of its subnets. Results go to OUT/NAME, where NAME is the name in
 CONFIG. A checkpoint is written after every epoch, so that --resume can go on with a run that was
 stopped. A finished run is never overwritten. The keys of CONFIG are in docs/configuration.md."""
+
+REPORT = """\
+Writes one HTML page, which needs no network, on runs that train, demo and compare have written:
+what was found and how sure that is, accuracy by size, the ranking against the truth where there is
+one, training, groups, cost, configuration. Several runs stand side by side; the first one is what
+the others are compared with. A run that is not finished is reported as far as it is. An earlier
+page of the same name, and its figures, are overwritten."""
 
 IMPORT_HINTS = ("pkg_resources is deprecated", ".* is found to be not a nn.Module")
 """What NNI warns of when it is imported, as regular expressions."""
@@ -106,6 +113,19 @@ def _compare(options: argparse.Namespace) -> None:
         )
     print_comparison(comparison, display.console)
     print(f"Runs and JSON are in {options.out / (config.name + '-compare')}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from nas_dynamic.report import write_report
+
+    page, figures = write_report(
+        options.runs,
+        output=options.output,
+        figures=options.figures,
+        truth=options.truth,
+        truth_column=options.truth_column,
+    )
+    print(f"The report is {page}; its figures, as PNG and SVG, are in {figures}")
 
 
 def _doctor(options: argparse.Namespace) -> None:
@@ -201,6 +221,27 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
         command.add_argument("--device", help=f"instead of CONFIG's: {DEVICES}")
         command.add_argument("--precision", choices=PRECISIONS, help="instead of CONFIG's")
+
+    report = commands.add_parser(
+        "report",
+        formatter_class=formatter,
+        description=REPORT,
+        help="make a page of one run or more",
+    )
+    report.set_defaults(command=_report)
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
+    for name, kind, text in (
+        ("--output", "FILE.html", "the page (default: report.html in RUN, or beside several)"),
+        ("--figures", "FOLDER", "of the figures (default: FILE-figures)"),
+        ("--truth", "FILE", "accuracies of subnets trained alone: .json, .csv or .parquet"),
+    ):
+        report.add_argument(name, type=Path, metavar=kind, help=text)
+    report.add_argument(
+        "--truth-column",
+        default="accuracy",
+        metavar="NAME",
+        help="that holds them (default: %(default)s)",
+    )
 
     doctor = commands.add_parser("doctor", help="print what of this installation works")
     doctor.set_defaults(command=_doctor)

@@ -76,8 +76,8 @@ def compare(
         alone_epochs: for which each scored subnet is trained alone, as the truth.
 
     Returns:
-        What compare.json holds: seeds, measures of each arm, the measure of parameters, and
-        the differences with their intervals.
+        What compare.json holds: seeds, the truth, measures of each arm, the measure of
+        parameters, and the differences with their intervals.
 
     Raises:
         RunError: the configuration is static itself; the folder was started with another one.
@@ -114,6 +114,10 @@ def compare(
         "subnets": len(truth),
         "alone_epochs": alone_epochs,
         "alone": [min(truth), max(truth)],
+        "truth": [
+            {"architecture": architecture, "accuracy": accuracy}
+            for architecture, accuracy in zip(architectures, truth, strict=True)
+        ],
         "tau_of_parameters": _plain(tau(_array(s["parameters"] for s in subnets), _array(truth))),
         "arms": measured,
         "differences": {m: _difference(measured, m) for m in MEASURES},

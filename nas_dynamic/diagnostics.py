@@ -29,13 +29,15 @@ class Diagnostics:
     """Statistics of several rankings of the same subnets; `str()` of it is a table.
 
     Attributes:
-        rows: ranking → statistic → estimate. The first row is the supernet's, the last one
+        rows: ranking → statistic → estimate. The first rows are the supernets', the last one
             random; those between are complexities.
         subnets: number of subnets.
+        baselines: names of the rows that are no supernet's: the complexities, and random.
     """
 
     rows: dict[str, dict[str, Estimate]]
     subnets: int
+    baselines: tuple[str, ...]
 
     def __str__(self) -> str:
         columns = list(next(iter(self.rows.values())))
@@ -51,7 +53,7 @@ class Diagnostics:
 
 
 def diagnose(
-    predicted: Values,
+    predicted: Values | Mapping[str, Values],
     true: Values,
     complexities: Mapping[str, Values],
     *,
@@ -67,13 +69,14 @@ def diagnose(
     row is beyond the others.
 
     Args:
-        predicted: what the supernet says, one value for each subnet, more is better.
+        predicted: what the supernet says, one value for each subnet, more is better; or, of
+            several supernets such as those of several seeds, name → values.
         true: values of training alone, in the same order, more is better.
         complexities: name → one value for each subnet, such as parameters and MACs. The first one
             is that of the complexity bias and of the complexity-convergence correlation.
         top: k of the top-k recall; by default a tenth of the subnets.
         losses: inherited and stand-alone loss of each subnet, for the complexity-convergence
-            correlation.
+            correlation of the first supernet.
         resamples: number of bootstrap samples, and of random rankings.
         seed: of both.
 
@@ -95,15 +98,16 @@ def diagnose(
         "regret": lambda x, y, _: loss_of_pick(x, y),
         "complexity bias": bias,
     }
+    supernets = predicted if isinstance(predicted, Mapping) else {"supernet": predicted}
     rows = {
         name: {
             column: estimate(statistic, ranking, true, complexity, resamples=resamples, seed=seed)
             for column, statistic in statistics.items()
         }
-        for name, ranking in {"supernet": predicted, **complexities}.items()
+        for name, ranking in {**supernets, **complexities}.items()
     }
     if losses is not None:
-        rows["supernet"]["complexity-convergence"] = complexity_convergence(
+        rows[next(iter(supernets))]["complexity-convergence"] = complexity_convergence(
             complexity, *losses, resamples=resamples, seed=seed
         )
     arrays = np.asarray(true, dtype=float), np.asarray(complexity, dtype=float)
@@ -113,7 +117,7 @@ def diagnose(
         column: _by_chance([statistic(ranking, *arrays) for ranking in rankings], len(true))
         for column, statistic in statistics.items()
     }
-    return Diagnostics(rows, len(true))
+    return Diagnostics(rows, len(true), (*complexities, "random"))
 
 
 def _by_chance(values: list[float], subnets: int) -> Estimate:

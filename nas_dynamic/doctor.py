@@ -35,7 +35,17 @@ PARTS = (
     (
         "nas_dynamic.experiment",
         "nas-dynamic demo and train",
-        ("nni", "matplotlib", "pydantic", "yaml", "rich", "sklearn", "scipy", "torchvision"),
+        (
+            "nni",
+            "jinja2",
+            "matplotlib",
+            "pydantic",
+            "yaml",
+            "rich",
+            "sklearn",
+            "scipy",
+            "torchvision",
+        ),
         "nni,experiment",
     ),
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Journal", "RunError", "environment", "write_json"]
+__all__ = ["Journal", "RunError", "environment", "write_json", "write_text"]
 
 PACKAGES = ("nas-dynamic", "torch", "torchvision", "numpy", "nni", "pytorch-lightning")
 
@@ -22,9 +22,14 @@ class RunError(ValueError):
 
 def write_json(path: Path, content: Any) -> None:
     """Write plain data; a reader, or a start after a crash, sees the old file or the new one."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a file that is there in full or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.write_text(content, encoding="utf-8")
     temporary.replace(path)
 
 

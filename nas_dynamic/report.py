@@ -1,0 +1,240 @@
+"""`nas-dynamic report`: one page, without network, on one run or several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from nas_dynamic import report_tables as tables
+from nas_dynamic._extras import extra
+from nas_dynamic.records import RunError, write_text
+from nas_dynamic.report_drawing import Drawing
+from nas_dynamic.report_ranking_figures import (
+    accuracy_by_size,
+    predicted_by_true,
+    seed_by_seed,
+    taus,
+)
+from nas_dynamic.report_statistics import Ranked, pareto, rankings
+from nas_dynamic.report_summary import summary, unfinished
+from nas_dynamic.report_theme import DARK, LIGHT, STYLE, inline_svg, save
+from nas_dynamic.report_training_figures import (
+    learning_rate,
+    loss,
+    loss_by_group,
+    same_scale,
+    similarity_by_group,
+    updates_by_group,
+)
+from nas_dynamic.report_words import duration, estimated, joined, percent
+from nas_dynamic.run_folder import Run, read_runs
+from nas_dynamic.truth_file import with_truth
+
+with extra("experiment"):
+    import matplotlib
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+__all__ = ["MAX_RUNS", "write_report"]
+
+MAX_RUNS = 8
+"""More would not be told apart in a figure."""
+
+
+@dataclass(frozen=True)
+class _Section:
+    """A part of the page: figures, then what could not be drawn, then tables."""
+
+    id: str
+    title: str
+    text: str
+    drawings: Sequence[Drawing] = ()
+    tables: Sequence[tables.Table] = ()
+
+    @property
+    def drawn(self) -> list[Drawing]:
+        return [drawing for drawing in self.drawings if drawing.drawn is not None]
+
+    @property
+    def undrawn(self) -> dict[str, list[str]]:
+        """Reason → titles of the figures that are not there for it."""
+        reasons: dict[str, list[str]] = {}
+        for drawing in self.drawings:
+            if drawing.drawn is None:
+                reasons.setdefault(drawing.caption, []).append(drawing.title)
+        return reasons
+
+
+def write_report(
+    folders: Sequence[Path],
+    *,
+    output: Path | None = None,
+    figures: Path | None = None,
+    truth: Path | None = None,
+    truth_column: str = "accuracy",
+    resamples: int = 1000,
+) -> tuple[Path, Path]:
+    """Write the page of some runs, and its figures as PNG and SVG, over earlier ones.
+
+    Args:
+        folders: that `nas-dynamic train` and `nas-dynamic demo` have written, finished or not.
+        output: the page; by default report.html in the folder of the run, or in the folder that
+            holds the first one where there are several.
+        figures: folder of the figures; by default the page's name and -figures, beside it.
+        truth: true accuracies of the scored subnets: see `with_truth`.
+        truth_column: of `truth`, that holds the accuracies.
+        resamples: number of bootstrap samples of the intervals.
+
+    Returns:
+        The page and the folder of the figures.
+
+    Raises:
+        RunError: a folder holds no run, a file is damaged, or there are too many runs.
+    """
+    if output is None:
+        output = (folders[0] if len(folders) == 1 else folders[0].parent) / "report.html"
+    if output.suffix not in (".html", ".htm"):
+        raise RunError(f"--output is {output}; its name must end in .html")
+    figures = figures or output.with_name(f"{output.stem}-figures")
+    for path in (output, figures):
+        if path.exists() and path.is_dir() == (path == output):
+            kind = "a folder" if path == output else "a file"
+            raise RunError(f"{path} is {kind} already; choose another --output or --figures")
+    runs = read_runs(folders)
+    if len(runs) > MAX_RUNS:
+        raise RunError(
+            f"{len(runs)} runs are too many for one page; give {MAX_RUNS} at most (a demo has two)"
+        )
+    if truth is not None:
+        runs = with_truth(runs, truth, truth_column)
+    ranked = rankings([run for run in runs if run.seeds], resamples=resamples)
+    with matplotlib.rc_context(STYLE):
+        sections = list(_sections(runs, ranked))
+    drawings = [drawing for section in sections for drawing in section.drawn]
+    for drawing in drawings:
+        save(drawing.figure, figures, drawing.name)
+    write_text(output, _page(runs, ranked, sections, drawings))
+    return output, figures
+
+
+def _sections(runs: Sequence[Run], ranked: Sequence[Ranked]) -> Iterator[_Section]:
+    scored = [run for run in runs if run.seeds]
+    colours = {run.name: number for number, run in enumerate(runs)}
+    several = [run for run in scored if len(run.seeds) > 1]
+    if scored:
+        yield _Section(
+            "accuracy",
+            "Accuracy and size",
+            "Subnets with the weights that they inherit from the supernet.",
+            [
+                accuracy_by_size(scored, colours),
+                *([seed_by_seed(several, colours)] if several else []),
+            ],
+            [tables.scores(scored), *tables.pareto_sets(scored)],
+        )
+    if ranked:
+        drawings = []
+        for number, group in enumerate(ranked, 1):
+            suffix = f"-{number}" if len(ranked) > 1 else ""
+            drawings.append(predicted_by_true(group, colours, suffix))
+            drawings.append(taus(group, colours, suffix))
+        yield _Section(
+            "truth",
+            "Against the truth",
+            "The same subnets, each trained alone: what a supernet is asked to predict.",
+            drawings,
+            [tables.diagnostics(group) for group in ranked],
+        )
+    if scored:
+        named = [(run, f": {run.name}" if len(scored) > 1 else "") for run in scored]
+        rates = [learning_rate(run, suffix) for run, suffix in named]
+        losses = [loss_by_group(run, suffix) for run, suffix in named]
+        same_scale(rates)
+        same_scale(losses)
+        yield _Section(
+            "training",
+            "Training",
+            "What the updates used, and what they came to.",
+            [*rates, loss(scored, colours)],
+        )
+        yield _Section(
+            "groups",
+            "Groups of subnets",
+            "With momentum separation the subnets of a group share a momentum of their own.",
+            [
+                *losses,
+                *(updates_by_group(run, suffix) for run, suffix in named),
+                *(similarity_by_group(run, suffix) for run, suffix in named),
+            ],
+        )
+        yield _Section("cost", "Cost", "", (), [tables.cost(scored)])
+    yield _Section(
+        "settings",
+        "Configuration and environment",
+        "",
+        (),
+        [*tables.settings(runs), *tables.environments(runs)],
+    )
+
+
+def _page(
+    runs: Sequence[Run],
+    ranked: Sequence[Ranked],
+    sections: Sequence[_Section],
+    drawings: Sequence[Drawing],
+) -> str:
+    jinja = Environment(
+        loader=PackageLoader("nas_dynamic"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    jinja.filters |= {"code": _code, "breakable": _breakable}
+    svgs = {d.name: Markup(inline_svg(d.figure, d.name, d.label, d.tips)) for d in drawings}
+    return jinja.get_template("report.html").render(
+        runs=runs,
+        title=joined([run.name for run in runs]),
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        summary=summary(runs, ranked),
+        unfinished=unfinished(runs),
+        tiles=[_tiles(run, n, ranked) for n, run in enumerate(runs, 1) if run.seeds],
+        sections=sections,
+        svgs=svgs,
+        light=LIGHT,
+        dark=DARK,
+    )
+
+
+def _code(text: str) -> Markup:
+    """Text in which `this` is code."""
+    parts = [
+        Markup("<code>{}</code>" if n % 2 else "{}").format(p)
+        for n, p in enumerate(text.split("`"))
+    ]
+    return Markup("").join(parts)
+
+
+def _breakable(text: str) -> Markup:
+    """A dotted key, which may go on in a new line after a dot."""
+    return Markup(".<wbr>").join(text.split("."))
+
+
+def _tiles(run: Run, number: int, ranked: Sequence[Ranked]) -> dict[str, Any]:
+    """The few numbers of a run that stand at the top."""
+    means = run.accuracies().mean(0)
+    tiles = [("best subnet", percent(float(means.max())), "inherited weights")]
+    for group in ranked:
+        if run.name in group.means:
+            mean = group.means[run.name]
+            value, _, ends = estimated(mean, ".2f").partition(" ")
+            tiles.insert(0, ("Kendall's τ", value, ends))
+    tiles.append(("Pareto set", str(pareto(run.parameters(), means).sum()), "subnets"))
+    seconds = [seed.cost.seconds if seed.cost else seed.seconds for seed in run.seeds]
+    if None not in seconds:
+        each = sum(s for s in seconds if s is not None) / len(seconds)
+        tiles.append(("training", duration(each), "a seed"))
+    return {"name": run.name, "colour": number, "seeds": len(run.seeds), "tiles": tiles}

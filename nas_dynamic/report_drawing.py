@@ -1,0 +1,84 @@
+"""A figure of a report, with what it shows in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from nas_dynamic._extras import extra
+from nas_dynamic.report_theme import LIGHT, SERIES
+from nas_dynamic.report_words import few
+
+with extra("experiment"):
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+__all__ = ["MARKERS", "Drawing", "colour", "counts", "legend_below", "shares"]
+
+MARKERS = "osD^vPX*"
+"""Of the series, which colour alone would not tell apart for all."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of a report.
+
+    Attributes:
+        name: of its files.
+        title: of the figure.
+        caption: what is drawn, and how to read it; or why there is nothing to draw.
+        label: what it shows, in words, for those who do not see it.
+        drawn: the figure; None where its data are not there.
+        tips: see `inline_svg`.
+    """
+
+    name: str
+    title: str
+    caption: str
+    label: str = ""
+    drawn: Figure | None = None
+    tips: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def figure(self) -> Figure:
+        """The figure, of a drawing that has one."""
+        assert self.drawn is not None
+        return self.drawn
+
+
+def colour(number: int) -> str:
+    """Of a series, in light."""
+    return LIGHT[SERIES[number % len(SERIES)]]
+
+
+def counts(axis: Axis) -> None:
+    """The ticks of an axis are counts, such as of parameters."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: few(value)))
+    axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+
+
+def shares(axis: Axis) -> None:
+    """The ticks of an axis are shares in [0, 1]."""
+    axis.set_major_locator(MaxNLocator(6))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
+
+
+def legend_below(figure: Figure, axes: Axes, title: str | None = None) -> None:
+    """Name the series under the axes, where they hide nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not handles:
+        return
+    # As many columns as fit: a letter takes some 0.09 inches, a line and its space 0.6.
+    fitting = int(figure.get_figwidth() / (0.6 + 0.09 * max(map(len, labels))))
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=max(1, min(fitting, len(labels))),
+        title=title,
+        title_fontsize=9,
+        columnspacing=1.4,
+        handlelength=1.6,
+    )

@@ -1,0 +1,168 @@
+"""Colours of a report, and figures as SVG that follows the reader's light or dark theme."""
+
+from __future__ import annotations
+
+import io
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nas_dynamic._extras import extra
+
+with extra("experiment"):
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+__all__ = ["DARK", "LIGHT", "RAMP", "SERIES", "STYLE", "figure", "inline_svg", "save"]
+
+LIGHT = {
+    "paper": "#fdfdfc",
+    "ink": "#1c2530",
+    "muted": "#5a6573",
+    "grid": "#e4e8ec",
+    "c1": "#2f6cb5",
+    "c2": "#d4581f",
+    "c3": "#2a8a66",
+    "c4": "#8657ad",
+    "c5": "#a87d10",
+    "c6": "#c0437b",
+    "c7": "#1f86a0",
+    "c8": "#6f7680",
+    "q1": "#e0a021",
+    "q2": "#d96c3b",
+    "q3": "#b64379",
+    "q4": "#7a3aa3",
+    "q5": "#32277d",
+}
+"""Role → colour; figures are drawn with these, and no two are the same."""
+
+DARK = {
+    "paper": "#14181d",
+    "ink": "#e6eaee",
+    "muted": "#9aa5b1",
+    "grid": "#2b323a",
+    "c1": "#79aaf0",
+    "c2": "#f58f5c",
+    "c3": "#5fc39c",
+    "c4": "#bd98e2",
+    "c5": "#dcb54c",
+    "c6": "#ee86b4",
+    "c7": "#62c4dd",
+    "c8": "#a4acb6",
+    "q1": "#f4d06a",
+    "q2": "#f29d66",
+    "q3": "#e574a5",
+    "q4": "#ad83e8",
+    "q5": "#7f90fa",
+}
+"""The same roles on a dark page."""
+
+SERIES = tuple(f"c{number}" for number in range(1, 9))
+"""Of runs and of groups, in this order."""
+
+RAMP = tuple(f"q{number}" for number in range(1, 6))
+"""Of ordered things, small subnets first."""
+
+STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "axes.labelsize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "axes.edgecolor": LIGHT["muted"],
+    "axes.labelcolor": LIGHT["ink"],
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LIGHT["grid"],
+    "grid.linewidth": 0.8,
+    "text.color": LIGHT["ink"],
+    "xtick.color": LIGHT["muted"],
+    "ytick.color": LIGHT["muted"],
+    "xtick.labelcolor": LIGHT["ink"],
+    "ytick.labelcolor": LIGHT["ink"],
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "figure.facecolor": "none",
+    "svg.fonttype": "none",
+    # Names of groups may have a $.
+    "text.parse_math": False,
+}
+"""Matplotlib's settings for figures of a report."""
+
+SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+
+
+def figure(width: float = 4.2, height: float = 3.1) -> Figure:
+    """An empty figure, inches; so small that its text can be read at the width of a phone."""
+    empty = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine())
+    FigureCanvasAgg(empty)
+    return empty
+
+
+def save(drawn: Figure, folder: Path, name: str) -> list[Path]:
+    """Write a figure as PNG and SVG, in light colours; over those of an earlier report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
+        drawn.savefig(paths[0], dpi=200, facecolor=LIGHT["paper"])
+        drawn.savefig(paths[1], facecolor=LIGHT["paper"], metadata=NO_METADATA)
+    return paths
+
+
+def inline_svg(
+    drawn: Figure, name: str, label: str, tips: Mapping[str, Sequence[str]] | None = None
+) -> str:
+    """A figure as an svg element of an HTML page, its colours CSS variables `--role`.
+
+    Args:
+        drawn: the figure.
+        name: beginning of its ids, unique on the page.
+        label: what it shows, in words, for those who do not see it.
+        tips: gid of a scatter → a text for each point, shown when it is pointed at.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
+        drawn.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
+    root = ET.fromstring(buffer.getvalue())
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag == f"{{{SVG}}}metadata":
+                parent.remove(child)
+    for gid, texts in (tips or {}).items():
+        points = root.findall(f".//*[@id='{gid}']//{{{SVG}}}use")
+        for point, text in zip(points, texts, strict=True):
+            ET.SubElement(point, f"{{{SVG}}}title").text = text
+    content = "".join(ET.tostring(element, encoding="unicode") for element in root)
+    content = _plain_names(content)
+    content = _own_ids(content, name)
+    for role, colour in LIGHT.items():
+        content = content.replace(colour, f"var(--{role})")
+    content = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", content)
+    tag = ET.Element("svg", {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label})
+    opening = ET.tostring(tag, encoding="unicode", short_empty_elements=False)
+    return opening.removesuffix("</svg>") + content + "</svg>"
+
+
+def _plain_names(content: str) -> str:
+    """HTML knows svg elements by name, without namespaces."""
+    content = re.sub(r' xmlns(:\w+)?="[^"]*"', "", content)
+    content = re.sub(r"(</?)ns\d+:", r"\1", content)
+    return re.sub(r" ns\d+:href=", " href=", content)
+
+
+def _own_ids(content: str, name: str) -> str:
+    """Keep the ids that are referred to, beginning with the name of the figure."""
+    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', content))
+
+    def renamed(match: re.Match[str]) -> str:
+        return f' id="{name}-{match[1]}"' if match[1] in used else ""
+
+    content = re.sub(r' id="([^"]*)"', renamed, content)
+    return re.sub(r'(url\(#|href="#)', rf"\1{name}-", content)
