@@ -32,6 +32,7 @@ class Options:
     clip_mode: str | None = None
     layer_decay: float | None = None
     idle: str = "coast"
+    resumed: bool = False
     epochs: int = 3
 
 

@@ -37,17 +37,19 @@ SWITCHES = {
     "ema": (False, True),
     "clip_mode": (None, "norm"),
     "layer_decay": (None, 0.75),
+    "resumed": (False, True),
 }
-# Every setting of any five of the six switches: those with an even number of them on.
+# Every setting of any six of the seven switches: those with an even number of them on.
 COMBINATIONS = [
     Options(**dict(zip(SWITCHES, values, strict=True)))
     for values in itertools.product(*SWITCHES.values())
     if sum(v == on for v, (_, on) in zip(values, SWITCHES.values(), strict=True)) % 2 == 0
 ]
 OTHERS = [
-    Options(opt="adamw", layer_decay=0.75, grad_accum_steps=3, ema=True),
+    Options(opt="adamw", layer_decay=0.75, grad_accum_steps=3, ema=True, resumed=True),
     Options(opt="adamw", idle="freeze", sched_on_updates=True, clip_mode="agc"),
-    Options(opt="lamb", clip_mode="value"),
+    Options(opt="lamb", clip_mode="value", resumed=True),
+    Options(opt="lamb", ema=True, scaler=True, idle="freeze", resumed=True),
     Options(opt="rmsproptf", idle="freeze", ema=True),
 ]
 
@@ -63,48 +65,21 @@ def shown(options: Options) -> str:
 
 
 @pytest.mark.parametrize("options", [*COMBINATIONS, *OTHERS], ids=shown)
-def test_equals_one_optimizer_a_group_with_the_formula_written_out(options):
+def test_equals_one_optimizer_a_group_with_the_formula_written_out(options, tmp_path):
     data = batches(3)
-    result = train(options, data, group_by=GROUP)
-    training = result["attached"].training
-    reference = train_by_hand(options, data, result["used"], training.calr.gamma)
+    used, go_on = [], {}
+    if options.resumed:
+        used = train(options, data, folder=tmp_path, stop_after=2, group_by=GROUP)["used"]
+        go_on = {"supernet": tiny_supernet(seed=7), "resume": str(tmp_path / "last.pth.tar")}
+    result = train(options, data, group_by=GROUP, **go_on)
+    used += result["used"]
+    sampler = UniformSampler(result["model"].space, seed=0)
+    assert [update.architecture for update in used] == [sampler.sample() for _ in used]
+    reference = train_by_hand(options, data, used, result["attached"].training.calr.gamma)
     assert reference["groups"] > 1
     assert same_state(result["model"], reference["model"])
     if options.ema:
         assert same_state(result["ema"], reference["ema"])
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        Options(epochs=4),
-        Options(epochs=4, scaler=True, sched_on_updates=True, grad_accum_steps=2),
-        Options(epochs=4, opt="adamw", ema=True, layer_decay=0.75, clip_mode="norm"),
-        Options(epochs=4, opt="lamb", ema=True, scaler=True, idle="freeze"),
-    ],
-    ids=shown,
-)
-def test_resumed_equals_straight(options, tmp_path):
-    data = batches(5)
-    straight = train(options, data)
-    first = train(options, data, folder=tmp_path, stop_after=2)
-    resumed = train(
-        options, data, supernet=tiny_supernet(seed=7), resume=str(tmp_path / "last.pth.tar")
-    )
-    used = [update.architecture for update in first["used"] + resumed["used"]]
-    assert used == [update.architecture for update in straight["used"]]
-    assert same_state(straight["model"], resumed["model"])
-    if options.ema:
-        assert same_state(straight["ema"], resumed["ema"])
-
-
-def test_subnets_are_uniform_over_the_space():
-    supernet = tiny_supernet()
-    drawn = [
-        u.architecture for u in train(Options(epochs=2), batches(5), supernet=supernet)["used"]
-    ]
-    sampler = UniformSampler(supernet.space, seed=0)
-    assert drawn == [sampler.sample() for _ in range(10)]
 
 
 def test_accumulated_micro_batches_train_one_subnet():
