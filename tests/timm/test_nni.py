@@ -8,15 +8,24 @@ import functools
 import pytest
 
 pytest.importorskip("nni")
+import nni
 import torch
+from nni.nas.evaluator import FunctionalEvaluator
 from nni.nas.evaluator.pytorch import Classification, DataLoader
-from nni.nas.experiment import NasExperiment
-from nni.nas.strategy import RandomOneShot
+from nni.nas.experiment import NasExperiment, NasExperimentConfig
+from nni.nas.strategy import RandomOneShot, RegularizedEvolution
 
-from nas_dynamic.adapters.nni import DynamicCallback, activate, dynamic, search_space
+from nas_dynamic.adapters.nni import (
+    DynamicCallback,
+    SupernetEvaluator,
+    activate,
+    dynamic,
+    search_space,
+)
 from nas_dynamic.adapters.nni import subnet_parameters as nni_subnet_parameters
 from nas_dynamic.adapters.timm import elastic_vit
 from nas_dynamic.adapters.timm.nni import model_space
+from nas_dynamic.evaluation import score_subnets
 from tests.timm.loop import GROUP, batches, tiny_supernet
 
 
@@ -78,6 +87,42 @@ def test_dynamic_experiment_and_back_to_timm(evaluator, tmp_path):
         with torch.no_grad():
             assert torch.equal(supernet.extract(architecture)(x), trained(x))
         assert count(architecture) == supernet.subnet_parameters()(architecture)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_search_strategies_of_nni_run_on_the_space(trained, tmp_path):
+    supernet = tiny_supernet()
+    space, data = model_space(supernet), batches(2)
+    if trained:  # candidates are scored with the weights that they inherit
+        space = RandomOneShot().mutate_model(space)
+        evaluator = SupernetEvaluator(data, calibration=data, reward=lambda score: -score.loss)
+        config = None
+    else:  # NNI builds each candidate
+        parameters = supernet.subnet_parameters()
+
+        def report(model):
+            nni.report_final_result(-sum(p.numel() for p in model.parameters()))
+
+        evaluator = FunctionalEvaluator(report)
+        config = NasExperimentConfig(execution_engine="sequential", model_format="raw")
+    strategy = RegularizedEvolution(population_size=4, sample_size=2)
+    experiment = NasExperiment(space, evaluator, strategy, config)
+    experiment.config.max_trial_number = 6
+    experiment.config.experiment_working_directory = tmp_path
+    experiment.run()
+    models = list(strategy.list_models())
+    (top,) = experiment.export_top_models(1, formatter="dict")
+    experiment.stop()
+    atexit.unregister(experiment.stop)  # it would log to the stream that pytest has closed
+    assert len(models) >= 5
+    best = max(model.metric for model in models)
+    supernet.space.validate(top)
+    if not trained:
+        assert -parameters(top) == best
+        return
+    supernet.eval()
+    (score,) = score_subnets(supernet, type(supernet).activate, [top], data, calibration=data)
+    assert -score.loss == best
 
 
 def test_sliced_supernet_is_refused():

@@ -248,6 +248,19 @@ def test_only_the_active_subnet_gets_gradients():
             assert {n for n in trained if n.startswith(label + ".")} == expected
 
 
+def test_mnasnet_by_name():
+    torch.manual_seed(0)
+    plain = timm.create_model("mnasnet_small", num_classes=10).eval()
+    torch.manual_seed(0)
+    supernet = mobile_supernet("mnasnet_small", skip=True, num_classes=10).eval()
+    x = images("MBConv")
+    with torch.no_grad():
+        assert torch.equal(supernet(x), plain(x))
+        for architecture in subnets(supernet, 5):
+            supernet.activate(architecture)
+            assert torch.equal(supernet(x), supernet.extract(architecture)(x))
+
+
 def test_candidates_are_combinations_and_skip_is_where_it_can():
     supernet = built("MBConv")
     operations = ("k3_e3", "k3_e6", "k5_e3", "k5_e6", "k7_e3", "k7_e6")
