@@ -11,7 +11,7 @@ import torch.distributed as dist
 from nas_dynamic.training import DynamicTraining
 from nas_dynamic.update import Update
 
-__all__ = ["RankAgreement"]
+__all__ = ["RankAgreement", "watch_ranks"]
 
 _WHAT = ("the number of updates", "the architecture", "the momentum group", "the lr", "the weights")
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -25,8 +25,8 @@ class RankAgreement:
     update count, the subnets, the group, the lr and a digest of the weights, by one `all_gather`
     of five numbers a rank, after the first step and after every so many.
 
-    For models that every rank holds whole (DDP). A digest is equal only if all weights are, to
-    the bit; it reads every weight once.
+    A digest is equal only if all weights are, to the bit; it reads every weight once. Weights that
+    ranks hold in parts (FSDP) are left out of it.
 
     Args:
         dynamic: attached to this rank's optimizer. The check is attached after it.
@@ -48,8 +48,7 @@ class RankAgreement:
         every: int = 100,
         group: dist.ProcessGroup | None = None,
     ) -> None:
-        if every < 1:
-            raise ValueError(f"every must be at least 1, got {every}")
+        _check_every(every)
         if not (dist.is_available() and dist.is_initialized()):
             raise RuntimeError(
                 "there is no process group: call torch.distributed.init_process_group() first, or "
@@ -90,7 +89,8 @@ class RankAgreement:
             "the ranks have gone apart: "
             + "; ".join(sentences)
             + ". Give the sampler one seed on all ranks, build the model from one seed or load it "
-            "on all ranks, and go on from the last checkpoint ahead of this"
+            "on all ranks, and go on from the last checkpoint ahead of this. If ranks are to "
+            "differ, train without this check"
         )
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -112,13 +112,40 @@ class RankAgreement:
     def _weights(self) -> int:
         """The weights' bits as integers, summed with wrap-around: exact, in any order."""
         groups = self.dynamic.optimizer.param_groups
-        sums = [_bits(p) for group in groups for p in group["params"]]
+        sums = [_bits(p) for group in groups for p in group["params"] if not _in_parts(p)]
+        if not sums:
+            return 0
         return _hash(torch.stack([s.to(sums[0].device) for s in sums]).tolist())
 
     def _device(self) -> torch.device:
         if dist.get_backend(self.group) == "nccl":
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("cpu")
+
+
+def watch_ranks(dynamic: DynamicTraining, every: int | None) -> RankAgreement | None:
+    """`RankAgreement` where there are several ranks; None where there is one, or no `every`.
+
+    Raises:
+        ValueError: `every` is no positive number.
+    """
+    if every is None:
+        return None
+    _check_every(every)
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return RankAgreement(dynamic, every) if several else None
+
+
+def _check_every(every: int) -> None:
+    if every < 1:
+        raise ValueError(
+            f"the steps between two checks of the ranks must be 1 or more, got {every}"
+        )
+
+
+def _in_parts(parameter: torch.Tensor) -> bool:
+    """Whether ranks hold a part each: FSDP2's DTensor, or FSDP's flat parameters."""
+    return hasattr(parameter, "device_mesh") or getattr(parameter, "_fsdp_flattened", False)
 
 
 def _bits(parameter: torch.Tensor) -> torch.Tensor:

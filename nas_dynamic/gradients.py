@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from nas_dynamic.momentum import SCHEDULED
 
@@ -40,21 +41,39 @@ def lend_zeros(parameters: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch
 
 
 def all_finite(parameters: list[torch.Tensor]) -> bool:
-    """Whether no gradient has an inf or a NaN; waits for the device once."""
+    """Whether no gradient has an inf or a NaN; waits for the device once.
+
+    Of gradients that ranks hold in parts (FSDP2) it looks at all parts, by a collective call.
+    """
     kinds: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+    meshes: list[Any] = []
     for parameter in parameters:
         gradient = parameter.grad
         assert gradient is not None
         gradient = gradient.detach()
+        mesh = getattr(gradient, "device_mesh", None)
+        if mesh is not None:
+            meshes += [mesh] if mesh not in meshes else []
+            gradient = gradient.to_local()  # type: ignore[attr-defined]
         if gradient.is_sparse:
             gradient = gradient.coalesce().values()
         if gradient.numel():
             kinds.setdefault((gradient.device, gradient.dtype), []).append(gradient)
     # The greatest absolute value is NaN where there is one, and never overflows, as a sum does.
-    return all(
+    finite = all(
         bool(torch.stack(torch._foreach_norm(gradients, float("inf"))).isfinite().all())
         for gradients in kinds.values()
     )
+    for mesh in meshes:
+        finite = _on_all_ranks(finite, mesh)
+    return finite
+
+
+def _on_all_ranks(true_here: bool, mesh: Any) -> bool:
+    flag = torch.tensor(int(true_here), device=mesh.device_type)
+    for dimension in range(mesh.ndim):
+        dist.all_reduce(flag, dist.ReduceOp.MIN, mesh.get_group(dimension))
+    return bool(flag)
 
 
 class Standstill:

@@ -6,10 +6,13 @@ import torch
 
 __all__ = ["COAST_ONLY", "FREEZE_ONLY", "UNSUPPORTED", "check_lookahead", "check_supported"]
 
+_WRAPPER = "it keeps its state in an optimizer inside of it, where groups have none of their own"
 UNSUPPORTED = {
     "LBFGS": "it evaluates the closure, and so samples a subnet, several times in one step",
     "Lookahead": "after the update it reads the gradients, which are put back by then, and keeps "
     "its slow weights in the optimizer's state, where each group would have its own",
+    "PostLocalSGDOptimizer": _WRAPPER,
+    "ZeroRedundancyOptimizer": _WRAPPER,
 }
 """Optimizer classes, by name, that cannot be attached to, and why."""
 
@@ -42,7 +45,18 @@ def check_supported(optimizer: torch.optim.Optimizer, idle: str) -> None:
             raise ValueError(f"{name} is not supported: {UNSUPPORTED[name]}; use another optimizer")
         if name in FREEZE_ONLY and idle == "coast":
             raise ValueError(f"{name} cannot coast: {FREEZE_ONLY[name]}; use idle='freeze'")
-    if isinstance(optimizer, torch.optim.SGD) and idle == "freeze":
+    if idle == "freeze":
+        _check_freezes(optimizer)
+
+
+def _check_freezes(optimizer: torch.optim.Optimizer) -> None:
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    if any(getattr(p, "_fsdp_flattened", False) for p in parameters):
+        raise ValueError(
+            "FullyShardedDataParallel cannot freeze: it gives zeros to idle parameters for a "
+            "gradient; use torch.distributed.fsdp.fully_shard, or idle='coast'"
+        )
+    if isinstance(optimizer, torch.optim.SGD):
         for group in optimizer.param_groups:
             if group["fused"] and group["momentum"]:
                 name, reason = next(iter(COAST_ONLY.items()))
@@ -59,7 +73,7 @@ def check_lookahead(optimizer: torch.optim.Optimizer) -> None:
     Raises:
         ValueError: it does.
     """
-    if "lookahead_k" in optimizer.defaults:
+    if "lookahead_k" in getattr(optimizer, "defaults", ()):
         raise ValueError(
             "the optimizer is wrapped by Lookahead, which is not supported: "
             f"{UNSUPPORTED['Lookahead']}; train without Lookahead"

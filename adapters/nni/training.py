@@ -26,6 +26,7 @@ from nas_dynamic.adapters.nni.space import complexity_of
 from nas_dynamic.architecture import Architecture, SearchSpace
 from nas_dynamic.calr import CaLR
 from nas_dynamic.complexity import bounds as bounds_of
+from nas_dynamic.distributed import RankAgreement, watch_ranks
 from nas_dynamic.grouping import default_label
 from nas_dynamic.momentum import MomentumSeparation
 from nas_dynamic.training import DynamicTraining
@@ -52,6 +53,7 @@ def dynamic(
     anneal: Literal["lr", "loss"] = "lr",
     idle: Literal["coast", "freeze"] = "coast",
     seed: int | None = None,
+    check_ranks_every: int | None = 100,
 ) -> Strategy:
     """Train the supernet of a one-shot strategy with CaLR and momentum separation.
 
@@ -83,6 +85,8 @@ def dynamic(
         anneal: what the decay applies to where an update takes several subnets; see `CaLR`.
         idle: what parameters outside of the subnet do in an update; see `DynamicTraining`.
         seed: of the sampling; by default the strategy's own, or 0.
+        check_ranks_every: where several processes train, the updates between two checks that they
+            train the same subnets and have the same weights; see `RankAgreement`. None for none.
 
     Raises:
         TypeError: the strategy has no sampled subnet, as DARTS.
@@ -174,6 +178,7 @@ class DynamicCallback(pl.Callback):
         self.options = options
         self.training: DynamicTraining | None = None
         self.space: SearchSpace | None = None
+        self._agreement: RankAgreement | None = None
         self._seen: Update | None = None
         self._losses = GroupLosses()
 
@@ -184,6 +189,8 @@ class DynamicCallback(pl.Callback):
             return
         if self.training is not None:
             self.training.detach()
+        if self._agreement is not None:
+            self._agreement.detach()
         self._losses = GroupLosses()
         self.space = self.sampling.space
         optimizer = _weight_optimizer(trainer)
@@ -198,6 +205,7 @@ class DynamicCallback(pl.Callback):
             idle=self.options["idle"],
             space=self.space,
         )
+        self._agreement = watch_ranks(self.training, self.options["check_ranks_every"])
         self.sampling.weigh(self.training)
 
     def _calr(

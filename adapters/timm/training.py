@@ -12,6 +12,7 @@ from torch import nn
 from nas_dynamic.architecture import Architecture, SearchSpace
 from nas_dynamic.calr import CaLR
 from nas_dynamic.complexity import bounds as bounds_of
+from nas_dynamic.distributed import RankAgreement, watch_ranks
 from nas_dynamic.grouping import default_label
 from nas_dynamic.momentum import MomentumSeparation
 from nas_dynamic.sampling import UniformSampler
@@ -52,6 +53,7 @@ def attach(
     idle: Literal["coast", "freeze"] = "coast",
     sampler: Sampler | None = None,
     seed: int = 0,
+    check_ranks_every: int | None = 100,
 ) -> Attached:
     """Train a supernet with CaLR and momentum separation, and draw its subnets.
 
@@ -86,6 +88,8 @@ def attach(
         idle: what parameters outside of the subnet do in an update; see `DynamicTraining`.
         sampler: draws one subnet an update; `UniformSampler` by default.
         seed: of the default sampler, the same on all ranks.
+        check_ranks_every: where several processes train, the updates between two checks that they
+            train the same subnets and have the same weights; see `RankAgreement`. None for none.
 
     Raises:
         TypeError: the model is no supernet.
@@ -119,8 +123,9 @@ def attach(
         idle=idle,
         space=space,
     )
+    agreement = watch_ranks(training, check_ranks_every)
     sampling.start(training)
-    return Attached(training, sampling)
+    return Attached(training, sampling, agreement)
 
 
 class Attached:
@@ -130,9 +135,12 @@ class Attached:
         training: the `DynamicTraining`; `training.last` tells what the last update used.
     """
 
-    def __init__(self, training: DynamicTraining, sampling: _Sampling) -> None:
+    def __init__(
+        self, training: DynamicTraining, sampling: _Sampling, agreement: RankAgreement | None
+    ) -> None:
         self.training = training
         self._sampling = sampling
+        self._agreement = agreement
 
     @property
     def drawn(self) -> Architecture | None:
@@ -142,6 +150,8 @@ class Attached:
     def detach(self) -> None:
         """Stop: the supernet computes the activated subnet in training mode as well."""
         self.training.detach()
+        if self._agreement is not None:
+            self._agreement.detach()
         self._sampling.stop()
 
 
