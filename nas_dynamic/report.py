@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -114,9 +114,11 @@ def write_report(
     with matplotlib.rc_context(STYLE):
         sections = list(_sections(runs, ranked))
     drawings = [drawing for section in sections for drawing in section.drawn]
-    for drawing in drawings:
-        save(drawing.figure, figures, drawing.name)
-    write_text(output, _page(runs, ranked, sections, drawings))
+    svgs = {
+        d.name: inline_svg(save(d.figure, figures, d.name), d.name, d.label, d.tips)
+        for d in drawings
+    }
+    write_text(output, _page(runs, ranked, sections, svgs))
     return output, figures
 
 
@@ -184,7 +186,7 @@ def _page(
     runs: Sequence[Run],
     ranked: Sequence[Ranked],
     sections: Sequence[_Section],
-    drawings: Sequence[Drawing],
+    svgs: Mapping[str, str],
 ) -> str:
     jinja = Environment(
         loader=PackageLoader("nas_dynamic"),
@@ -194,7 +196,6 @@ def _page(
         lstrip_blocks=True,
     )
     jinja.filters |= {"code": _code, "breakable": _breakable}
-    svgs = {d.name: Markup(inline_svg(d.figure, d.name, d.label, d.tips)) for d in drawings}
     return jinja.get_template("report.html").render(
         runs=runs,
         title=joined([run.name for run in runs]),
@@ -203,7 +204,7 @@ def _page(
         unfinished=unfinished(runs),
         tiles=[_tiles(run, n, ranked) for n, run in enumerate(runs, 1) if run.seeds],
         sections=sections,
-        svgs=svgs,
+        svgs={name: Markup(svg) for name, svg in svgs.items()},
         light=LIGHT,
         dark=DARK,
     )

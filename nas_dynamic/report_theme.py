@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
@@ -95,7 +94,8 @@ STYLE: dict[Any, Any] = {
 }
 """Matplotlib's settings for figures of a report."""
 
-SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+SVG = "http://www.w3.org/2000/svg"
+BACKGROUND = "background"
 NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
@@ -106,34 +106,38 @@ def figure(width: float = 4.2, height: float = 3.1) -> Figure:
     return empty
 
 
-def save(drawn: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PNG and SVG, in light colours; over those of an earlier report."""
+def save(drawn: Figure, folder: Path, name: str) -> str:
+    """Write a figure as PNG and SVG, in light colours, over those of an earlier report.
+
+    Returns:
+        The content of the SVG.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+    drawn.patch.set_gid(BACKGROUND)
+    path = folder / f"{name}.svg"
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
-        drawn.savefig(paths[0], dpi=200, facecolor=LIGHT["paper"])
-        drawn.savefig(paths[1], facecolor=LIGHT["paper"], metadata=NO_METADATA)
-    return paths
+        drawn.savefig(folder / f"{name}.png", dpi=200, facecolor=LIGHT["paper"])
+        drawn.savefig(path, facecolor=LIGHT["paper"], metadata=NO_METADATA)
+    return path.read_text(encoding="utf-8")
 
 
 def inline_svg(
-    drawn: Figure, name: str, label: str, tips: Mapping[str, Sequence[str]] | None = None
+    svg: str, name: str, label: str, tips: Mapping[str, Sequence[str]] | None = None
 ) -> str:
     """A figure as an svg element of an HTML page, its colours CSS variables `--role`.
 
     Args:
-        drawn: the figure.
+        svg: what `save` returned.
         name: beginning of its ids, unique on the page.
         label: what it shows, in words, for those who do not see it.
         tips: gid of a scatter → a text for each point, shown when it is pointed at.
     """
-    buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
-        drawn.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
-    root = ET.fromstring(buffer.getvalue())
+    root = ET.fromstring(svg)
     for parent in list(root.iter()):
         for child in list(parent):
-            if child.tag == f"{{{SVG}}}metadata":
+            # The page has a background and a style of its own.
+            unused = child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style")
+            if unused or child.get("id") == BACKGROUND:
                 parent.remove(child)
     for gid, texts in (tips or {}).items():
         points = root.findall(f".//*[@id='{gid}']//{{{SVG}}}use")

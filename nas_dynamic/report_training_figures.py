@@ -75,7 +75,7 @@ def loss(runs: Sequence[Run], colours: dict[str, int]) -> Drawing:
 
 def learning_rate(run: Run, suffix: str) -> Drawing:
     """lr over the updates, by quantile of complexity."""
-    name, title = f"learning-rate-{run.name}", f"Learning rate by size{suffix}"
+    name, title = _name("learning-rate", run), f"Learning rate by size{suffix}"
     rows = run.rows()
     if not rows:
         return Drawing(name, title, "Not recorded: this run has no trace of its updates.")
@@ -114,7 +114,7 @@ def learning_rate(run: Run, suffix: str) -> Drawing:
 
 def loss_by_group(run: Run, suffix: str) -> Drawing:
     """Training loss over the updates, by momentum group."""
-    name, title = f"loss-by-group-{run.name}", f"Loss by group{suffix}"
+    name, title = _name("loss-by-group", run), f"Loss by group{suffix}"
     rows = [row for row in run.rows() if row.loss is not None]
     groups = _groups(run)
     if not groups:
@@ -144,7 +144,7 @@ def loss_by_group(run: Run, suffix: str) -> Drawing:
 
 def updates_by_group(run: Run, suffix: str) -> Drawing:
     """Share of the updates that each group had."""
-    name, title = f"updates-by-group-{run.name}", f"Updates by group{suffix}"
+    name, title = _name("updates-by-group", run), f"Updates by group{suffix}"
     groups = _groups(run)
     if not groups:
         return Drawing(name, title, _no_groups(run))
@@ -189,7 +189,7 @@ def updates_by_group(run: Run, suffix: str) -> Drawing:
 
 def similarity_by_group(run: Run, suffix: str) -> Drawing:
     """Mean cosine between the gradients of one update and the next, by their groups."""
-    name, title = f"gradient-similarity-{run.name}", f"Gradient similarity by group{suffix}"
+    name, title = _name("gradient-similarity", run), f"Gradient similarity by group{suffix}"
     pairs = [pair for seed in run.seeds for pair in seed.pairs or []]
     if not pairs:
         short_run = any(seed.pairs is not None for seed in run.seeds)
@@ -269,6 +269,10 @@ def _cells(axes: Axes, groups: Sequence[str], pairs: Sequence[Pair]) -> list[str
             axes.text(column, row + 0.06, str(number), ha="center", va="top", fontsize=7.5)
             words.append(f"{one} with {other} {value}, {number} pairs")
     return words
+
+
+def _name(kind: str, run: Run) -> str:
+    return f"{kind}-{run.name.replace('/', '-')}"
 
 
 def _curve(

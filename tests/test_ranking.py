@@ -263,3 +263,16 @@ def test_the_table_has_the_baselines_beside_the_supernet():
 def test_a_ranking_without_a_baseline_is_refused():
     with pytest.raises(ValueError, match="judged beside complexities"):
         diagnose([1, 2], [1, 2], {})
+
+
+def test_several_supernets_beside_the_same_baselines():
+    generator = np.random.default_rng(3)
+    true, sizes = generator.random(20), generator.integers(1, 9, 20)
+    predicted = {"seed 0": generator.random(20), "seed 1": true + generator.random(20)}
+    together = diagnose(predicted, true, {"parameters": sizes}, resamples=50)
+    assert list(together.rows) == ["seed 0", "seed 1", "parameters", "random"]
+    assert together.baselines == ("parameters", "random")
+    for name, values in predicted.items():
+        alone = diagnose(values, true, {"parameters": sizes}, resamples=50)
+        assert together.rows[name] == alone.rows["supernet"]
+        assert together.rows["random"] == alone.rows["random"]
