@@ -10,11 +10,12 @@ except ImportError as error:
         f"(missing or broken: {error})"
     ) from error
 
+from nas_dynamic.adapters.timm.choice import SKIP, LayerChoice
 from nas_dynamic.adapters.timm.elastic_vit import ElasticVisionTransformer, elastic_vit
 from nas_dynamic.adapters.timm.fusion import fuse
 from nas_dynamic.adapters.timm.mobile import mobile_supernet
 from nas_dynamic.adapters.timm.recipe import build
-from nas_dynamic.adapters.timm.supernet import SKIP, LayerChoice, Supernet
+from nas_dynamic.adapters.timm.supernet import Supernet
 from nas_dynamic.adapters.timm.training import Attached, attach
 
 __all__ = [

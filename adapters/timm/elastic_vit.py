@@ -12,10 +12,11 @@ from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from nas_dynamic.adapters.timm.linear_attention import LinearAttention
+from nas_dynamic.adapters.timm.elastic_block import ElasticAttention, resize_block, resize_present
+from nas_dynamic.adapters.timm.layers import copy_data_config
 from nas_dynamic.adapters.timm.recipe import Recipe, build
 from nas_dynamic.adapters.timm.sliced import SLICED, SlicedQKV
-from nas_dynamic.adapters.timm.vit_builder import ATTENTIONS, constructor_arguments, recipe_of
+from nas_dynamic.adapters.timm.vit_builder import constructor_arguments, recipe_of
 from nas_dynamic.adapters.timm.vit_space import BlockShape, VitSpace
 from nas_dynamic.adapters.timm.vit_table import BlockTable
 from nas_dynamic.architecture import Architecture, SearchSpace
@@ -99,7 +100,7 @@ def elastic_vit(
         if type(module) in SLICED:
             module.__class__ = SlicedQKV if name.endswith(".qkv") else SLICED[type(module)]
         elif type(module) is Attention:
-            module.__class__ = _ElasticAttention
+            module.__class__ = ElasticAttention
     supernet.__class__ = ElasticVisionTransformer
     supernet._arguments, supernet._vit_space, supernet._selected = arguments, space, {}
     supernet.activate(space.largest)
@@ -187,9 +188,7 @@ class ElasticVisionTransformer(VisionTransformer):
         finally:
             self._select(computed)
         subnet.load_state_dict(weights, assign=True)
-        for name in ("pretrained_cfg", "default_cfg"):
-            if hasattr(self, name):
-                setattr(subnet, name, copy.deepcopy(getattr(self, name)))
+        copy_data_config(self, subnet)
         return subnet.train(self.training)
 
     def subnet_parameters(self) -> BlockTable:
@@ -302,11 +301,11 @@ class ElasticVisionTransformer(VisionTransformer):
         self._width, self._depth = embed_dim, len(shapes)
         embed: Any = self.patch_embed
         embed.proj.resize(embed_dim)
-        _resize_present([embed.norm, self.norm_pre, self.norm, self.fc_norm], embed_dim)
+        resize_present([embed.norm, self.norm_pre, self.norm, self.fc_norm], embed_dim)
         if isinstance(self.head, nn.Linear):
             self.head.resize(embed_dim, self.num_classes)  # type: ignore[operator]
         for block, shape in zip(self.blocks, shapes, strict=True):
-            _resize_block(block, embed_dim, shape)
+            resize_block(block, embed_dim, shape)
 
     def _recipe(self, embed_dim: int, shapes: Sequence[BlockShape]) -> Recipe:
         arguments = self._arguments | {"embed_dim": embed_dim, "depth": len(shapes)}
@@ -327,20 +326,6 @@ class ElasticVisionTransformer(VisionTransformer):
         return recipe_of(arguments, blocks)
 
 
-class _ElasticAttention(LinearAttention):
-    """Either attention, on one set of parameters."""
-
-    kind: type[Attention]
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        attn_mask: torch.Tensor | None = None,
-        is_causal: bool = False,
-    ) -> torch.Tensor:
-        return self.kind.forward(self, x, attn_mask=attn_mask, is_causal=is_causal)
-
-
 def _build(recipe: Recipe, **arguments: Any) -> VisionTransformer:
     """Build a recipe with further arguments of the constructor."""
     model = recipe["model"]
@@ -358,25 +343,3 @@ def _check_rebuilt(supernet: ElasticVisionTransformer) -> None:
                 f"{name} is {shapes[0]} in the model and {shapes[1]} in one that timm builds with "
                 "the same arguments; start from a VisionTransformer as its constructor makes it"
             )
-
-
-def _resize_block(block: Any, embed_dim: int, shape: BlockShape) -> None:
-    attn, mlp = block.attn, block.mlp
-    attn.kind = ATTENTIONS[shape.attention]
-    attn.num_heads = shape.heads
-    attn.attn_dim = shape.heads * attn.head_dim
-    attn.qkv.resize(embed_dim, 3 * attn.attn_dim)
-    attn.proj.resize(attn.attn_dim, embed_dim)
-    hidden = int(embed_dim * shape.mlp_ratio)
-    mlp.fc1.resize(embed_dim, hidden)
-    mlp.fc2.resize(hidden, embed_dim)
-    _resize_present([attn.q_norm, attn.k_norm], attn.head_dim)
-    _resize_present([attn.norm], attn.attn_dim)
-    _resize_present([mlp.norm], hidden)
-    _resize_present([block.norm1, block.ls1, block.norm2, block.ls2], embed_dim)
-
-
-def _resize_present(layers: Sequence[Any], width: int) -> None:
-    for layer in layers:
-        if not isinstance(layer, nn.Identity):
-            layer.resize(width)

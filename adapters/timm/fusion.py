@@ -12,6 +12,7 @@ from timm.models.convnext import ConvNeXt
 from timm.models.resnet import ResNet
 from torch import nn
 
+from nas_dynamic.adapters.timm.choice import SKIP, Skip
 from nas_dynamic.adapters.timm.layers import (
     Shapes,
     described,
@@ -21,7 +22,7 @@ from nas_dynamic.adapters.timm.layers import (
     may_skip,
 )
 from nas_dynamic.adapters.timm.recipe import Recipe, to_json
-from nas_dynamic.adapters.timm.supernet import SKIP, Skip, make_supernet
+from nas_dynamic.adapters.timm.supernet import make_supernet
 from nas_dynamic.architecture import Architecture
 
 __all__ = ["fuse", "fuse_models"]

@@ -13,6 +13,7 @@ from timm.layers import DropPath
 from torch import nn
 
 __all__ = [
+    "copy_data_config",
     "differences",
     "example_images",
     "layer_inputs",
@@ -61,6 +62,13 @@ def layer_paths(model: nn.Module, pattern: str | None = None) -> list[str]:
             "of their paths"
         )
     return [p for p in paths if not any(other.startswith(p + ".") for other in paths)]
+
+
+def copy_data_config(source: nn.Module, target: nn.Module) -> None:
+    """Give a model what `timm.data.resolve_data_config` reads of another one."""
+    for name in ("pretrained_cfg", "default_cfg"):
+        if hasattr(source, name):
+            setattr(target, name, copy.deepcopy(getattr(source, name)))
 
 
 def example_images(

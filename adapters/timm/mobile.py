@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from timm.models.efficientnet import EfficientNet
 from timm.models.mobilenetv3 import MobileNetV3
 from torch import nn
 
+from nas_dynamic.adapters.timm.choice import SKIP
 from nas_dynamic.adapters.timm.fusion import fuse_models
+from nas_dynamic.adapters.timm.layers import copy_data_config
 from nas_dynamic.adapters.timm.recipe import Recipe, build, constructor_calls, to_json
-from nas_dynamic.adapters.timm.supernet import SKIP
 from nas_dynamic.architecture import Architecture
 
 __all__ = ["mobile_supernet"]
@@ -88,9 +88,7 @@ def mobile_supernet(
             f"pretrained weights cannot be inherited: {base!r} is none of the subnets. Add its own "
             "kernels, expansions, SE ratios and activations to the choices, or leave them out"
         )
-    for name in ("pretrained_cfg", "default_cfg"):
-        if hasattr(model, name):
-            setattr(supernet, name, copy.deepcopy(getattr(model, name)))
+    copy_data_config(model, supernet)
     return supernet
 
 

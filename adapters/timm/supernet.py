@@ -10,44 +10,14 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import nn
 
+from nas_dynamic.adapters.timm.choice import SKIP, LayerChoice
 from nas_dynamic.adapters.timm.inheritance import check_weights, crop_into
-from nas_dynamic.adapters.timm.layers import example_images, layer_inputs
+from nas_dynamic.adapters.timm.layers import copy_data_config, example_images, layer_inputs
 from nas_dynamic.adapters.timm.recipe import Recipe, build, remove_layers
 from nas_dynamic.architecture import Architecture, SearchSpace
 from nas_dynamic.complexity import AdditiveTable, count_macs, count_parameters, measure_latency
 
-__all__ = ["SKIP", "LayerChoice", "Skip", "Supernet", "make_supernet"]
-
-SKIP = "skip"
-"""The candidate that leaves a layer out."""
-
-
-class Skip(nn.Module):
-    """A layer that is left out."""
-
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The input."""
-        return x
-
-
-class LayerChoice(nn.ModuleDict):
-    """Candidates of one layer, of which one is computed.
-
-    Attributes:
-        active: name of the candidate that is computed.
-    """
-
-    def __init__(self, candidates: Mapping[str, nn.Module]) -> None:
-        super().__init__(dict(candidates))
-        self.active = next(iter(candidates))
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Output of the active candidate."""
-        return self[self.active](*args, **kwargs)
-
-    def extra_repr(self) -> str:
-        """The active candidate."""
-        return f"active={self.active!r}"
+__all__ = ["Supernet", "make_supernet"]
 
 
 class Supernet:
@@ -104,8 +74,8 @@ class Supernet:
         )
         stem = (getattr(self, "pretrained_cfg", None) or {}).get("first_conv")
         paths = [path for path, _ in self._module.named_modules() if like_choices.fullmatch(path)]
-        layers = {path: (path,) if path in self.space.choices else () for path in paths}
-        return {stem: (), **layers} if isinstance(stem, str) else layers
+        layers: dict[str, tuple[str, ...]] = {stem: ()} if isinstance(stem, str) else {}
+        return layers | {path: (path,) if path in self.space.choices else () for path in paths}
 
     def extract(self, architecture: Architecture) -> nn.Module:
         """A stand-alone model of the subnet, with a copy of its weights.
@@ -124,9 +94,7 @@ class Supernet:
         # Clones keep the memory format, which decides the kernels and so the last bit.
         weights = {name: tensor.clone() for name, tensor in self._weights(architecture).items()}
         model.load_state_dict(weights, strict=True, assign=True)
-        for name in ("pretrained_cfg", "default_cfg"):
-            if hasattr(self, name):
-                setattr(model, name, copy.deepcopy(getattr(self, name)))
+        copy_data_config(self._module, model)
         return model.train(self._module.training)
 
     def describe(self, architecture: Architecture) -> Recipe:
