@@ -141,18 +141,16 @@ class GroupStates:
                 "MomentumSeparation(max_groups=…)"
             )
 
-    def switch(self, group: Hashable) -> bool:
-        """Point the optimizer to the state of a group; whether the group is a new one."""
-        new = group not in self._states
+    def switch(self, group: Hashable) -> Callable[[], None]:
+        """Point the optimizer to the state of a group; what undoes this, if no update comes."""
+        new, previous = group not in self._states, self.current
         if new:
             self._states[group] = self._fresh()
         self._meet_param_groups()
         if group != self.current:
-            self.optimizer.state = self._states[group]
-            self._write_counters(self._counters.get(group, ()))
-            self.current = group
+            self._point_to(group)
         self._before = [dict(param_group) for param_group in self.optimizer.param_groups]
-        return new
+        return lambda: self._undo(group, new, previous)
 
     def collect(self) -> None:
         """After an update: keep the counters that the update wrote to `param_groups`."""
@@ -168,13 +166,17 @@ class GroupStates:
             for param_group, initial in zip(param_groups, self._initial, strict=True)
         ]
 
-    def forget(self, group: Hashable) -> None:
-        """Drop the state of the current group, as if it had had no update."""
-        del self._states[group]
-        self._counters.pop(group, None)
-        self.optimizer.state = self._fresh()
-        self._write_counters(())
-        self.current = _ABSENT
+    def _undo(self, group: Hashable, new: bool, previous: Hashable) -> None:
+        if new:  # fused SGD has allocated momenta and not written them
+            del self._states[group]
+            self._counters.pop(group, None)
+        self._point_to(previous)
+
+    def _point_to(self, group: Hashable) -> None:
+        known = group is not _ABSENT
+        self.optimizer.state = self._states[group] if known else self._fresh()
+        self._write_counters(self._counters.get(group, ()) if known else ())
+        self.current = group
 
     def _fresh(self) -> defaultdict[Any, Any]:
         return defaultdict(dict, {key: copy.deepcopy(v) for key, v in self._origin.items()})
@@ -263,12 +265,7 @@ class GroupStates:
         self._states = saved.states
         self._counters = saved.counters
         self._initial = saved.initial
-        self.current = saved.current
-        if self.current is _ABSENT:
-            self.optimizer.state = self._fresh()
-        else:
-            self.optimizer.state = self._states[self.current]
-            self._write_counters(self._counters[self.current])
+        self._point_to(saved.current)
 
 
 class Restorable(NamedTuple):

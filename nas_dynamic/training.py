@@ -31,7 +31,8 @@ class _Pending:
     scheduled: list[Any]
     trained: list[torch.Tensor]
     lent: list[tuple[torch.Tensor, torch.Tensor]]
-    new_group: bool
+    peaks: list[float]
+    undo: Callable[[], None]
 
 
 class DynamicTraining:
@@ -184,14 +185,15 @@ class DynamicTraining:
         if not trained or not self._finite(trained):
             self._standstill.begin(trained)
             return
+        peaks = self._peaks
         update = self._plan(param_groups)
         # Nothing below raises: an error leaves weights, state and count as they were.
         scheduled = [group["lr"] for group in param_groups]
-        new_group = self._states is not None and self._states.switch(update.group)
+        undo = self._states.switch(update.group) if self._states is not None else _nothing
         for group, lr in zip(param_groups, update.lr, strict=True):
             group["lr"] = lr
         lent = lend_zeros(idle) if self.idle == "coast" else []
-        self._pending = _Pending(update, scheduled, trained, lent, new_group)
+        self._pending = _Pending(update, scheduled, trained, lent, peaks, undo)
 
     def _finite(self, trained: list[torch.Tensor]) -> bool:
         # GradScaler has looked itself, where it has left this on a fused optimizer.
@@ -325,9 +327,8 @@ class DynamicTraining:
         # found_inf itself. Other optimizers are not stepped at all then.
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
-            if pending.new_group and self._states is not None:
-                # Fused SGD has allocated momenta and not written them.
-                self._states.forget(pending.update.group)
+            self._peaks = pending.peaks
+            pending.undo()
             return
         self.updates += 1
         self.last = pending.update
@@ -406,6 +407,10 @@ class DynamicTraining:
         self.last = None
         if self._states is not None and groups is not None:
             self._states.restore(groups)
+
+
+def _nothing() -> None:
+    pass
 
 
 @torch.compiler.disable
