@@ -1,0 +1,132 @@
+"""What the checks of a training cost an update: `python -m benchmarks.checks`.
+
+Updates of the NAS-Bench-201 supernet (C=16, N=5, batch 64). Each is made from the same gradients
+by `DynamicTraining` alone and with a check: `nonfinite="raise"` in one process, and
+`RankAgreement` in two (gloo), which check at every update here and at every 100th by default.
+Printed are the median of the differences, paired within an update, its bootstrap interval, and
+the share of a whole training step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import multiprocessing
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from benchmarks.nb201.supernet import SPACE, Supernet, parameters
+from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation, UniformSampler
+from nas_dynamic.complexity import bounds, lookup
+from nas_dynamic.distributed import RankAgreement
+
+WARM_UP = 10
+PERIOD = 100
+
+
+class Updates:
+    """An optimizer of its own, of weights of its own."""
+
+    def __init__(self, supernet: torch.nn.Module, nonfinite: Any = "ignore") -> None:
+        self.weights = [p.detach().clone().requires_grad_() for p in supernet.parameters()]
+        self.optimizer = torch.optim.SGD(
+            self.weights, lr=0.025, momentum=0.9, nesterov=True, weight_decay=5e-4
+        )
+        self.architecture: Any = None
+        complexity = lookup(SPACE, parameters)
+        self.dynamic = DynamicTraining(
+            self.optimizer,
+            architecture=lambda: self.architecture,
+            calr=CaLR(complexity, total_steps=10**6, bounds=bounds(SPACE, complexity)),
+            momentum=MomentumSeparation("3←0"),
+            nonfinite=nonfinite,
+        )
+
+    def __call__(self, architecture: Any, supernet: torch.nn.Module) -> float:
+        """Seconds of one update by the gradients of the supernet."""
+        self.architecture = architecture
+        for weight, parameter in zip(self.weights, supernet.parameters(), strict=True):
+            weight.grad = copy.copy(parameter.grad)
+        if dist.is_initialized():
+            dist.barrier()  # ranks of DDP have just waited for each other, in backward
+        started = time.perf_counter()
+        self.optimizer.step()
+        return time.perf_counter() - started
+
+
+def measure(rank: int, ranks: int, folder: str, options: argparse.Namespace) -> None:
+    """Print the cost of the check of one process, or of the one of several."""
+    torch.set_num_threads(1)
+    supernet = Supernet(16, 5, seed=0)
+    plain = Updates(supernet)
+    if ranks == 1:
+        checked = Updates(supernet, nonfinite="raise")
+    else:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
+        )
+        checked = Updates(supernet)
+        RankAgreement(checked.dynamic, every=1)
+    sampler, generator = UniformSampler(SPACE, seed=0), torch.Generator().manual_seed(0)
+    seconds: dict[str, list[float]] = {"gradients": [], "plain": [], "checked": []}
+    for number in range(WARM_UP + options.updates):
+        architecture = sampler.sample()
+        images = torch.randn(options.batch, 3, 32, 32, generator=generator)
+        classes = torch.randint(10, (options.batch,), generator=generator)
+        supernet.zero_grad()
+        started = time.perf_counter()
+        F.cross_entropy(supernet(images, architecture), classes).backward()
+        taken = {"gradients": time.perf_counter() - started}
+        ways = [("plain", plain), ("checked", checked)]
+        for name, updates in ways[:: 1 if number % 2 else -1]:
+            taken[name] = updates(architecture, supernet)
+        if number >= WARM_UP:
+            for name, value in taken.items():
+                seconds[name].append(value)
+    if rank == 0:
+        _print('nonfinite="raise"' if ranks == 1 else f"RankAgreement, {ranks} ranks", seconds)
+    if ranks > 1:
+        dist.destroy_process_group()
+
+
+def _print(name: str, seconds: dict[str, list[float]]) -> None:
+    gradients, plain, checked = (1e3 * np.array(values) for values in seconds.values())
+    extra = checked - plain
+    draws = np.random.default_rng(0).integers(len(extra), size=(2000, len(extra)))
+    low, high = np.percentile(np.median(extra[draws], axis=1), [2.5, 97.5])
+    step, cost = float(np.median(gradients + plain)), float(np.median(extra))
+    text = f"{name}: {cost:.2f} ms [{low:.2f}, {high:.2f}] a check, {cost / step:.2%} of a step of "
+    text += f"{step:.0f} ms ({np.median(plain):.1f} ms of it in optimizer.step())"
+    if name.startswith("Rank"):
+        text += f"; at every {PERIOD}th {cost / step / PERIOD:.4%}"
+    print(text, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.checks", description=__doc__)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--updates", type=int, default=100)
+    options = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    for ranks in (1, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            processes = [
+                context.Process(target=measure, args=(rank, ranks, folder, options))
+                for rank in range(ranks)
+            ]
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join()
+                if process.exitcode:
+                    raise SystemExit(f"a rank ended by {process.exitcode}")
+
+
+if __name__ == "__main__":
+    main()
