@@ -71,5 +71,5 @@ def test_stopped_run_ends_as_one_that_was_not_stopped(example, monkeypatch, tmp_
         for arm in ("static", "dynamic")
     )
     assert any(not torch.equal(static[name], dynamic[name]) for name in static)
-    with pytest.raises(SystemExit, match=r"other options: lr 0\.002, now 0\.1\. Give the same"):
+    with pytest.raises(SystemExit, match=r"other options: lr 0\.004, now 0\.1\. Give the same"):
         run(example, monkeypatch, tmp_path / "stopped", "--lr", "0.1")
