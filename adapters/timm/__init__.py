@@ -17,10 +17,12 @@ from nas_dynamic.adapters.timm.mobile import mobile_supernet
 from nas_dynamic.adapters.timm.recipe import build
 from nas_dynamic.adapters.timm.supernet import Supernet
 from nas_dynamic.adapters.timm.training import Attached, attach
+from nas_dynamic.adapters.timm.vit_table import BlockTable
 
 __all__ = [
     "SKIP",
     "Attached",
+    "BlockTable",
     "ElasticVisionTransformer",
     "LayerChoice",
     "Supernet",
