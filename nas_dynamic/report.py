@@ -12,6 +12,11 @@ from nas_dynamic import report_tables as tables
 from nas_dynamic._extras import extra
 from nas_dynamic.records import RunError, write_text
 from nas_dynamic.report_drawing import Drawing
+from nas_dynamic.report_group_figures import (
+    loss_by_group,
+    similarity_by_group,
+    updates_by_group,
+)
 from nas_dynamic.report_ranking_figures import (
     accuracy_by_size,
     predicted_by_true,
@@ -21,14 +26,7 @@ from nas_dynamic.report_ranking_figures import (
 from nas_dynamic.report_statistics import Ranked, pareto, rankings
 from nas_dynamic.report_summary import summary, unfinished
 from nas_dynamic.report_theme import DARK, LIGHT, STYLE, inline_svg, save
-from nas_dynamic.report_training_figures import (
-    learning_rate,
-    loss,
-    loss_by_group,
-    same_scale,
-    similarity_by_group,
-    updates_by_group,
-)
+from nas_dynamic.report_training_figures import learning_rate, loss, same_scale
 from nas_dynamic.report_words import duration, estimated, joined, percent
 from nas_dynamic.run_folder import Run, read_runs
 from nas_dynamic.truth_file import with_truth

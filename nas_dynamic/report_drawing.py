@@ -1,13 +1,17 @@
-"""A figure of a report, with what it shows in words."""
+"""A figure of a report with what it shows in words, and what all figures are made with."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from nas_dynamic._extras import extra
+from nas_dynamic.report_statistics import binned
 from nas_dynamic.report_theme import LIGHT, SERIES
 from nas_dynamic.report_words import few
+from nas_dynamic.run_folder import Row, Run
 
 with extra("experiment"):
     from matplotlib.axes import Axes
@@ -15,7 +19,22 @@ with extra("experiment"):
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-__all__ = ["MARKERS", "Drawing", "colour", "counts", "legend_below", "shares"]
+__all__ = [
+    "BINS",
+    "MARKERS",
+    "Drawing",
+    "colour",
+    "counts",
+    "curve",
+    "file_name",
+    "legend_below",
+    "shares",
+    "total_updates",
+]
+
+BINS = 40
+"""Parts of a training that a line is drawn through."""
+
 
 MARKERS = "osD^vPX*"
 """Of the series, which colour alone would not tell apart for all."""
@@ -82,3 +101,21 @@ def legend_below(figure: Figure, axes: Axes, title: str | None = None) -> None:
         columnspacing=1.4,
         handlelength=1.6,
     )
+
+
+def curve(
+    rows: Sequence[Row], values: Sequence[float | None], total: int, bins: int = BINS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values of updates over the training: see `binned`."""
+    return binned([row.step for row in rows], [v for v in values if v is not None], total, bins)
+
+
+def total_updates(run: Run) -> int:
+    """Number of updates of a training, as far as it is recorded."""
+    last = max((row.step for row in run.rows()), default=0) + 1
+    return max(last, *(seed.updates or 0 for seed in run.seeds))
+
+
+def file_name(kind: str, run: Run) -> str:
+    """Of a figure that a run has of its own."""
+    return f"{kind}-{run.name.replace('/', '-')}"
