@@ -34,7 +34,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 64,
         "opt": "adamw",
         "opt_kwargs": {"fused": True},
-        "lr": 2e-3,
+        "lr": 4e-3,
         "align": True,
     },
     "paper": {

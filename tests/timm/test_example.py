@@ -1,9 +1,10 @@
-"""The MobileNet example runs, and goes on with a run that was stopped."""
+"""The examples run; the MobileNet one goes on with a run that was stopped."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -11,14 +12,14 @@ import pytest
 import torch
 from timm.models import load_state_dict
 
-FOLDER = Path(__file__).parents[2] / "examples" / "timm_mobilenet"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 OPTIONS = "--train-images 48 --validation-images 64 --batch-size 16 --epochs 2 --tune-epochs 1"
 
 
 @pytest.fixture
 def example(monkeypatch):
     """The example's module, at a size of seconds."""
-    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(EXAMPLES / "timm_mobilenet"))
     train, mobilenet = importlib.import_module("train"), importlib.import_module("mobilenet")
     monkeypatch.setattr(mobilenet, "STAGES", [(32, 2), (40, 1)])
     monkeypatch.setitem(train.PRESETS, "small", train.PRESETS["small"] | {"strides": (2, 2)})
@@ -73,3 +74,26 @@ def test_stopped_run_ends_as_one_that_was_not_stopped(example, monkeypatch, tmp_
     assert any(not torch.equal(static[name], dynamic[name]) for name in static)
     with pytest.raises(SystemExit, match=r"other options: lr 0\.004, now 0\.1\. Give the same"):
         run(example, monkeypatch, tmp_path / "stopped", "--lr", "0.1")
+
+
+def test_elastic_vit_is_trained_and_taken_away(monkeypatch, tmp_path, capsys):
+    script = EXAMPLES / "timm_vit" / "train.py"
+    arguments = ["--epochs", "1", "--subnets", "2", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+    runpy.run_path(str(script), run_name="__main__")
+    printed = capsys.readouterr().out
+    for arm in ("static", "dynamic"):
+        assert f"in the supernet and rebuilt from {tmp_path / arm}" in printed
+        recipe = json.loads((tmp_path / arm / "subnet.json").read_text())
+        assert recipe["model"]["name"] == "timm.models.vision_transformer.VisionTransformer"
+
+
+def test_latency_table_is_read_again(example, monkeypatch, tmp_path, capsys):
+    script = EXAMPLES / "timm_mobilenet" / "latency.py"
+    options = ["--seconds", "0.001", "--subnets", "2", "--out", str(tmp_path / "latency.json")]
+    monkeypatch.setattr(sys, "argv", [str(script), *options])
+    for how in ("measured in", "read from"):
+        runpy.run_path(str(script), run_name="__main__")
+        printed = capsys.readouterr().out
+        assert f"entries, {how}" in printed
+        assert "2 random subnets, table against measured: mean" in printed
