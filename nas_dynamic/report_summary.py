@@ -65,11 +65,14 @@ def _are(seeds: Sequence[int]) -> str:
 
 def _against_truth(run: Run, group: Ranked) -> Iterator[str]:
     mean, beyond = group.means[run.name], group.beyond[run.name]
+    if math.isnan(mean.value):
+        yield "All subnets of a seed score the same, or are equally good: there is no ranking."
+        return
     of_seeds = [group.row(run, seed.seed)["Kendall τ"].value for seed in run.seeds]
     listed = ", ".join(f"{value:.2f}".replace("-", "−") for value in of_seeds)
     several = f", the mean of {len(of_seeds)} seeds ({listed})" if len(of_seeds) > 1 else ""
     yield (
-        f"It ranks {len(group.truth)} subnets with a Kendall's τ of {estimated(mean, '.2f')} to "
+        f"It ranks {len(group.truth):,} subnets with a Kendall's τ of {estimated(mean, '.2f')} to "
         f"the truth{several}."
     )
     count = group.diagnostics.rows["parameters"]["Kendall τ"]
@@ -106,7 +109,7 @@ def _without_truth(run: Run) -> Iterator[str]:
         measured = f" of {images:,} validation images (95% {percent(low)} to {percent(high)})"
     several = f", in the mean of {len(run.seeds)} seeds" if len(run.seeds) > 1 else ""
     yield (
-        f"The best of {len(means)} scored subnets classifies {percent(float(means[best]))}"
+        f"The best of {len(means):,} scored subnets classifies {percent(float(means[best]))}"
         f"{measured}{several}, with {sizes[best]:,} parameters. The average subnet reaches "
         f"{percent(float(means.mean()))}; {pareto(sizes, means).sum()} are in the Pareto set of "
         "accuracy and size."

@@ -63,7 +63,7 @@ def scores(runs: Sequence[Run]) -> Table:
             rows.append(
                 [
                     f"{run.name}, seed {seed.seed}",
-                    str(len(accuracies)),
+                    f"{len(accuracies):,}",
                     percent(float(np.mean(accuracies))),
                     percent(best.accuracy),
                     f"{best.parameters:,}",

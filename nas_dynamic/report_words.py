@@ -89,8 +89,11 @@ def energy(joules: float) -> str:
 
 
 def short(text: str, length: int = 16) -> str:
-    """A name, cut to fit."""
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+    """A name, cut in its middle to fit: names of one kind often differ at the end."""
+    if len(text) <= length:
+        return text
+    head = length // 2
+    return f"{text[:head]}…{text[head + 1 - length :]}"
 
 
 def joined(names: list[Any], last: str = "and") -> str:

@@ -19,6 +19,7 @@ from scipy.stats import kendalltau
 from nas_dynamic.cli import main
 from nas_dynamic.report import write_report
 from nas_dynamic.report_statistics import complexity_bands, over_sample, pareto
+from nas_dynamic.report_words import short
 from nas_dynamic.run_folder import Row, read_runs
 
 CONFIG = {
@@ -582,6 +583,28 @@ def test_runs_of_one_name_are_told_apart(runs, tiny, tmp_path):
 def test_too_many_runs(runs, tmp_path, capsys):
     copies = [shutil.copytree(runs / "tiny", tmp_path / f"run{n}") for n in range(9)]
     assert "9 runs are too many" in refusal(capsys, *copies)
+
+
+def test_supernet_that_ranks_nothing(tiny, tmp_path):
+    for path in tiny.glob("seed-*/result.json"):
+        content = read(path)
+        for subnet in content["subnets"]:
+            subnet["accuracy"] = 0.5
+        path.write_text(json.dumps(content))
+    write_truth(tmp_path / "truth.json", tiny)
+    page = page_of([tiny], tmp_path, truth=tmp_path / "truth.json")
+    words = "".join(page.text)
+    assert "there is no ranking" in words
+    assert "nan" not in words
+    (name,) = (name for name in page.tables if name.startswith("Diagnostics"))
+    assert page.tables[name][1][1] == "undefined"
+
+
+def test_names_are_cut_in_the_middle():
+    assert short("conv_3x3") == "conv_3x3"
+    names = {short(f"a group with a long name, number {n}") for n in range(30)}
+    assert len(names) == 30
+    assert {len(name) for name in names} == {16}
 
 
 def test_bands_of_complexity():
