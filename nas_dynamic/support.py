@@ -45,6 +45,11 @@ def check_supported(optimizer: torch.optim.Optimizer, idle: str) -> None:
             raise ValueError(f"{name} is not supported: {UNSUPPORTED[name]}; use another optimizer")
         if name in FREEZE_ONLY and idle == "coast":
             raise ValueError(f"{name} cannot coast: {FREEZE_ONLY[name]}; use idle='freeze'")
+    if any(isinstance(group.get("buffer"), list) for group in optimizer.param_groups):
+        raise ValueError(
+            f"{type(optimizer).__name__} of this version of timm keeps the sizes of steps, with "
+            "the lr of another subnet in them; install timm 1.0.31 or later, or use torch's RAdam"
+        )
     if idle == "freeze":
         _check_freezes(optimizer)
 

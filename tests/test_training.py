@@ -552,6 +552,14 @@ def test_bad_arguments_are_refused_before_anything_is_attached():
     assert set(hooks(loop.optimizer).values()) == {0}
 
 
+def test_step_sizes_that_are_kept_with_their_lr_are_refused():
+    """RAdamLegacy and AdaBelief of timm before 1.0.31 have such a list in their param groups."""
+    parameters = [torch.nn.Parameter(torch.ones(2))]
+    group = {"params": parameters, "buffer": [[None, None, None] for _ in range(10)]}
+    with pytest.raises(ValueError, match=r"RAdam of this version of timm .*timm 1\.0\.31 or later"):
+        DynamicTraining(torch.optim.RAdam([group], lr=0.1), architecture=dict)
+
+
 class TwoStep(torch.optim.SGD):
     """Sharpness-aware minimisation in its usual form: the closure is evaluated twice."""
 
