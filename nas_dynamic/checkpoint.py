@@ -15,7 +15,7 @@ import torch
 
 from nas_dynamic.records import RunError
 
-__all__ = ["CheckpointError", "load", "save", "verify"]
+__all__ = ["CheckpointError", "exists", "load", "save", "verify"]
 
 
 # What zipfile and torch raise for files that are not whole.
@@ -28,6 +28,10 @@ _UNREADABLE = (
     RuntimeError,
     ValueError,
 )
+
+
+_damaged: set[Path] = set()
+# Of these, `load` has found the one before to be the last good one: `save` keeps that instead.
 
 
 class CheckpointError(RunError):
@@ -52,10 +56,16 @@ def save(path: str | Path, content: Any) -> None:
         torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
-    if path.exists():
+    if path.exists() and path.resolve() not in _damaged:
         _keep(path)
     temporary.replace(path)
+    _damaged.discard(path.resolve())
     _sync_folder(path.parent)
+
+
+def exists(path: str | Path) -> bool:
+    """Whether there is a checkpoint of this path for `load`, or the one before."""
+    return Path(path).exists() or _previous(Path(path)).exists()
 
 
 def load(path: str | Path, map_location: Any = None) -> Any:
@@ -68,6 +78,7 @@ def load(path: str | Path, map_location: Any = None) -> Any:
         CheckpointError: neither can be read; the message says what is wrong with each.
     """
     path = Path(path)
+    told = path.resolve() in _damaged
     faults = []
     for candidate in (path, _previous(path)):
         if not candidate.exists():
@@ -76,12 +87,16 @@ def load(path: str | Path, map_location: Any = None) -> Any:
             content = verify(candidate, map_location)
         except CheckpointError as error:
             faults.append(str(error))
+            if candidate == path:
+                _damaged.add(path.resolve())
             continue
-        if faults:
+        if faults and not told:
             warnings.warn(f"{faults[0]}; went back to {candidate}", UserWarning, stacklevel=2)
         return content
     if faults:
-        raise CheckpointError("; ".join(faults))
+        raise CheckpointError(
+            "; ".join(faults) + ". Put a copy in the place of one, or remove them to train anew"
+        )
     raise FileNotFoundError(f"there is no checkpoint {path}")
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import yaml
 from scipy.stats import kendalltau
 
 from nas_dynamic.cli import main
+from tests.reference import assert_identical
 
 # So small networks compute faster, and always the same, with one thread.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -154,27 +156,49 @@ def write(path: Path, **changes) -> str:
     return str(path)
 
 
-def test_killed_training_resumes_to_the_result_of_an_unbroken_one(tmp_path, capsys):
-    config = write(tmp_path / "config.yaml")
-    assert main(["train", config, "--out", str(tmp_path / "straight")]) == 0
-    straight = json.loads((tmp_path / "straight/small/results.json").read_text())
-    assert (tmp_path / "straight/small/overview.png").exists()
-
-    out = str(tmp_path / "killed")
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with a configuration, its unbroken run, and one that was killed."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = write(folder / "config.yaml")
+    assert main(["train", config, "--out", str(folder / "straight")]) == 0
     process = subprocess.Popen(
-        [sys.executable, "-m", "nas_dynamic", "train", config, "--out", out],
+        [sys.executable, "-m", "nas_dynamic", "train", config, "--out", str(folder / "killed")],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=ENVIRONMENT,
     )
-    checkpoint = tmp_path / "killed/small/seed-0/last.ckpt"
-    while not checkpoint.exists() and process.poll() is None:
+    checkpoint = folder / "killed/small/seed-0/last.ckpt"
+    while not checkpoint.with_name("last.ckpt.previous").exists() and process.poll() is None:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert torch.load(checkpoint, weights_only=True)["epoch"] < 20
+    return folder
 
-    capsys.readouterr()
+
+@pytest.fixture
+def killed(runs, tmp_path):
+    """A copy of the killed run: configuration, folder of runs, and folder of its seed."""
+    shutil.copytree(runs / "killed", tmp_path / "killed")
+    return str(runs / "config.yaml"), str(tmp_path / "killed"), tmp_path / "killed/small/seed-0"
+
+
+def assert_ends_as(straight: Path, resumed: Path) -> None:
+    """The same scores, and to the bit the same losses of updates and the same last weights."""
+    for name in ("subnets", "trace"):
+        here, there = (json.loads((run / "result.json").read_text()) for run in (resumed, straight))
+        assert here[name] == there[name]
+    here, there = (
+        torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
+        for run in (resumed, straight)
+    )
+    assert_identical(here, there)
+
+
+def test_killed_training_resumes_to_the_result_of_an_unbroken_one(runs, killed, tmp_path, capsys):
+    config, out, seed = killed
+    assert (runs / "straight/small/overview.png").exists()
     assert main(["train", config, "--out", out]) == 1
     assert "holds an unfinished run; go on with it by --resume" in capsys.readouterr().err
     other = write(tmp_path / "other.yaml", batch_size=16)
@@ -182,17 +206,39 @@ def test_killed_training_resumes_to_the_result_of_an_unbroken_one(tmp_path, caps
     assert "batch_size was 64 and is 16" in capsys.readouterr().err
 
     assert main(["train", config, "--out", out, "--resume"]) == 0
-    resumed = json.loads((tmp_path / "killed/small/results.json").read_text())
-    assert resumed["seeds"][0]["subnets"] == straight["seeds"][0]["subnets"]
-    traces = [
-        json.loads((tmp_path / run / "small/seed-0/result.json").read_text())["trace"]
-        for run in ("straight", "killed")
-    ]
-    assert traces[0] == traces[1]
+    assert_ends_as(runs / "straight/small/seed-0", seed)
 
     capsys.readouterr()
     assert main(["train", config, "--out", out, "--resume"]) == 1
     assert "holds a finished run, which is not overwritten" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["cut off", "missing"])
+def test_resume_goes_back_to_the_checkpoint_before_a_damaged_one(damage, runs, killed):
+    config, out, seed = killed
+    last = seed / "last.ckpt"
+    if damage == "missing":
+        last.unlink()
+        assert main(["train", config, "--out", out, "--resume"]) == 0
+    else:
+        last.write_bytes(last.read_bytes()[:-500])
+        with pytest.warns(UserWarning, match=r"last\.ckpt .*cut off.* went back to .*previous"):
+            assert main(["train", config, "--out", out, "--resume"]) == 0
+    assert_ends_as(runs / "straight/small/seed-0", seed)
+
+
+def test_resume_with_no_sound_checkpoint_is_a_clear_error(killed, capsys):
+    config, out, seed = killed
+    for name in ("last.ckpt", "last.ckpt.previous"):
+        content = bytearray((seed / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (seed / name).write_bytes(content)
+    assert main(["train", config, "--out", out, "--resume"]) == 1
+    errors = capsys.readouterr().err
+    assert "last.ckpt is damaged: the checksum of its part" in errors
+    assert "last.ckpt.previous is damaged: the checksum of its part" in errors
+    assert "Put a copy in the place of one, or remove them to train anew" in errors
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize(

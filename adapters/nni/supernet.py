@@ -22,6 +22,7 @@ from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.strategy import RandomOneShot
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from nas_dynamic import checkpoint as checkpoints
 from nas_dynamic.adapters.nni.checkpoint import SafeCheckpoints
 from nas_dynamic.adapters.nni.space import (
     sample_of,
@@ -114,11 +115,16 @@ def train_supernet(
 
     Raises:
         ConfigError: the space cannot be built.
+        CheckpointError: there are checkpoints, and none is sound.
     """
     pl.seed_everything(seed, verbose=False)
     model_space = build_space(config, data.classes)
     trace = Trace(progress)
-    checkpoint = folder / "last.ckpt" if folder is not None else None
+    resumed = folder / "last.ckpt" if folder is not None else None
+    if resumed is not None and checkpoints.exists(resumed):
+        checkpoints.load(resumed)  # where none is sound, say so ahead of all else
+    else:
+        resumed = None
     loading = {"seed": seed, "workers": config.data.workers, "loader": DataLoader}
     with _quiet():
         evaluator = Lightning(
@@ -140,7 +146,7 @@ def train_supernet(
             ),
             train_dataloaders=batch_loader(data.train, config.batch_size, shuffle=True, **loading),
             val_dataloaders=batch_loader(data.validation, config.batch_size, **loading),
-            fit_kwargs={"ckpt_path": checkpoint} if checkpoint and checkpoint.exists() else None,
+            fit_kwargs={"ckpt_path": resumed} if resumed is not None else None,
         )
         strategy = dynamic(RandomOneShot(), seed=seed, **config.dynamic.model_dump())
         experiment = NasExperiment(model_space, evaluator, strategy)

@@ -45,6 +45,9 @@ def test_save_keeps_the_one_before(path: Path):
         assert checkpoint.load(path) == {"number": 1}
     checkpoint.save(path, {"number": 3})
     assert checkpoint.load(path) == {"number": 3}
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match="went back to"):
+        assert checkpoint.load(path) == {"number": 1}, "the damaged one was kept for the good one"
 
 
 def test_save_without_hard_links(path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -56,6 +59,7 @@ def test_save_without_hard_links(path: Path, monkeypatch: pytest.MonkeyPatch):
         checkpoint.save(path, {"number": number})
     assert checkpoint.load(path) == {"number": 2}
     path.unlink()
+    assert checkpoint.exists(path)
     assert checkpoint.load(path) == {"number": 1}
 
 
