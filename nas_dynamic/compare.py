@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -133,8 +133,10 @@ def stand_alone(
     epochs: int,
     folder: Path,
     display: Display,
+    *,
+    on: Literal["test", "validation"] = "test",
 ) -> list[float]:
-    """Accuracy, on the test images, of every architecture when it is trained alone.
+    """Accuracy of every architecture when it is trained alone.
 
     Args:
         config: space, optimizer, batch size, precision and device.
@@ -143,6 +145,7 @@ def stand_alone(
         epochs: of each.
         folder: the accuracies are kept there, and serve whatever has the same settings.
         display: shows the progress.
+        on: images that decide the accuracy; those of validation to choose by.
     """
     device = device_of(config.device)
 
@@ -158,8 +161,8 @@ def stand_alone(
             batch_size=config.batch_size,
             precision=config.precision,
         )
-        tests = batch_loader(data.test, config.scoring.batch_size)
-        return evaluate(model, tests, precision=config.precision)[0]
+        images = batch_loader(getattr(data, on), config.scoring.batch_size)
+        return evaluate(model, images, precision=config.precision)[0]
 
     depends_on = {
         "epochs": epochs,
@@ -169,6 +172,8 @@ def stand_alone(
             include={"space", "data", "optimizer", "batch_size", "precision"}, mode="json"
         ),
     }
+    if on != "test":
+        depends_on["on"] = on
     truth = Truth(folder, depends_on, measure)
     progress = display.work("train subnets alone")
     accuracies: list[float] = []

@@ -9,9 +9,12 @@ import yaml
 from scipy import stats
 
 from nas_dynamic import compare as module
+from nas_dynamic.adapters.nni import search_space
+from nas_dynamic.adapters.nni.supernet import build_space
 from nas_dynamic.cli import main
-from nas_dynamic.compare import static_arm
+from nas_dynamic.compare import stand_alone, static_arm
 from nas_dynamic.config import parse
+from nas_dynamic.console import Display
 from tests.test_cli import CONFIG
 
 TINY = CONFIG | {"epochs": 2, "scheduler": None, "dynamic": {}}
@@ -97,6 +100,22 @@ def test_arms_differ_in_the_method_alone():
     }
     kept = parse(CONFIG)
     assert static_arm(kept).scheduler == kept.scheduler
+
+
+def test_finalists_can_be_told_apart_without_the_test_images(tmp_path):
+    config = parse(TINY)
+    data = module.load_data(config.data)
+    labels = search_space(build_space(config, data.classes)).labels
+    architecture = dict.fromkeys(labels, "conv_3x3")
+    found = {}
+    with Display() as display:
+        for on in ("test", "validation"):
+            (found[on],) = stand_alone(config, data, [architecture], 2, tmp_path, display, on=on)
+    assert len(list(tmp_path.glob("stand-alone-*.json"))) == 2
+    for on, accuracy in found.items():
+        images = len(getattr(data, on))
+        assert accuracy * images == pytest.approx(round(accuracy * images))
+    assert found["test"] != found["validation"]
 
 
 def test_a_static_configuration_has_nothing_to_compare(tmp_path, capsys):
