@@ -189,6 +189,8 @@ option; `foreach` variants are tested and not listed.
 
 Also refused, in both idle modes: `Lookahead` (around or inside the attached optimizer), since
 {UNSUPPORTED["Lookahead"]};
+`ZeroRedundancyOptimizer` and `PostLocalSGDOptimizer`, since each
+{UNSUPPORTED["ZeroRedundancyOptimizer"].replace("it keeps", "keeps")};
 and any optimizer that evaluates the closure more than once in a step, at its second evaluation.
 
 | Optimizer | Supported | Note |
