@@ -18,9 +18,9 @@ from scipy.stats import kendalltau
 
 from nas_dynamic.cli import main
 from nas_dynamic.report import write_report
-from nas_dynamic.report_statistics import complexity_bands, over_sample, pareto
-from nas_dynamic.report_words import short
-from nas_dynamic.run_folder import Row, read_runs
+from nas_dynamic.report.run_folder import Row, read_runs
+from nas_dynamic.report.statistics import complexity_bands, over_sample, pareto
+from nas_dynamic.report.words import short
 
 CONFIG = {
     "name": "tiny",

@@ -13,7 +13,7 @@ from nas_dynamic._extras import extra
 from nas_dynamic.diagnostics import Diagnostics, diagnose
 from nas_dynamic.paired import Difference
 from nas_dynamic.ranking import Estimate, estimate, tau
-from nas_dynamic.run_folder import Pair, Row, Run
+from nas_dynamic.report.run_folder import Pair, Row, Run
 
 with extra("experiment"):
     from scipy import stats

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nas_dynamic.records import RunError
-from nas_dynamic.run_folder import Run, architecture_key, read_json
+from nas_dynamic.report.run_folder import Run, architecture_key, read_json
 from nas_dynamic.tables import read_rows
 
 __all__ = ["with_truth"]

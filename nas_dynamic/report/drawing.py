@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nas_dynamic._extras import extra
-from nas_dynamic.report_statistics import binned
-from nas_dynamic.report_theme import LIGHT, SERIES
-from nas_dynamic.report_words import few
-from nas_dynamic.run_folder import Row, Run
+from nas_dynamic.report.run_folder import Row, Run
+from nas_dynamic.report.statistics import binned
+from nas_dynamic.report.theme import LIGHT, SERIES
+from nas_dynamic.report.words import few
 
 with extra("experiment"):
     from matplotlib.axes import Axes

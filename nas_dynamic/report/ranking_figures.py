@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from nas_dynamic.ranking import Estimate
-from nas_dynamic.report_drawing import MARKERS, Drawing, colour, counts, legend_below, shares
-from nas_dynamic.report_statistics import Ranked, agreement_of_seeds, pareto
-from nas_dynamic.report_theme import LIGHT, figure
-from nas_dynamic.report_words import architecture_text, estimated, few, joined, percent
-from nas_dynamic.run_folder import Run
+from nas_dynamic.report.drawing import MARKERS, Drawing, colour, counts, legend_below, shares
+from nas_dynamic.report.run_folder import Run
+from nas_dynamic.report.statistics import Ranked, agreement_of_seeds, pareto
+from nas_dynamic.report.theme import LIGHT, figure
+from nas_dynamic.report.words import architecture_text, estimated, few, joined, percent
 
 __all__ = ["accuracy_by_size", "predicted_by_true", "seed_by_seed", "taus"]
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nas_dynamic._extras import extra
-from nas_dynamic.report_drawing import (
+from nas_dynamic.report.drawing import (
     BINS,
     Drawing,
     colour,
@@ -19,10 +19,10 @@ from nas_dynamic.report_drawing import (
     shares,
     total_updates,
 )
-from nas_dynamic.report_statistics import over_sample, similarity
-from nas_dynamic.report_theme import LIGHT, figure
-from nas_dynamic.report_words import estimated, joined, percent, short
-from nas_dynamic.run_folder import Pair, Run
+from nas_dynamic.report.run_folder import Pair, Run
+from nas_dynamic.report.statistics import over_sample, similarity
+from nas_dynamic.report.theme import LIGHT, figure
+from nas_dynamic.report.words import estimated, joined, percent, short
 
 with extra("experiment"):
     from matplotlib.axes import Axes

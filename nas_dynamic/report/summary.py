@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from nas_dynamic.report_statistics import (
+from nas_dynamic.report.run_folder import Run
+from nas_dynamic.report.statistics import (
     Comparison,
     Ranked,
     agreement_of_seeds,
@@ -13,8 +14,7 @@ from nas_dynamic.report_statistics import (
     pareto,
     share_interval,
 )
-from nas_dynamic.report_words import estimated, interval, joined, percent, points, signed
-from nas_dynamic.run_folder import Run
+from nas_dynamic.report.words import estimated, interval, joined, percent, points, signed
 
 __all__ = ["summary", "unfinished"]
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from nas_dynamic.ranking import Estimate
-from nas_dynamic.report_statistics import Ranked, pareto
-from nas_dynamic.report_words import (
+from nas_dynamic.report.run_folder import Run, Seed
+from nas_dynamic.report.statistics import Ranked, pareto
+from nas_dynamic.report.words import (
     architecture_text,
     bytes_text,
     duration,
@@ -22,7 +23,6 @@ from nas_dynamic.report_words import (
     percent,
     value_text,
 )
-from nas_dynamic.run_folder import Run, Seed
 
 __all__ = ["Table", "cost", "diagnostics", "environments", "pareto_sets", "scores", "settings"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nas_dynamic.report_drawing import (
+from nas_dynamic.report.drawing import (
     BINS,
     Drawing,
     colour,
@@ -17,10 +17,10 @@ from nas_dynamic.report_drawing import (
     legend_below,
     total_updates,
 )
-from nas_dynamic.report_statistics import complexity_bands
-from nas_dynamic.report_theme import LIGHT, RAMP, figure
-from nas_dynamic.report_words import few
-from nas_dynamic.run_folder import Run
+from nas_dynamic.report.run_folder import Run
+from nas_dynamic.report.statistics import complexity_bands
+from nas_dynamic.report.theme import LIGHT, RAMP, figure
+from nas_dynamic.report.words import few
 
 __all__ = ["learning_rate", "loss", "same_scale"]
 

@@ -8,28 +8,28 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nas_dynamic import report_tables as tables
 from nas_dynamic._extras import extra
 from nas_dynamic.records import RunError, write_text
-from nas_dynamic.report_drawing import Drawing
-from nas_dynamic.report_group_figures import (
+from nas_dynamic.report import tables
+from nas_dynamic.report.drawing import Drawing
+from nas_dynamic.report.group_figures import (
     loss_by_group,
     similarity_by_group,
     updates_by_group,
 )
-from nas_dynamic.report_ranking_figures import (
+from nas_dynamic.report.ranking_figures import (
     accuracy_by_size,
     predicted_by_true,
     seed_by_seed,
     taus,
 )
-from nas_dynamic.report_statistics import Ranked, pareto, rankings
-from nas_dynamic.report_summary import summary, unfinished
-from nas_dynamic.report_theme import DARK, LIGHT, STYLE, inline_svg, save
-from nas_dynamic.report_training_figures import learning_rate, loss, same_scale
-from nas_dynamic.report_words import duration, estimated, joined, percent
-from nas_dynamic.run_folder import Run, read_runs
-from nas_dynamic.truth_file import with_truth
+from nas_dynamic.report.run_folder import Run, read_runs
+from nas_dynamic.report.statistics import Ranked, pareto, rankings
+from nas_dynamic.report.summary import summary, unfinished
+from nas_dynamic.report.theme import DARK, LIGHT, STYLE, inline_svg, save
+from nas_dynamic.report.training_figures import learning_rate, loss, same_scale
+from nas_dynamic.report.truth_file import with_truth
+from nas_dynamic.report.words import duration, estimated, joined, percent
 
 with extra("experiment"):
     import matplotlib
@@ -187,7 +187,7 @@ def _page(
     svgs: Mapping[str, str],
 ) -> str:
     jinja = Environment(
-        loader=PackageLoader("nas_dynamic"),
+        loader=PackageLoader("nas_dynamic.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
