@@ -22,6 +22,11 @@ from tests.reference import (
     make_model,
 )
 
+# Its name in torch 2.6 is the older one.
+LIMIT = (
+    "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
+)
+
 # Every subnet, and each a second time: 3 · 2 of them.
 ALL = [{"layer1": a, "layer2": b} for a in CHOICES["layer1"] for b in CHOICES["layer2"]] * 2
 
@@ -84,19 +89,25 @@ def test_beyond_the_recompile_limit_subnets_run_eagerly_and_right():
     loop, eager = Loop(), Loop().train()
     counted = CountedGraphs()
     loop.forward = torch.compile(loop.model, backend=counted)
-    with torch._dynamo.config.patch(recompile_limit=3):
+    with torch._dynamo.config.patch({LIMIT: 3}):
         loop.train()
     assert counted.graphs < len(ALL) / 2
     assert_identical(loop.model.state_dict(), eager.model.state_dict())
 
 
 def test_compiled_candidates_need_one_graph_a_kind_however_many_subnets_there_are():
+    probe = CountedGraphs()
+    layer = nn.Linear(1, 1)
+    layer.compile(backend=probe)
+    layer(torch.ones(1, 1))
+    if not probe.graphs:
+        pytest.skip("this torch, as 2.6, leaves modules that are torch's own uncompiled")
     loop, eager = Loop(), Loop().train()
     counted = CountedGraphs()
     candidates = [c for label in CHOICES for c in loop.model.get_submodule(label).values()]
     for candidate in candidates:
         candidate.compile(backend=counted)
-    with torch._dynamo.config.patch(recompile_limit=len(candidates)):
+    with torch._dynamo.config.patch({LIMIT: len(candidates)}):
         loop.train()
     # Candidates that look alike share a graph, and Identity has none.
     assert counted.graphs == len({repr(c) for c in candidates}) - 1
