@@ -55,6 +55,8 @@ def main() -> None:
         with Display() as display:
             study = (sweep_of if name == "sweep" else search_of)(size, page.out, display)
         results = webui.run(study, page, options.trials or TRIALS[name])
+    if results == []:
+        raise SystemExit("no trial succeeded; their tracebacks are in the files above")
     if results and name == "search":
         candidates.keep_best(results, size, page.out)
 
