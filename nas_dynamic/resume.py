@@ -46,8 +46,8 @@ def read(state_dict: Mapping[str, Any], definition: dict[str, Any]) -> Saved:
     if CHECKPOINT_KEY not in state_dict:
         raise ValueError(
             "the checkpoint was written without dynamic training; load it into the optimizer "
-            "before DynamicTraining is attached, and every group starts from its state. Or it is of "
-            "torch's get_optimizer_state_dict, which leaves the groups out; save "
+            "before DynamicTraining is attached, and every group starts from its state. Or it is "
+            "of torch's get_optimizer_state_dict, which leaves the groups out; save "
             "optimizer.state_dict() instead"
         )
     saved = expect(state_dict[CHECKPOINT_KEY], dict, CHECKPOINT_KEY)
