@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.optim import PostLocalSGDOptimizer, ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.torch_version import TorchVersion
 from torch.utils._pytree import tree_map
 
 from nas_dynamic import (
@@ -53,6 +54,10 @@ EQUAL = {
     4: ["coast", "adamw freeze", "sharded adamw coast", "sharded freeze"],
 }
 """Number of ranks → scenarios in which they must equal one process with the joined batch."""
+SHARDS = TorchVersion(torch.__version__) >= (2, 7)
+"""Whether FSDP2 runs on the CPU; in torch 2.6 it wants streams of a GPU."""
+if not SHARDS:
+    EQUAL = {n: [s for s in found if "sharded" not in s] for n, found in EQUAL.items()}
 APART = ["other-seed coast", "other-weights coast"]
 """Scenarios in which ranks go apart, and must be stopped."""
 
@@ -234,7 +239,8 @@ def main(folder: Path) -> None:
         except RuntimeError as error:
             result = [training.dynamic.updates, str(error)]
             torch.save(result, folder / f"{scenario}.{rank}")
-    torch.save(skipped_by_one(rank, ranks), folder / f"skipped.{rank}")
+    if SHARDS:
+        torch.save(skipped_by_one(rank, ranks), folder / f"skipped.{rank}")
     torch.save(refusals(), folder / f"refusals.{rank}")
     if "--stop" in sys.argv:
         training = Training("coast", rank, ranks)
