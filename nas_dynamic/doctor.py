@@ -8,8 +8,9 @@ import os
 import platform
 import warnings
 from dataclasses import dataclass
+from email.message import Message
 from importlib import metadata
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -69,7 +70,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at Python, packages, adapters, processors, and one update of each optimizer step."""
-    findings = [Finding("python", "works", f"{platform.python_version()} on {platform.platform()}")]
+    findings = [_python()]
     findings += [_package(name) for name in PACKAGES]
     findings += [_part(*part) for part in PARTS]
     threads, cpus = torch.get_num_threads(), os.cpu_count()
@@ -87,11 +88,40 @@ def print_findings(findings: list[Finding]) -> bool:
     return all(finding.state != "broken" for finding in findings)
 
 
+def _python() -> Finding:
+    detail = f"{platform.python_version()} on {platform.platform()}"
+    version = ".".join(platform.python_version_tuple()[:2])
+    classifiers = _metadata().get_all("Classifier", [])
+    prefix = "Programming Language :: Python :: 3."
+    tested = [c.rpartition(" ")[2] for c in classifiers if c.startswith(prefix)]
+    if tested and version not in tested:
+        return Finding("python", "untested", f"{detail}; tested are {', '.join(tested)}")
+    return Finding("python", "works", detail)
+
+
 def _package(name: str) -> Finding:
     try:
-        return Finding(name, "works", metadata.version(name))
+        version = metadata.version(name)
     except metadata.PackageNotFoundError:
         return Finding(name, "absent", "not installed")
+    if importlib.util.find_spec("packaging") is None:
+        return Finding(name, "works", f"{version} (not compared: packaging is not installed)")
+    from packaging.requirements import Requirement
+
+    for text in _metadata().get_all("Requires-Dist", []):
+        requirement = Requirement(text)
+        if requirement.name == name and not requirement.specifier.contains(version, True):
+            wanted = f"{name}{requirement.specifier}"
+            detail = f"{version}, and tested is {wanted}: pip install '{wanted}'"
+            return Finding(name, "untested", detail)
+    return Finding(name, "works", version)
+
+
+def _metadata() -> Any:
+    try:
+        return metadata.metadata("nas-dynamic")
+    except metadata.PackageNotFoundError:  # the sources, not installed
+        return Message()
 
 
 def _part(module: str, purpose: str, packages: tuple[str, ...], extra: str) -> Finding:

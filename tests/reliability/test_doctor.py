@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,28 @@ def test_prints_versions_and_what_works(capsys: pytest.CaptureFixture[str]):
     assert any(line.startswith(f"works    torch: {version}") for line in lines)
     assert any(line.startswith("works    python: ") for line in lines)
     assert any(line.startswith("works    update: ") for line in lines)
+
+
+def test_versions_that_are_not_tested_are_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch):
+    installed = metadata.version
+    old = {"torch": "2.3.0", "numpy": "1.25.2", "setuptools": "82.0", "nni": "3.0"}
+    monkeypatch.setattr(metadata, "version", lambda name: old.get(name) or installed(name))
+    found = {finding.name: finding for finding in examine()}
+    assert found["nni"].state == found["timm"].state == "works"
+    assert {found[name].state for name in ("torch", "numpy", "setuptools")} == {"untested"}
+    assert found["setuptools"].detail == (
+        "82.0, and tested is setuptools<82: pip install 'setuptools<82'"
+    )
+
+
+def test_a_python_that_is_not_tested_is_told(monkeypatch: pytest.MonkeyPatch):
+    classifiers = metadata.metadata("nas-dynamic").get_all("Classifier")
+    if not any(classifier.endswith(":: 3.13") for classifier in classifiers):
+        pytest.skip("installed from sources that named no versions of Python yet")
+    monkeypatch.setattr(platform, "python_version_tuple", lambda: ("3", "9", "0"))
+    (python,) = (finding for finding in examine() if finding.name == "python")
+    assert python.state == "untested"
+    assert "tested are 3.11, 3.12, 3.13" in python.detail
 
 
 def test_a_missing_framework_is_absent_with_the_remedy():
