@@ -65,7 +65,7 @@ def test_save_without_hard_links(path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_a_failing_save_leaves_the_old_file(path: Path):
     checkpoint.save(path, {"number": 1})
-    with pytest.raises(AttributeError, match="pickle|local object"):
+    with pytest.raises(AttributeError, match=r"pickle|local object"):
         checkpoint.save(path, {"number": lambda: 2})
     assert checkpoint.load(path) == {"number": 1}
     checkpoint.save(path, {"number": 3})
