@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -231,12 +232,15 @@ def test_resume_with_no_sound_checkpoint_is_a_clear_error(killed, capsys):
     config, out, seed = killed
     for name in ("last.ckpt", "last.ckpt.previous"):
         content = bytearray((seed / name).read_bytes())
-        content[len(content) // 2] ^= 1
+        middle = slice(
+            len(content) // 2, len(content) // 2 + 200
+        )  # more than the padding of a part
+        content[middle] = bytes(byte ^ 1 for byte in content[middle])
         (seed / name).write_bytes(content)
     assert main(["train", config, "--out", out, "--resume"]) == 1
     errors = capsys.readouterr().err
-    assert "last.ckpt is damaged: the checksum of its part" in errors
-    assert "last.ckpt.previous is damaged: the checksum of its part" in errors
+    for name in ("last.ckpt", "last.ckpt.previous"):
+        assert re.search(rf"{name} (is damaged: the checksum of|cannot be read: )", errors)
     assert "Put a copy in the place of one, or remove them to train anew" in errors
     assert "Traceback" not in errors
 
