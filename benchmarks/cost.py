@@ -36,7 +36,8 @@ class Training:
         kernels = {"torch": TORCH, "lanes": LANES}[options.kernels]
         self.supernet = Supernet(options.channels, options.cells, seed=0, kernels=kernels)
         self.weights = list(self.supernet.parameters())
-        self.coast = options.idle == "coast"
+        # The package makes idle parameters coast whatever zero_grad does; the others need zeros.
+        self.leaves_zeros = options.idle == "coast" and not way.startswith("package")
         self.architecture = SPACE.sample(np.random.default_rng(0))
         groups = len(SPACE.choices[EDGE]) if way == WAYS[1] else 1
         self.optimizers = [
@@ -56,7 +57,7 @@ class Training:
                 idle=options.idle,
             )
             self.step = self.optimizers[0].step
-        elif self.coast:
+        elif self.leaves_zeros:
             for weight in self.weights:
                 weight.grad = torch.zeros_like(weight)
 
@@ -70,10 +71,7 @@ class Training:
         F.cross_entropy(self.supernet(images, self.architecture), classes).backward()
         torch.nn.utils.clip_grad_norm_(self.weights, 5.0)
         self.step()
-        # The package makes idle parameters coast whatever zero_grad does; the others need zeros.
-        self.optimizers[0].zero_grad(
-            set_to_none=not self.coast or self.step is not self._step_of_group
-        )
+        self.optimizers[0].zero_grad(set_to_none=not self.leaves_zeros)
         return time.perf_counter() - started
 
 

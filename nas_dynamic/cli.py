@@ -155,30 +155,15 @@ def _parser() -> argparse.ArgumentParser:
         help="train and compare static and dynamic supernets on a small task",
     )
     demo.set_defaults(command=_demo)
-    demo.add_argument(
-        "--seed",
-        type=_from(0),
-        nargs="+",
-        default=[0, 1],
-        help="seeds of the supernets (default: 0 1)",
-    )
+    _add_seeds(demo, [0, 1])
     demo.add_argument("--device", default="cpu", help=f"{DEVICES} (default: %(default)s)")
     demo.add_argument(
         "--precision", choices=PRECISIONS, default="32", help="(default: %(default)s)"
     )
-    for name, default, least, text in (
-        ("--epochs", 100, 1, "of each supernet"),
-        ("--alone-epochs", 10, 1, "of each subnet that is trained alone"),
-        ("--subnets", 50, 2, "that are scored, and trained alone"),
-        ("--channels", 4, 1, "of the first cells of the space"),
-    ):
-        demo.add_argument(
-            name,
-            type=_from(least),
-            default=default,
-            metavar="N",
-            help=f"{text} (default: {default})",
-        )
+    _add_number(demo, "--epochs", 100, 1, "of each supernet")
+    _add_number(demo, "--alone-epochs", 10, 1, "of each subnet that is trained alone")
+    _add_number(demo, "--subnets", 50, 2, "that are scored, and trained alone")
+    _add_number(demo, "--channels", 4, 1, "of the first cells of the space")
 
     train = commands.add_parser(
         "train",
@@ -199,24 +184,9 @@ def _parser() -> argparse.ArgumentParser:
         help="measure whether dynamic training helps, over paired seeds",
     )
     compare.set_defaults(command=_compare)
-    compare.add_argument(
-        "--seed",
-        type=_from(0),
-        nargs="+",
-        default=[0, 1, 2, 3, 4],
-        help="seeds of the supernets (default: 0 1 2 3 4)",
-    )
-    for name, default, least, text in (
-        ("--subnets", 30, 3, "that are scored, and trained alone"),
-        ("--alone-epochs", 10, 1, "of each subnet that is trained alone"),
-    ):
-        compare.add_argument(
-            name,
-            type=_from(least),
-            default=default,
-            metavar="N",
-            help=f"{text} (default: {default})",
-        )
+    _add_seeds(compare, [0, 1, 2, 3, 4])
+    _add_number(compare, "--subnets", 30, 3, "that are scored, and trained alone")
+    _add_number(compare, "--alone-epochs", 10, 1, "of each subnet that is trained alone")
     for command in (train, compare):
         command.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
         command.add_argument("--device", help=f"instead of CONFIG's: {DEVICES}")
@@ -250,6 +220,25 @@ def _parser() -> argparse.ArgumentParser:
 
 DEVICES = "auto, cpu, cuda, cuda:N or mps"
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
+
+
+def _add_seeds(parser: argparse.ArgumentParser, default: list[int]) -> None:
+    shown = " ".join(map(str, default))
+    parser.add_argument(
+        "--seed",
+        type=_from(0),
+        nargs="+",
+        default=default,
+        help=f"seeds of the supernets (default: {shown})",
+    )
+
+
+def _add_number(
+    parser: argparse.ArgumentParser, name: str, default: int, least: int, text: str
+) -> None:
+    parser.add_argument(
+        name, type=_from(least), default=default, metavar="N", help=f"{text} (default: {default})"
+    )
 
 
 def _from(least: int):

@@ -20,7 +20,7 @@ from nas_dynamic.config import Config
 from nas_dynamic.console import Display
 from nas_dynamic.data import ImageData, batch_loader
 from nas_dynamic.evaluation import evaluate
-from nas_dynamic.experiment import device_of, load_data, run_seed
+from nas_dynamic.experiment import check_started, device_of, kept_seed, load_data
 from nas_dynamic.paired import Difference
 from nas_dynamic.ranking import tau
 from nas_dynamic.records import RunError, environment, write_json
@@ -93,11 +93,7 @@ def compare(
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     for seed in seeds:
         for name, arm in arms.items():
-            path = folder / name / f"seed-{seed}" / "result.json"
-            if not path.exists():
-                result = run_seed(arm, data, seed, display, checkpoints=path.parent, name=name)
-                write_json(path, result)
-            results[name].append(json.loads(path.read_text()))
+            results[name].append(kept_seed(arm, data, seed, display, folder / name, name=name))
     subnets = results["static"][0]["subnets"]
     architectures = [subnet["architecture"] for subnet in subnets]
     truth = stand_alone(config, data, architectures, alone_epochs, out, display)
@@ -267,15 +263,8 @@ def _open(folder: Path, config: Config, seeds: Sequence[int]) -> None:
     """Begin the folder of an arm, or check that it is of the same configuration."""
     path, wanted = folder / "config.json", config.model_dump(mode="json")
     if path.exists():
-        started = json.loads(path.read_text())
-        differing = [k for k in wanted if k != "seeds" and wanted[k] != started.get(k)]
-        if differing:
-            raise RunError(
-                f"{folder} was started with another configuration, so it cannot be gone on with: "
-                + "; ".join(f"{k} was {started.get(k)} and is {wanted[k]}" for k in differing)
-                + ". Choose another name, another --out, or remove the folder"
-            )
-        seeds = sorted({*seeds, *started["seeds"]})
+        check_started(folder, wanted, but=["seeds"])
+        seeds = sorted({*seeds, *json.loads(path.read_text())["seeds"]})
     write_json(path, wanted | {"seeds": list(seeds)})
     write_json(folder / "environment.json", environment(device_of(config.device)))
 

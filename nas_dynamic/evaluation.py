@@ -95,8 +95,12 @@ def score_subnets(
             "batch_norm='recalibrate' needs calibration batches, some hundred training images; "
             "give calibration=…, or choose another batch_norm"
         )
-    calibration = list(calibration) if batch_norm == "recalibrate" and calibration else []
-    scoring = _Scoring(activate, list(batches), calibration, batch_norm, precision, layers or {})
+    recalibrated_on = (
+        list(calibration) if calibration is not None and batch_norm == "recalibrate" else []
+    )
+    scoring = _Scoring(
+        activate, list(batches), recalibrated_on, batch_norm, precision, layers or {}
+    )
     subnets = SharedLayers(supernet, scoring.layers).order(list(architectures))
     if not devices:
         yield from scoring.scores(supernet, subnets)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import warnings
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,9 @@ from nas_dynamic.records import RunError, environment, write_json
 from nas_dynamic.score_file import digest, kept_scores
 
 __all__ = [
+    "check_started",
     "device_of",
+    "kept_seed",
     "load_data",
     "print_results",
     "run",
@@ -68,14 +70,7 @@ def run(config: Config, out: Path, display: Display, *, resume: bool = False) ->
     folder = out / config.name
     _open(folder, config, resume)
     data = load_data(config.data)
-    results = []
-    for seed in config.seeds:
-        path = folder / f"seed-{seed}" / "result.json"
-        if path.exists():
-            results.append(json.loads(path.read_text()))
-        else:
-            results.append(run_seed(config, data, seed, display, checkpoints=path.parent))
-            write_json(path, results[-1])
+    results = [kept_seed(config, data, seed, display, folder) for seed in config.seeds]
     overview(folder / "overview.png", [Arm(config.name, results)])
     summary = {
         "config": config.model_dump(),
@@ -103,6 +98,23 @@ def print_results(results: dict[str, Any], console: Console) -> None:
             f"{result['seconds']:.0f} s",
         )
     console.print(table)
+
+
+def kept_seed(
+    config: Config,
+    data: ImageData,
+    seed: int,
+    display: Display,
+    folder: Path,
+    *,
+    name: str = "",
+) -> dict[str, Any]:
+    """What `run_seed` gives, from the folder of a run if it is there, and else put there."""
+    path = folder / f"seed-{seed}" / "result.json"
+    if not path.exists():
+        result = run_seed(config, data, seed, display, checkpoints=path.parent, name=name)
+        write_json(path, result)
+    return json.loads(path.read_text())
 
 
 def run_seed(
@@ -264,10 +276,20 @@ def _open(folder: Path, config: Config, resume: bool) -> None:
             f"{folder} holds an unfinished run; go on with it by --resume, choose another name, "
             "or remove the folder"
         )
+    check_started(folder, wanted)
+
+
+def check_started(folder: Path, wanted: dict[str, Any], *, but: Collection[str] = ()) -> None:
+    """Check that a folder was started with this configuration, some keys left aside.
+
+    Raises:
+        RunError: it was started with another one.
+    """
     started = json.loads((folder / "config.json").read_text())
-    differing = [key for key in wanted if wanted[key] != started.get(key)]
+    differing = [key for key in wanted if key not in but and wanted[key] != started.get(key)]
     if differing:
         raise RunError(
-            f"{folder} was started with another configuration, so it cannot be resumed: "
+            f"{folder} was started with another configuration, so it cannot be gone on with: "
             + "; ".join(f"{k} was {started.get(k)} and is {wanted[k]}" for k in differing)
+            + ". Choose another name, another --out, or remove the folder"
         )

@@ -49,7 +49,8 @@ class Difference:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", stats.DegenerateDataWarning)
             result = stats.bootstrap([self.values], np.mean, rng=np.random.default_rng(0))
-        return tuple(float(end) for end in result.confidence_interval)
+        low, high = result.confidence_interval
+        return float(low), float(high)
 
     def seeds_needed(self, half_width: float) -> int | None:
         """Seeds for a t-interval of ± half_width at the spread seen; None with one seed."""

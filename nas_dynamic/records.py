@@ -36,8 +36,8 @@ def write_text(path: Path, content: str) -> None:
 class Journal:
     """A file of JSON lines that only grows: a definition, then results as they come.
 
-    After a stop at any point the next start has every line that was appended: a line that was cut
-    off while it was written is dropped.
+    A context manager, which closes the file. After a stop at any point the next start has every
+    line that was appended: a line that was cut off while it was written is dropped.
 
     Args:
         path: of the file, which is made if it is not there.
@@ -54,9 +54,10 @@ class Journal:
     def __init__(self, path: str | Path, definition: dict[str, Any], kind: str) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "ab+")  # noqa: SIM115, closed by close()
+        self._file = open(path, "ab+")  # noqa: SIM115, closed by __exit__
         try:
-            self.lines = self._read(path, definition, kind)
+            # As it will be read: JSON has lists for tuples, and text for the keys of a dict.
+            self.lines = self._read(path, json.loads(json.dumps(definition)), kind)
         except BaseException:
             self._file.close()
             raise
@@ -95,8 +96,10 @@ class Journal:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def close(self) -> None:
-        """Close the file."""
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
 

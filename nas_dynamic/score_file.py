@@ -39,8 +39,7 @@ def kept_scores(
     Raises:
         RunError: the file holds scores of something else.
     """
-    journal = Journal(path, json.loads(json.dumps(depends_on)), "scoring")
-    try:
+    with Journal(path, depends_on, "scoring") as journal:
         known = {
             _key(line["architecture"]): (line["accuracy"], line["loss"]) for line in journal.lines
         }
@@ -57,8 +56,6 @@ def kept_scores(
                 }
             )
             yield scored
-    finally:
-        journal.close()
 
 
 def digest(model: nn.Module) -> str:
@@ -68,7 +65,7 @@ def digest(model: nn.Module) -> str:
         if torch.is_tensor(tensor):
             plain = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
             total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            total.update(plain.numpy())
+            total.update(plain.numpy().tobytes())
     return total.hexdigest()
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -77,7 +77,8 @@ def search(
         "strategy": repr(strategy),
         "seed": seed,
     }
-    with _Records(path, definition, problem) as records:
+    with Journal(path, definition, "search") if path else nullcontext() as journal:
+        records = _Records(journal, problem)
         run = _Run(problem, score, records, budget, patience, until, progress)
         run.ask(strategy, seed)
     return SearchResult(objectives, run.evaluations)
@@ -177,24 +178,14 @@ class _Run:
 
 
 class _Records:
-    """Scores by encoding, in memory and, if there is a path, in a file that only grows."""
+    """Scores by encoding, in memory and, if there is one, in a journal."""
 
-    def __init__(
-        self, path: str | Path | None, definition: dict[str, Any], problem: Problem
-    ) -> None:
-        self.problem = problem
-        self.journal = Journal(path, definition, "search") if path else None
-        lines = self.journal.lines if self.journal else []
+    def __init__(self, journal: Journal | None, problem: Problem) -> None:
+        self.journal, self.problem = journal, problem
+        lines = journal.lines if journal else []
         self.scores: dict[Key, dict[str, float]] = {
             tuple(line["encoding"]): line["scores"] for line in lines
         }
-
-    def __enter__(self) -> _Records:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.journal:
-            self.journal.close()
 
     def add(self, key: Key, scores: dict[str, float]) -> None:
         """Keep one evaluation."""

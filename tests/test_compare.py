@@ -9,6 +9,7 @@ import yaml
 from scipy import stats
 
 from nas_dynamic import compare as module
+from nas_dynamic import experiment
 from nas_dynamic.adapters.nni import search_space
 from nas_dynamic.adapters.nni.supernet import build_space
 from nas_dynamic.cli import main
@@ -44,13 +45,13 @@ def test_compare_pairs_seeds_and_goes_on(tmp_path, capsys, monkeypatch):
     first = {path: path.read_text() for path in results}
     assert len(first) == 2
 
-    trained, run_seed = [], module.run_seed
+    trained, run_seed = [], experiment.run_seed
 
     def counted(config, data, seed, *arguments, **options):
         trained.append((options["name"], seed))
         return run_seed(config, data, seed, *arguments, **options)
 
-    monkeypatch.setattr(module, "run_seed", counted)
+    monkeypatch.setattr(experiment, "run_seed", counted)
     assert main([*arguments, "--seed", "0", "1", "2"]) == 0
     assert trained == [(arm, seed) for seed in (1, 2) for arm in ("static", "dynamic")]
     assert {path: path.read_text() for path in first} == first
