@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from os.path import commonprefix
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Architecture", "SearchSpace"]
+__all__ = ["Architecture", "SearchSpace", "architecture_text"]
 
 Architecture = Mapping[str, Hashable]
 """One subnet: for every choice of the space, its label and the candidate that was chosen."""
@@ -198,3 +199,9 @@ def _contains(index: Mapping[Hashable, int], candidate: Any) -> bool:
 def _listed(values: Sequence[Any], limit: int = 8) -> str:
     shown = ", ".join(repr(value) for value in values[:limit])
     return shown + (f", … ({len(values)} in all)" if len(values) > limit else "")
+
+
+def architecture_text(architecture: Architecture) -> str:
+    """Labels without what they all begin with, and candidates."""
+    prefix = commonprefix(list(architecture)) if len(architecture) > 1 else ""  # noqa: RUF071
+    return ", ".join(f"{label[len(prefix) :]} {value}" for label, value in architecture.items())

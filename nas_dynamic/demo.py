@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from nas_dynamic.architecture import Architecture
+from nas_dynamic.architecture import architecture_text
 from nas_dynamic.compare import stand_alone
 from nas_dynamic.config import Config, parse
 from nas_dynamic.console import Display
@@ -170,7 +169,7 @@ def print_results(results: dict[str, Any], console: Console) -> None:
     console.print(table)
     for name, arm in results["arms"].items():
         best = max((result["best"] for result in arm), key=lambda best: best["score"])
-        found = _short(results["truth"][best["index"]]["architecture"])
+        found = architecture_text(results["truth"][best["index"]]["architecture"])
         console.print(f"Best of the {name} supernets: {found}", highlight=False)
     seeds = len(results["demo"]["seeds"])
     taus = {name: _mean_tau(arm) for name, arm in results["arms"].items()}
@@ -215,9 +214,3 @@ def _interval(correlation: dict[str, float | None]) -> str:
     if None in correlation.values():
         return "undefined"
     return f"{correlation['value']:.2f} [{correlation['low']:.2f}, {correlation['high']:.2f}]"
-
-
-def _short(architecture: Architecture) -> str:
-    """Labels without what they all begin with, and candidates."""
-    prefix = commonprefix(list(architecture))  # noqa: RUF071 of characters, not of folders
-    return ", ".join(f"{label[len(prefix) :]} {value}" for label, value in architecture.items())

@@ -17,7 +17,16 @@ from nas_dynamic.architecture import Architecture
 from nas_dynamic.sharing import SharedLayers
 from nas_dynamic.threads import as_they_come
 
-__all__ = ["PRECISIONS", "Score", "autocast", "evaluate", "recalibrate", "score_subnets"]
+__all__ = [
+    "PRECISIONS",
+    "Score",
+    "autocast",
+    "check_batch_norm",
+    "evaluate",
+    "placed",
+    "recalibrate",
+    "score_subnets",
+]
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
@@ -86,15 +95,7 @@ def score_subnets(
     Raises:
         ValueError: no calibration batches to recalibrate on; an unknown mode, precision or layer.
     """
-    if batch_norm not in ("recalibrate", "batch", "running"):
-        raise ValueError(
-            f"batch_norm must be 'recalibrate', 'batch' or 'running', got {batch_norm!r}"
-        )
-    if batch_norm == "recalibrate" and calibration is None:
-        raise ValueError(
-            "batch_norm='recalibrate' needs calibration batches, some hundred training images; "
-            "give calibration=…, or choose another batch_norm"
-        )
+    check_batch_norm(batch_norm, calibration)
     recalibrated_on = (
         list(calibration) if calibration is not None and batch_norm == "recalibrate" else []
     )
@@ -117,6 +118,23 @@ def score_subnets(
     yield from as_they_come(works)
 
 
+def check_batch_norm(batch_norm: str, calibration: Batches | None) -> None:
+    """Check the arguments of `score_subnets` of these names.
+
+    Raises:
+        ValueError: there is no such mode, or it needs calibration batches.
+    """
+    if batch_norm not in ("recalibrate", "batch", "running"):
+        raise ValueError(
+            f"batch_norm must be 'recalibrate', 'batch' or 'running', got {batch_norm!r}"
+        )
+    if batch_norm == "recalibrate" and calibration is None:
+        raise ValueError(
+            "batch_norm='recalibrate' needs calibration batches, some hundred training images; "
+            "give calibration=…, or choose another batch_norm"
+        )
+
+
 @dataclass(frozen=True)
 class _Scoring:
     """How subnets are scored, and on what."""
@@ -132,7 +150,7 @@ class _Scoring:
         """Scores of subnets in their order."""
         shared = SharedLayers(supernet, self.layers)
         device = next(supernet.parameters()).device
-        batches, calibration = _moved(self.batches, device), _moved(self.calibration, device)
+        batches, calibration = placed(self.batches, device), placed(self.calibration, device)
         for position, architecture in enumerate(subnets):
             self.activate(supernet, architecture)
             shared.subnet(architecture, next(iter(subnets[position + 1 :]), None))
@@ -150,9 +168,8 @@ class _Scoring:
             yield Score(architecture, accuracy, loss)
 
 
-def _moved(
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]], device: torch.device
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def placed(batches: Batches, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches on a device, in the memory format that scoring is fast with; no copy if they are."""
     return [(_placed(images, device), labels.to(device)) for images, labels in batches]
 
 

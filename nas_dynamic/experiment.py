@@ -221,7 +221,7 @@ def score(
     *,
     folder: Path | None = None,
 ) -> Iterator[Score]:
-    """Score subnets of a trained supernet on the validation images, in any order.
+    """Score subnets of a trained supernet on the validation images.
 
     Args:
         trained: the supernet.
@@ -229,6 +229,9 @@ def score(
         data: of the run.
         architectures: the subnets.
         folder: scores are kept in its scores.jsonl, and those that are there are not made again.
+
+    Yields:
+        Scores in the order of the subnets; with `folder`, those that are there come first.
     """
     options, device = config.scoring, device_of(config.device)
     supernet = trained.model.to(device)

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from scipy import stats
 
@@ -20,14 +19,6 @@ from tests.test_cli import CONFIG
 
 TINY = CONFIG | {"epochs": 2, "scheduler": None, "dynamic": {}}
 OPTIONS = ["--subnets", "6", "--alone-epochs", "1"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def write(path, **changes) -> str:

@@ -28,7 +28,12 @@ from nni.nas.oneshot.pytorch.supermodule.sampling import (
 from nni.nas.space import model_context
 from torch import nn
 
-from nas_dynamic.adapters.nni.space import architecture_of, sample_of, search_space
+from nas_dynamic.adapters.nni.space import (
+    architecture_of,
+    mixed_arguments,
+    sample_of,
+    search_space,
+)
 from nas_dynamic.architecture import Architecture
 
 __all__ = ["extract"]
@@ -94,11 +99,11 @@ class _Extraction:
             ProxylessMixedLayer: self._chosen,
             PathSamplingInput: self._inputs,
             ProxylessMixedInput: self._inputs,
-            Repeat: lambda module: nn.Sequential(*map(self.of, module.blocks)),
-            NDSStage: lambda module: nn.Sequential(*map(self.of, module.blocks)),
+            Repeat: self._blocks,
+            NDSStage: self._blocks,
             PathSamplingRepeat: self._first_blocks,
             NDSStagePathSampling: self._stage,
-            ProxylessMixedRepeat: lambda module: nn.Sequential(*map(self.of, module.blocks)),
+            ProxylessMixedRepeat: self._blocks,
             PathSamplingCell: lambda module: _Cell(module, self),
         }
 
@@ -146,6 +151,9 @@ class _Extraction:
     def _inputs(self, module: PathSamplingInput | ProxylessMixedInput) -> nn.Module:
         return ChosenInputs(self.sample[module.label], module.reduction)
 
+    def _blocks(self, module: Repeat | ProxylessMixedRepeat) -> nn.Sequential:
+        return nn.Sequential(*map(self.of, module.blocks))
+
     def _first_blocks(self, module: PathSamplingRepeat) -> nn.Sequential:
         depth = module.depth_choice.freeze(self.sample)
         return nn.Sequential(*map(self.of, module.blocks[:depth]))
@@ -157,9 +165,7 @@ class _Extraction:
         return blocks
 
     def _sliced(self, module: MixedOperation) -> nn.Module:
-        arguments = dict(module.init_arguments)
-        for name, expression in module.mutable_arguments.items():
-            arguments[name] = expression.freeze(self.sample)
+        arguments = mixed_arguments(module, self.sample)
         with model_context(self.sample), torch.random.fork_rng(devices=[]):
             operation: nn.Module = module.bound_type(**arguments)
         own = dict(module.named_parameters()) | dict(module.named_buffers())

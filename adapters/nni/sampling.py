@@ -145,7 +145,7 @@ class SeededSampling(_Replaced):
         trainer = self.module.trainer
         if not trainer.training:
             return self._valid(self._validation)
-        if _begins_update(trainer) or not self.architectures:
+        if begins_update(trainer) or not self.architectures:
             self.architectures = [architecture_of(self._valid(self._training))]
         activate(self.module, self.architectures[0])
         return dict(self.architectures[0])
@@ -296,7 +296,7 @@ class SamplerSampling(Sampling):
 
     def draw(self) -> Sequence[Architecture]:
         """The subnets of the update: those of its first micro-batch."""
-        if _begins_update(self.module.trainer) or not self.architectures:
+        if begins_update(self.module.trainer) or not self.architectures:
             drawn = self._sampler("training").sample()
             self.architectures = [drawn] if isinstance(drawn, Mapping) else drawn
         return self.architectures
@@ -337,7 +337,7 @@ def _ones(architectures: Sequence[Architecture]) -> list[float]:
     return [1.0] * len(architectures)
 
 
-def _begins_update(trainer: pl.Trainer) -> bool:
+def begins_update(trainer: pl.Trainer) -> bool:
     """Whether the batch at hand is the first of an update: gradients accumulate over several."""
     return trainer.fit_loop.batch_idx % trainer.accumulate_grad_batches == 0
 

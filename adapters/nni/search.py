@@ -15,7 +15,7 @@ from torch import nn
 from nas_dynamic.adapters.nni.extract import extract
 from nas_dynamic.adapters.nni.space import activate, architecture_of
 from nas_dynamic.architecture import Architecture
-from nas_dynamic.evaluation import Batches, Score, score_subnets
+from nas_dynamic.evaluation import Batches, Score, check_batch_norm, placed, score_subnets
 
 __all__ = ["SupernetEvaluator"]
 
@@ -26,19 +26,19 @@ class SupernetEvaluator(Evaluator):
     For `NasExperiment(supernet, SupernetEvaluator(…), strategy)`, whose strategy is one of NNI's
     multi-trial ones: `Random`, `RegularizedEvolution`, `TPE`, `PolicyBasedRL`. A candidate is
     activated in the supernet and scored by `nas_dynamic.evaluation.score_subnets`; no candidate
-    is scored twice. Weights and buffers of the supernet stay as they are. Its `freeze` becomes
-    `extract`, so that `export_top_models(formatter="instance")` gives stand-alone models.
+    is scored twice, so make a new evaluator after further training. Weights and buffers of the
+    supernet stay as they are. Its `freeze` becomes `extract`, so that
+    `export_top_models(formatter="instance")` gives stand-alone models.
 
     Args:
-        batches: (images, labels) to score on, the same ones each time that they are iterated; a
-            list spares decoding them for every candidate.
+        batches: (images, labels) to score on; they are read once and kept in memory.
         batch_norm: as in `score_subnets`, as are the next two.
         calibration: training batches to recalibrate BN statistics on.
         precision: of the scoring.
         reward: what the strategy maximises, of a score; its accuracy by default.
 
     Raises:
-        ValueError: there are no calibration batches to recalibrate on.
+        ValueError: an unknown mode, or no calibration batches to recalibrate on.
 
     Example:
         >>> import torch
@@ -62,25 +62,24 @@ class SupernetEvaluator(Evaluator):
         precision: str = "32",
         reward: Callable[[Score], float] | None = None,
     ) -> None:
-        if batch_norm == "recalibrate" and calibration is None:
-            raise ValueError(
-                "batch_norm='recalibrate' needs calibration batches, some hundred training "
-                "images; give calibration=…, or choose another batch_norm"
-            )
+        check_batch_norm(batch_norm, calibration)
         self.batches = list(batches)
         self.batch_norm = batch_norm
         self.calibration = None if calibration is None else list(calibration)
         self.precision = precision
         self.reward = reward
+        self._supernet: nn.Module | None = None
         self._scores: dict[Hashable, Score] = {}
 
     @property
     def scores(self) -> list[Score]:
-        """Of the candidates so far, each once, in the order of the search."""
+        """Of the candidates of the last supernet so far, each once, in the order of the search."""
         return list(self._scores.values())
 
     def score(self, supernet: nn.Module, sample: Architecture) -> Score:
         """The score of a subnet, looked up if it has one already."""
+        if supernet is not self._supernet:
+            self._supernet, self._scores = supernet, {}
         architecture = architecture_of(dict(sample))
         key = tuple(sorted(architecture.items()))
         if key not in self._scores:
@@ -109,6 +108,10 @@ class SupernetEvaluator(Evaluator):
         activate: Callable[[Any, Architecture], None],
         architecture: Architecture,
     ) -> Score:
+        device = next(module.parameters()).device
+        self.batches = placed(self.batches, device)  # copied for the first candidate only
+        if self.calibration is not None:
+            self.calibration = placed(self.calibration, device)
         (score,) = score_subnets(
             module,
             activate,

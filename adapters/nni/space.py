@@ -30,6 +30,7 @@ __all__ = [
     "activate",
     "architecture_of",
     "complexity_of",
+    "mixed_arguments",
     "sample_of",
     "search_space",
     "subnet_macs",
@@ -293,13 +294,15 @@ def _cell(module: PathSamplingCell, space: SearchSpace) -> tuple[Count, frozense
     return count, labels
 
 
+def mixed_arguments(module: MixedOperation, sample: dict[str, Any]) -> dict[str, Any]:
+    """What a sliced layer is made with in one subnet."""
+    chosen = {name: e.freeze(sample) for name, e in module.mutable_arguments.items()}
+    return {**module.init_arguments, **chosen}
+
+
 def _mixed_operation(module: MixedOperation) -> tuple[Count, frozenset[str]]:
     def count(architecture: Architecture) -> int:
-        sample = sample_of(architecture)
-        arguments = dict(module.init_arguments)
-        for name, expression in module.mutable_arguments.items():
-            arguments[name] = expression.freeze(sample)
-        sliced = module.freeze_weight(**arguments)
+        sliced = module.freeze_weight(**mixed_arguments(module, sample_of(architecture)))
         trainable = {name for name, p in module.named_parameters() if p.requires_grad}
         return sum(
             tensor.numel()

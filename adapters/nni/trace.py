@@ -80,13 +80,13 @@ class Trace(pl.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the record of a checkpoint; one of an earlier version has rows alone."""
+        """Go on with the record of a checkpoint."""
         self.rows = state_dict["rows"]
-        self.updates = state_dict.get("updates", 0)
-        self.groups = Counter(state_dict.get("groups", {}))
-        self.pairs = state_dict.get("pairs", [])
-        self.group_by = state_dict.get("group_by")
-        self._cost = state_dict.get("cost", {})
+        self.updates = state_dict["updates"]
+        self.groups = Counter(state_dict["groups"])
+        self.pairs = state_dict["pairs"]
+        self.group_by = state_dict["group_by"]
+        self._cost = state_dict["cost"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the training to record, and begin to measure."""
@@ -138,6 +138,7 @@ class Trace(pl.Callback):
         if group is not None:
             self.groups[group] += 1
         self._pair(update.step, group)
+        self.progress(update.step + 1, self.total)
         if update.step % self.every:
             return
         loss = outputs["loss"].item()
@@ -153,7 +154,6 @@ class Trace(pl.Callback):
         )
         assert self._meter is not None
         self._meter.update()
-        self.progress(update.step + 1, self.total)
 
     def _pair(self, step: int, group: str | None) -> None:
         if step % self.pair_every == 0:

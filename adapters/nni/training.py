@@ -21,6 +21,7 @@ from nas_dynamic.adapters.nni.sampling import (
     Sampling,
     SamplingCallback,
     SeededSampling,
+    begins_update,
 )
 from nas_dynamic.adapters.nni.space import complexity_of
 from nas_dynamic.architecture import Architecture, SearchSpace
@@ -279,15 +280,17 @@ class DynamicCallback(pl.Callback):
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if training is None or not trainer.loggers or not every:
             return
-        if batch_idx % trainer.accumulate_grad_batches == 0:
-            self._losses.begin()
-        self._losses.add(self.sampling.loss(outputs))
+        separate = training.momentum is not None
+        if separate:
+            if begins_update(trainer):
+                self._losses.begin()
+            self._losses.add(self.sampling.loss(outputs))
         update = training.last
         # The batch may have been a micro-batch, or one that trains no weights.
         if update is None or update is self._seen:
             return
         self._seen = update
-        if training.momentum is not None:
+        if separate:
             self._losses.end(update.group)
         if (update.step + 1) % every:
             return
@@ -296,7 +299,7 @@ class DynamicCallback(pl.Callback):
             for name in ("gamma", "complexity"):
                 values = [getattr(subnet, name) for subnet in update.subnets]
                 metrics[f"dynamic/{name}"] = sum(values) / len(values)
-        if training.momentum is not None:
+        if separate:
             metrics["dynamic/group"] = training.groups.index(update.group)
             for group, loss in self._losses.means().items():
                 metrics[f"dynamic/loss/{group}"] = loss

@@ -7,7 +7,6 @@ process: on a space of your own, the page is worth that; else use `SupernetEvalu
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from dataclasses import asdict
@@ -18,7 +17,7 @@ import nni
 import torch
 from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.strategy import RandomOneShot
-from sweep import Size, images, space, train_supernet
+from sweep import Size, images, space, train_supernet, trial
 
 from nas_dynamic import checkpoint
 from nas_dynamic.adapters.nni import SupernetEvaluator, extract, subnet_parameters
@@ -78,11 +77,7 @@ def keep_best(results: list[dict[str, Any]], size: Size, out: Path) -> Path:
 
 def main() -> None:
     """One candidate, as NNI's manager starts it."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("settings", type=Path, help="settings.json of the experiment")
-    settings: Path = parser.parse_args().settings
-    torch.set_num_threads(1)
-    size, out = Size(**json.loads(settings.read_text())["size"]), settings.parent.parent
+    size, out = trial()
     nni.report_final_result(score(nni.get_next_parameter(), size, out))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import nni
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from nni.nas.evaluator.pytorch import ClassificationModule, DataLoader, Lightning, Trainer
@@ -29,7 +30,7 @@ from nas_dynamic.adapters.nni.space import sample_of
 from nas_dynamic.data import ImageData, batch_loader, calibration_batches, digits
 from nas_dynamic.evaluation import evaluate, score_subnets
 from nas_dynamic.experiment import sample_architectures
-from nas_dynamic.ranking import kendall
+from nas_dynamic.ranking import tau as kendall_tau
 from nas_dynamic.standalone import Truth, train_alone
 
 SEARCH_SPACE = {
@@ -207,7 +208,7 @@ class Epochs(pl.Callback):
             calibration=self.calibration,
         )
         accuracies = [score.accuracy for score in scores]
-        tau = kendall(accuracies, self.alone).value
+        tau = kendall_tau(np.array(accuracies), np.array(self.alone))
         self.metrics = {
             "default": statistics.mean(accuracies),
             "tau": 0.0 if math.isnan(tau) else tau,  # all alike: no ranking
@@ -216,13 +217,18 @@ class Epochs(pl.Callback):
         self.report(self.metrics)
 
 
-def main() -> None:
-    """One trial, as NNI's manager starts it."""
+def trial() -> tuple[Size, Path]:
+    """Of the trial that this process is: its size, and the folder of all experiments."""
     parser = argparse.ArgumentParser()
     parser.add_argument("settings", type=Path, help="settings.json of the experiment")
     settings: Path = parser.parse_args().settings
     torch.set_num_threads(1)
-    size, out = Size(**json.loads(settings.read_text())["size"]), settings.parent.parent
+    return Size(**json.loads(settings.read_text())["size"]), settings.parent.parent
+
+
+def main() -> None:
+    """One trial, as NNI's manager starts it."""
+    size, out = trial()
     alone = truth(size, out, lambda done, total: None)
     metrics = train(nni.get_next_parameter(), size, alone, nni.report_intermediate_result)
     nni.report_final_result(metrics)

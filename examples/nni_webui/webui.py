@@ -70,14 +70,13 @@ class Page:
 
 
 class _Stop(BaseException):
-    """Ctrl-C or SIGTERM. Not KeyboardInterrupt, which NNI catches in some places."""
+    """Ctrl-C, SIGTERM or SIGHUP. Not KeyboardInterrupt, which NNI catches in some places."""
 
 
 def run(study: Study, page: Page, trials: int) -> list[Result] | None:
     """Make the trials of a study; their results, or None if it was stopped ahead of its end."""
     experiment = Experiment("local")
     settings = _settings_file(experiment.id, page)
-    write_json(settings, study.settings)
     config = experiment.config
     config.experiment_name = study.name
     config.experiment_working_directory = page.out
@@ -90,6 +89,7 @@ def run(study: Study, page: Page, trials: int) -> list[Result] | None:
     config.tuner.class_args = study.tuner_options
     config.training_service.use_active_gpu = False
     with _stopped_at_the_end(experiment, page):
+        write_json(settings, study.settings)
         experiment.start(page.port)
         return _watch(experiment, page)
     return None
@@ -208,7 +208,7 @@ def _stopped_at_the_end(experiment: Experiment, page: Page) -> Iterator[None]:
 
     os.environ["NODE_OPTIONS"] = f'--require "{HERE / "loopback.js"}"'
     silence_stdout()  # NNI's messages are in its log, and name addresses that do not answer
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in _signals()}
     started = set(psutil.Process().children(recursive=True))
     try:
         yield
@@ -217,7 +217,7 @@ def _stopped_at_the_end(experiment: Experiment, page: Page) -> Iterator[None]:
     finally:
         for number in before:
             signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C would leave processes behind
-        print("Stopping …", flush=True)
+        _say("Stopping …")
         processes = set(psutil.Process().children(recursive=True)) - started
         experiment.stop()
         _, alive = psutil.wait_procs(processes, STRAGGLER_SECONDS)
@@ -226,4 +226,17 @@ def _stopped_at_the_end(experiment: Experiment, page: Page) -> Iterator[None]:
                 process.kill()
         for number, handler in before.items():
             signal.signal(number, handler)
-        print("Stopped.", flush=True)
+        _say("Stopped.")
+
+
+def _signals() -> list[signal.Signals]:
+    """Those that stop an experiment; that of a terminal that is closed, but not under nohup."""
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    return signals
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # its reader may be gone: Ctrl-C ends `| tee` too
+        print(text, flush=True)

@@ -40,6 +40,10 @@ MARKERS = "osD^vPX*"
 """Of the series, which colour alone would not tell apart for all."""
 
 
+NO_TRACE = "Not recorded: this run has no trace of its updates."
+"""In place of a figure."""
+
+
 @dataclass(frozen=True)
 class Drawing:
     """A figure of a report.

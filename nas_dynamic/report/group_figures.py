@@ -10,6 +10,7 @@ import numpy as np
 from nas_dynamic._extras import extra
 from nas_dynamic.report.drawing import (
     BINS,
+    NO_TRACE,
     Drawing,
     colour,
     counts,
@@ -41,6 +42,8 @@ def loss_by_group(run: Run, suffix: str) -> Drawing:
     groups = _groups(run)
     if not groups:
         return Drawing(name, title, _no_groups(run))
+    if not rows:
+        return Drawing(name, title, NO_TRACE)
     drawn = figure()
     axes = drawn.subplots()
     words = []
@@ -116,6 +119,8 @@ def similarity_by_group(run: Run, suffix: str) -> Drawing:
     name, title = file_name("gradient-similarity", run), f"Gradient similarity by group{suffix}"
     pairs = [pair for seed in run.seeds for pair in seed.pairs or []]
     if not pairs:
+        if not run.rows():
+            return Drawing(name, title, NO_TRACE)
         short_run = any(seed.pairs is not None for seed in run.seeds)
         why = "the training was too short for it" if short_run else "by an earlier version"
         return Drawing(name, title, f"Not recorded: {why}.")
@@ -210,7 +215,7 @@ def _rule(run: Run) -> str:
 
 def _no_groups(run: Run) -> str:
     if not run.rows():
-        return "Not recorded: this run has no trace of its updates."
+        return NO_TRACE
     return "One momentum for all subnets: this run has no momentum separation, and so no groups."
 
 

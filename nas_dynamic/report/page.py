@@ -108,13 +108,13 @@ def write_report(
         )
     if truth is not None:
         runs = with_truth(runs, truth, truth_column)
-    ranked = rankings([run for run in runs if run.seeds], resamples=resamples)
+    ranked = rankings(runs, resamples=resamples)
     with matplotlib.rc_context(STYLE):
         sections = list(_sections(runs, ranked))
     drawings = [drawing for section in sections for drawing in section.drawn]
     svgs = {
-        d.name: inline_svg(save(d.figure, figures, d.name), d.name, d.label, d.tips)
-        for d in drawings
+        d.name: inline_svg(save(d.figure, figures, d.name), f"figure-{n}", d.label, d.tips)
+        for n, d in enumerate(drawings, 1)
     }
     write_text(output, _page(runs, ranked, sections, svgs))
     return output, figures
@@ -232,8 +232,8 @@ def _tiles(run: Run, number: int, ranked: Sequence[Ranked]) -> dict[str, Any]:
             value, _, ends = estimated(mean, ".2f").partition(" ")
             tiles.insert(0, ("Kendall's τ", value, ends))
     tiles.append(("Pareto set", str(pareto(run.parameters(), means).sum()), "subnets"))
-    seconds = [seed.cost.seconds if seed.cost else seed.seconds for seed in run.seeds]
-    if None not in seconds:
-        each = sum(s for s in seconds if s is not None) / len(seconds)
+    seconds = [seed.seconds for seed in run.seeds if seed.seconds is not None]
+    if len(seconds) == len(run.seeds):
+        each = sum(seconds) / len(seconds)
         tiles.append(("training", duration(each), "a seed"))
     return {"name": run.name, "colour": number, "seeds": len(run.seeds), "tiles": tiles}

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from nas_dynamic.architecture import architecture_text
 from nas_dynamic.ranking import Estimate
 from nas_dynamic.report.drawing import MARKERS, Drawing, colour, counts, legend_below, shares
 from nas_dynamic.report.run_folder import Run
 from nas_dynamic.report.statistics import Ranked, agreement_of_seeds, pareto
 from nas_dynamic.report.theme import LIGHT, figure
-from nas_dynamic.report.words import architecture_text, estimated, few, joined, percent
+from nas_dynamic.report.words import estimated, few, joined, percent
 
 __all__ = ["accuracy_by_size", "predicted_by_true", "seed_by_seed", "taus"]
 
@@ -191,9 +192,7 @@ def taus(group: Ranked, colours: dict[str, int], suffix: str) -> Drawing:
             name = f"{run.name}, mean of {len(run.seeds)}"
             rows.append((name, group.means[run.name], of_run, True))
     for name in group.diagnostics.baselines:
-        label = {"parameters": "parameter count"}.get(name, name)
-        estimate = group.diagnostics.rows[name]["Kendall τ"]
-        rows.append((label, estimate, LIGHT["muted"], False))
+        rows.append((name, group.diagnostics.rows[name]["Kendall τ"], LIGHT["muted"], False))
     drawn = figure(height=1.0 + 0.27 * len(rows))
     axes = drawn.subplots()
     for place, (_, estimate, of_row, mean) in enumerate(rows):

@@ -69,7 +69,6 @@ class Pair(_Record):
 class Cost(_Record):
     """What a training cost: see `nas_dynamic.cost.CostMeter.result`."""
 
-    seconds: float
     peak_memory: int | None = None
     memory_of: str = "process"
     joules: float | None = None
@@ -173,11 +172,11 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     Raises:
         RunError: a folder holds no run, stands twice, or has a file that is damaged.
     """
-    runs: list[Run] = []
-    for number, folder in enumerate(folders):
-        if folder.resolve() in [other.resolve() for other in folders[:number]]:
-            raise RunError(f"{folder} is given twice; give each run once")
-        runs += _read(folder)
+    runs = [run for folder in folders for run in _read(folder)]
+    places = [run.folder.resolve() for run in runs]
+    for run, place in zip(runs, places, strict=True):
+        if places.count(place) > 1:
+            raise RunError(f"{run.folder} is given twice; give each run once")
     return _named(runs)
 
 
@@ -202,8 +201,8 @@ def _read(folder: Path) -> list[Run]:
         )
     if (folder / "config.json").is_file():
         return [_trained(folder)]
-    if (folder / "static").is_dir():
-        return _arms(folder)
+    if (folder / "static").is_dir() and (arms := _arms(folder)):
+        return arms
     path = folder / "results.json"
     if path.is_file():
         results = _validated(_TrainResults, read_json(path, AGAIN), path, AGAIN)
@@ -222,8 +221,9 @@ def _holds_run(folder: Path) -> bool:
 
 AGAIN = "remove the folder and make the run again, or restore the file from a copy"
 SEED_AGAIN = (
-    "remove it, and results.json beside the seed's folder if there is one, and `nas-dynamic train "
-    "CONFIG --resume` makes it again, from the seed's checkpoint where that is there"
+    "remove it, and results.json beside the seed's folder if there is one; then `nas-dynamic train "
+    "CONFIG --resume`, or `nas-dynamic compare CONFIG` for an arm of a comparison, makes it again, "
+    "from the seed's checkpoint where that is there"
 )
 DEMO_AGAIN = "`nas-dynamic demo` makes it again"
 COMPARE_AGAIN = "remove it, and `nas-dynamic compare CONFIG` makes it again"

@@ -127,7 +127,7 @@ def _ranked(runs: Sequence[Run], resamples: int) -> Ranked:
     scored = np.array([n for n, key in enumerate(first.keys) if key in first.truth])
     truth = np.array([first.truth[first.keys[n]] for n in scored])
     parameters = first.parameters()[scored]
-    complexities = {"parameters": parameters}
+    complexities = {"parameter count": parameters}
     macs = first.macs()
     if macs is not None:
         complexities["MACs"] = macs[scored]

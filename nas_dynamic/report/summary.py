@@ -26,7 +26,7 @@ def summary(runs: Sequence[Run], ranked: Sequence[Ranked]) -> list[Statement]:
     """Statements on each run, on each run beside the first one, and on how sure they are."""
     statements: list[Statement] = []
     scored = [run for run in runs if run.seeds]
-    for comparison in compare(scored, ranked) if scored else []:
+    for comparison in compare(scored, ranked):
         about = f"{comparison.run} beside {comparison.other}"
         statements.append((about, _compared(comparison)))
     for run in scored:
@@ -75,7 +75,7 @@ def _against_truth(run: Run, group: Ranked) -> Iterator[str]:
         f"It ranks {len(group.truth):,} subnets with a Kendall's τ of {estimated(mean, '.2f')} to "
         f"the truth{several}."
     )
-    count = group.diagnostics.rows["parameters"]["Kendall τ"]
+    count = group.diagnostics.rows["parameter count"]["Kendall τ"]
     if math.isnan(beyond.low) or math.isnan(count.value):
         yield "It cannot be compared with the parameter count, for one of them is constant."
     else:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from nas_dynamic.architecture import architecture_text
 from nas_dynamic.ranking import Estimate
 from nas_dynamic.report.run_folder import Run, Seed
 from nas_dynamic.report.statistics import Ranked, pareto
 from nas_dynamic.report.words import (
-    architecture_text,
     bytes_text,
     duration,
     energy,
@@ -82,7 +81,7 @@ def scores(runs: Sequence[Run]) -> Table:
 
 def pareto_sets(runs: Sequence[Run]) -> list[Table]:
     """The Pareto set of each run, small subnets first."""
-    return [_pareto_set(run) for run in runs if run.seeds]
+    return [_pareto_set(run) for run in runs]
 
 
 def _pareto_set(run: Run) -> Table:
@@ -116,8 +115,7 @@ def diagnostics(group: Ranked) -> Table:
     header = ["ranking", *(f"{c}, points" if c == "regret" else c for c in columns)]
     body = []
     for name, row in rows.items():
-        label = {"parameters": "parameter count"}.get(name, name)
-        body.append([label, *(_statistic(column, row.get(column)) for column in columns)])
+        body.append([name, *(_statistic(column, row.get(column)) for column in columns)])
     return Table(
         f"Diagnostics over {len(group.truth)} subnets",
         header,
@@ -148,8 +146,8 @@ def cost(runs: Sequence[Run]) -> Table:
     supernets = [(run, seed) for run in runs for seed in run.seeds]
     rows = [[f"{run.name}, seed {seed.seed}", *_cost(seed)] for run, seed in supernets]
     marked: frozenset[int] = frozenset()
-    times = [_seconds(seed) for _, seed in supernets]
-    if len(times) > 1 and not any(math.isnan(seconds) for seconds in times):
+    times = [seed.seconds for _, seed in supernets if seed.seconds is not None]
+    if len(times) == len(supernets) > 1:
         rows.append(["all", "", duration(sum(times)), "", "", ""])
         marked = frozenset([len(times)])
     sources = {source for _, s in supernets if s.cost for source in s.cost.energy_of}
@@ -161,26 +159,21 @@ def cost(runs: Sequence[Run]) -> Table:
     if sources:
         note += f" Energy is of {joined(sorted(sources))}, whatever else ran there."
     else:
-        note += " Energy takes counters that can be read: RAPL of the processor, NVML of the GPU."
+        note += " Energy takes counters that can be read: RAPL of the processor, NVML of the GPU "
+        note += "(pip install nvidia-ml-py)."
     header = ["training", "updates", "wall time", "updates / s", "peak memory", "energy"]
     return Table("Cost of each training", header, rows, note, marked)
 
 
-def _seconds(seed: Seed) -> float:
-    if seed.cost is not None:
-        return seed.cost.seconds
-    return math.nan if seed.seconds is None else seed.seconds
-
-
 def _cost(seed: Seed) -> list[str]:
-    seconds, updates = _seconds(seed), seed.updates
+    seconds, updates = seed.seconds, seed.updates
     known = seed.cost is not None
     peak = seed.cost.peak_memory if seed.cost else None
     joules = seed.cost.joules if seed.cost else None
     return [
         NOT_RECORDED if updates is None else f"{updates:,}",
-        NOT_RECORDED if math.isnan(seconds) else duration(seconds),
-        NOT_RECORDED if updates is None or not seconds > 0 else f"{updates / seconds:,.1f}",
+        NOT_RECORDED if seconds is None else duration(seconds),
+        f"{updates / seconds:,.1f}" if updates is not None and seconds else NOT_RECORDED,
         bytes_text(peak) if peak else "not measured" if known else NOT_RECORDED,
         energy(joules) if joules is not None else "not measured",
     ]

@@ -12,9 +12,7 @@ from nas_dynamic._extras import extra
 
 with extra("experiment"):
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 __all__ = ["DARK", "LIGHT", "RAMP", "SERIES", "STYLE", "figure", "inline_svg", "save"]
 
@@ -101,9 +99,7 @@ NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 def figure(width: float = 4.2, height: float = 3.1) -> Figure:
     """An empty figure, inches; so small that its text can be read at the width of a phone."""
-    empty = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine())
-    FigureCanvasAgg(empty)
-    return empty
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def save(drawn: Figure, folder: Path, name: str) -> str:

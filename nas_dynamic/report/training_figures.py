@@ -9,6 +9,7 @@ import numpy as np
 
 from nas_dynamic.report.drawing import (
     BINS,
+    NO_TRACE,
     Drawing,
     colour,
     counts,
@@ -30,7 +31,7 @@ def loss(runs: Sequence[Run], colours: dict[str, int]) -> Drawing:
     title = "Training loss"
     drawn = figure()
     axes = drawn.subplots()
-    words, recorded = [], False
+    words = []
     for run in runs:
         number, curves = colours[run.name], []
         for seed in run.seeds:
@@ -39,7 +40,6 @@ def loss(runs: Sequence[Run], colours: dict[str, int]) -> Drawing:
                 curves.append(curve(rows, [row.loss for row in rows], total_updates(run)))
         if not curves:
             continue
-        recorded = True
         style: dict[str, Any] = {"color": colour(number)}
         for middles, values in curves if len(curves) > 1 else []:
             axes.plot(middles, values, **style, linewidth=0.8, alpha=0.45)
@@ -47,8 +47,8 @@ def loss(runs: Sequence[Run], colours: dict[str, int]) -> Drawing:
         mean = np.mean([np.interp(grid, *of_seed) for of_seed in curves], axis=0)
         axes.plot(grid, mean, **style, linewidth=1.8, label=run.name if len(runs) > 1 else None)
         words.append(f"{run.name}: from {mean[0]:.2f} to {mean[-1]:.2f}")
-    if not recorded:
-        return Drawing("loss", title, "Not recorded: this run has no trace of its updates.")
+    if not words:
+        return Drawing("loss", title, NO_TRACE)
     axes.set(xlabel="update", ylabel="cross-entropy")
     counts(axes.xaxis)
     legend_below(drawn, axes)
@@ -70,7 +70,7 @@ def learning_rate(run: Run, suffix: str) -> Drawing:
     name, title = file_name("learning-rate", run), f"Learning rate by size{suffix}"
     rows = run.rows()
     if not rows:
-        return Drawing(name, title, "Not recorded: this run has no trace of its updates.")
+        return Drawing(name, title, NO_TRACE)
     drawn = figure()
     axes = drawn.subplots()
     by_size = any(row.gamma is not None for row in rows)

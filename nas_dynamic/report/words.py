@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from os.path import commonprefix
 from typing import Any
 
-from nas_dynamic.architecture import Architecture
 from nas_dynamic.ranking import Estimate
 
 __all__ = [
-    "architecture_text",
     "bytes_text",
     "duration",
     "energy",
@@ -100,12 +97,6 @@ def joined(names: list[Any], last: str = "and") -> str:
     """A list as it is said: a, b and c."""
     words = [str(name) for name in names]
     return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def architecture_text(architecture: Architecture) -> str:
-    """Labels without what they all begin with, and candidates."""
-    prefix = commonprefix(list(architecture)) if len(architecture) > 1 else ""  # noqa: RUF071
-    return ", ".join(f"{label[len(prefix) :]} {value}" for label, value in architecture.items())
 
 
 def value_text(value: Any) -> str:

@@ -165,6 +165,19 @@ def test_candidates_are_scored_once(batches, monkeypatch):
     assert evaluator.score(supernet, dict(reversed(sample.items()))) is first
 
 
+def test_another_supernet_is_scored_anew(batches):
+    validation, calibration = batches
+    first = supernet_of()
+    torch.manual_seed(1)
+    second = RandomOneShot().mutate_model(HUB["NasBench201"][0]())
+    evaluator = SupernetEvaluator(validation, calibration=calibration)
+    sample = sample_from(first)
+    before = evaluator.score(first, sample)
+    (alone,) = score_subnets(second, activate, [sample], validation, calibration=calibration)
+    assert evaluator.score(second, sample).loss == alone.loss != before.loss
+    assert len(evaluator.scores) == 1
+
+
 def test_evaluator_pickles(batches):
     validation, calibration = batches
     supernet = supernet_of()
@@ -178,6 +191,8 @@ def test_refusals(search, batches):
     validation, calibration = batches
     with pytest.raises(ValueError, match="give calibration"):
         SupernetEvaluator(validation)
+    with pytest.raises(ValueError, match="must be 'recalibrate', 'batch' or 'running', got 'own'"):
+        SupernetEvaluator(validation, batch_norm="own")
     evaluator = SupernetEvaluator(validation, calibration=calibration)
     experiment = NasExperiment(NasBench201(4, 1, 10), evaluator, Random())
     space = experiment.executable_model_factory(experiment.config.model_format)
