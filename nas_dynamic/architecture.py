@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from os.path import commonprefix
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Architecture", "SearchSpace", "architecture_text"]
+__all__ = ["Architecture", "SearchSpace", "architecture_text", "candidate_text"]
 
 Architecture = Mapping[str, Hashable]
 """One subnet: for every choice of the space, its label and the candidate that was chosen."""
@@ -199,6 +200,11 @@ def _contains(index: Mapping[Hashable, int], candidate: Any) -> bool:
 def _listed(values: Sequence[Any], limit: int = 8) -> str:
     shown = ", ".join(repr(value) for value in values[:limit])
     return shown + (f", … ({len(values)} in all)" if len(values) > limit else "")
+
+
+def candidate_text(candidate: Hashable) -> str:
+    """A candidate as text that is the same in every process: `repr` without addresses."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(candidate))
 
 
 def architecture_text(architecture: Architecture) -> str:

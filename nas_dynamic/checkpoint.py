@@ -31,7 +31,8 @@ _UNREADABLE = (
 
 
 _damaged: set[Path] = set()
-# Of these, `load` has found the one before to be the last good one: `save` keeps that instead.
+# Or missing. Of these, `load` has found the one before to be the last good one: `save` keeps that
+# instead.
 
 
 class CheckpointError(RunError):
@@ -69,7 +70,7 @@ def exists(path: str | Path) -> bool:
 
 
 def load(path: str | Path, map_location: Any = None) -> Any:
-    """Read the checkpoint of a path, or, with a warning, the one before where it is damaged.
+    """Read the checkpoint of a path, or, with a warning, the one before: it is damaged or gone.
 
     No code of the file is run (`weights_only=True`).
 
@@ -78,12 +79,14 @@ def load(path: str | Path, map_location: Any = None) -> Any:
         CheckpointError: neither can be read; the message says what is wrong with each.
     """
     path = Path(path)
+    if not exists(path):
+        raise FileNotFoundError(f"there is no checkpoint {path}")
     told = path.resolve() in _damaged
     faults = []
     for candidate in (path, _previous(path)):
-        if not candidate.exists():
-            continue
         try:
+            if not candidate.exists():
+                raise CheckpointError(f"{candidate} is missing")
             content = verify(candidate, map_location)
         except CheckpointError as error:
             faults.append(str(error))
@@ -93,11 +96,9 @@ def load(path: str | Path, map_location: Any = None) -> Any:
         if faults and not told:
             warnings.warn(f"{faults[0]}; went back to {candidate}", UserWarning, stacklevel=2)
         return content
-    if faults:
-        raise CheckpointError(
-            "; ".join(faults) + ". Put a copy in the place of one, or remove them to train anew"
-        )
-    raise FileNotFoundError(f"there is no checkpoint {path}")
+    raise CheckpointError(
+        "; ".join(faults) + ". Put a copy in the place of one, or remove them to train anew"
+    )
 
 
 def verify(path: str | Path, map_location: Any = None) -> Any:

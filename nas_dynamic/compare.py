@@ -131,6 +131,7 @@ def stand_alone(
     display: Display,
     *,
     on: Literal["test", "validation"] = "test",
+    seed: int = 0,
 ) -> list[float]:
     """Accuracy of every architecture when it is trained alone.
 
@@ -142,11 +143,12 @@ def stand_alone(
         folder: the accuracies are kept there, and serve whatever has the same settings.
         display: shows the progress.
         on: images that decide the accuracy; those of validation to choose by.
+        seed: of the weights and of the order of the images.
     """
     device = device_of(config.device)
 
     def measure(architecture: Architecture) -> float:
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = build_subnet(config, data.classes, architecture).to(device)
         optimizer = getattr(torch.optim, config.optimizer.name)
         train_alone(
@@ -156,20 +158,21 @@ def stand_alone(
             epochs=epochs,
             batch_size=config.batch_size,
             precision=config.precision,
+            seed=seed,
         )
         images = batch_loader(getattr(data, on), config.scoring.batch_size)
         return evaluate(model, images, precision=config.precision)[0]
 
     depends_on = {
         "epochs": epochs,
+        "on": on,
+        "seed": seed,
         "device": device.type,
         "torch": torch.__version__,
         **config.model_dump(
             include={"space", "data", "optimizer", "batch_size", "precision"}, mode="json"
         ),
     }
-    if on != "test":
-        depends_on["on"] = on
     truth = Truth(folder, depends_on, measure)
     progress = display.work("train subnets alone")
     accuracies: list[float] = []

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from nas_dynamic.architecture import candidate_text
 from nas_dynamic.training import DynamicTraining
 from nas_dynamic.update import Update
 
@@ -25,8 +26,8 @@ class RankAgreement:
     update count, the subnets, the group, the lr and a digest of the weights, by one `all_gather`
     of five numbers a rank, after the first step and after every so many.
 
-    A digest is equal only if all weights are, to the bit; it reads every weight once. Weights that
-    ranks hold in parts (FSDP) are left out of it.
+    Equal weights have equal digests, and weights that have drifted apart practically never do; it
+    reads every weight once. Weights that ranks hold in parts (FSDP) are left out of it.
 
     Args:
         dynamic: attached to this rank's optimizer. The check is attached after it.
@@ -48,7 +49,7 @@ class RankAgreement:
         every: int = 100,
         group: dist.ProcessGroup | None = None,
     ) -> None:
-        _check_every(every)
+        check_every(every)
         if not (dist.is_available() and dist.is_initialized()):
             raise RuntimeError(
                 "there is no process group: call torch.distributed.init_process_group() first, or "
@@ -100,7 +101,10 @@ class RankAgreement:
 
     def _numbers(self) -> list[int]:
         last = self.dynamic.last
-        subnets = last and [sorted(map(repr, s.architecture.items())) for s in last.subnets]
+        subnets = last and [
+            sorted((label, candidate_text(c)) for label, c in s.architecture.items())
+            for s in last.subnets
+        ]
         return [
             self.dynamic.updates,
             _hash(subnets),
@@ -129,15 +133,20 @@ def watch_ranks(dynamic: DynamicTraining, every: int | None) -> RankAgreement | 
     Raises:
         ValueError: `every` is no positive number.
     """
+    check_every(every)
     if every is None:
         return None
-    _check_every(every)
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     return RankAgreement(dynamic, every) if several else None
 
 
-def _check_every(every: int) -> None:
-    if every < 1:
+def check_every(every: int | None) -> None:
+    """Check the steps between two checks of ranks; None is for no checks.
+
+    Raises:
+        ValueError: the number is not positive.
+    """
+    if every is not None and every < 1:
         raise ValueError(
             f"the steps between two checks of the ranks must be 1 or more, got {every}"
         )

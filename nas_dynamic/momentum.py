@@ -111,15 +111,6 @@ class GroupStates:
         self._before: list[dict[str, Any]] = []
         self._meet_param_groups()
 
-    def __len__(self) -> int:
-        return len(self._states)
-
-    def __contains__(self, group: Hashable) -> bool:
-        return group in self._states
-
-    def __getitem__(self, group: Hashable) -> Mapping[torch.Tensor, Any]:
-        return self._states[group]
-
     def keys(self) -> list[Hashable]:
         """The groups so far, in the order of their first update."""
         return list(self._states)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -73,6 +74,15 @@ def read(state_dict: Mapping[str, Any], definition: dict[str, Any]) -> Saved:
             expect(value, kind, f"{CHECKPOINT_KEY}.{name}[{number}]")
     made, parts = found["parts"] if len(found["parts"]) == 2 else (0, 0)
     _check(0 <= made < parts, "parts", found["parts"])
+    scheduled = definition["calr"] is not None
+    _check(
+        len(found["peaks"]) <= len(state_dict["param_groups"])
+        and (scheduled or not found["peaks"])
+        and bool(found["peaks"] or not scheduled or counts["updates"] == 0)
+        and all(math.isfinite(peak) and peak >= 0 for peak in found["peaks"]),
+        "peaks",
+        found["peaks"],
+    )
     groups = None
     if definition["momentum"] is not None:
         groups = expect(saved.get("groups"), dict, f"{CHECKPOINT_KEY}.groups")

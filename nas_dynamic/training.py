@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from nas_dynamic.architecture import Architecture, SearchSpace
+from nas_dynamic.architecture import Architecture, SearchSpace, candidate_text
 from nas_dynamic.calr import CaLR
 from nas_dynamic.gradients import Standstill, all_finite, by_gradient, lend_zeros
 from nas_dynamic.momentum import GroupStates, MomentumSeparation, Restorable
@@ -224,8 +224,12 @@ class DynamicTraining:
         f(α_k), and the lr is left alone.
         """
         subnets = self._planner.subnets(architectures)
-        ratios = self._lr_ratios(self._lrs())
-        if len(subnets) > 1 and max(ratios) - min(ratios) > 1e-6:
+        lrs = self._lrs()
+        # A group whose lr has always been 0 trains nothing.
+        peaks = self._peaks_with(lrs)
+        ratios = [lr / peak for lr, peak in zip(lrs, peaks, strict=True) if peak > 0] or [0.0]
+        follows = self.calr is not None and self.calr.follows_scheduler
+        if follows and len(subnets) > 1 and max(ratios) - min(ratios) > 1e-6:
             raise ValueError(
                 "param groups are at different parts of their lr schedules, so that one weight "
                 "for a subnet's loss cannot serve all; use one subnet a step, or one schedule"
@@ -332,6 +336,7 @@ class DynamicTraining:
             return
         self.updates += 1
         self.last = pending.update
+        self._weighed = []  # weights are of one update
         made, parts = self._parts
         self._parts = (made + 1, parts) if made + 1 < parts else (0, 1)
         self.steps += made + 1 >= parts
@@ -366,7 +371,7 @@ class DynamicTraining:
         return {
             "idle": self.idle,
             "space": self.space
-            and {k: [repr(c) for c in v] for k, v in self.space.choices.items()},
+            and {k: [candidate_text(c) for c in v] for k, v in self.space.choices.items()},
             "calr": self.calr and self.calr.definition(),
             "momentum": self.momentum and self.momentum.definition(),
         }

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nas_dynamic import SearchSpace
+from nas_dynamic.architecture import candidate_text
 
 candidates = st.lists(
     st.one_of(st.integers(), st.text(max_size=3), st.tuples(st.integers(0, 3), st.booleans())),
@@ -154,3 +155,17 @@ def test_the_extremes_of_a_large_space_cost_few_evaluations():
     assert set(space.largest(measure).values()) == {6}
     assert calls < 5 * 4 * 21 * 7
     assert space.size == 7**21
+
+
+class Plain:
+    """Without a repr of its own."""
+
+
+def test_text_of_a_candidate_is_the_same_in_every_process():
+    kept = [Plain() for _ in range(10)]
+    assert len({repr(candidate) for candidate in kept}) == 10
+    assert len({candidate_text(candidate) for candidate in kept}) == 1
+    assert "test_text_of_a_candidate" in candidate_text(
+        test_text_of_a_candidate_is_the_same_in_every_process
+    )
+    assert [candidate_text(c) for c in ("k3", 3, (1, "a"))] == ["'k3'", "3", "(1, 'a')"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import re
 import subprocess
 import sys
@@ -179,6 +180,17 @@ def test_a_checkpoint_of_another_definition_is_refused(kind: str):
 def test_a_plain_checkpoint_is_refused():
     plain = trained(None).optimizer.state_dict()
     refused(trained({}), plain, "written without dynamic training; load it .* before")
+
+
+@pytest.mark.parametrize(
+    "peaks", [[], [math.nan], [0.01, math.inf], [0.01, -1.0], [0.01, 0.005, 0.01]], ids=repr
+)
+def test_damaged_peaks_of_the_lr_are_refused(peaks: list[float]):
+    checkpoint = trained({"curve": "scheduler", "total_steps": None}).optimizer.state_dict()
+    assert checkpoint["dynamic_training"]["peaks"] == [0.01, 0.005]
+    checkpoint["dynamic_training"]["peaks"] = peaks
+    run = trained({"curve": "scheduler", "total_steps": None})
+    refused(run, checkpoint, r"damaged: dynamic_training\.peaks is ")
 
 
 def test_a_checkpoint_of_another_model_is_refused():

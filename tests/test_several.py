@@ -272,6 +272,14 @@ def test_forgotten_weights_are_refused():
     assert "DynamicTraining.loss_weights" in refused(single, fair()[0][:1], weigh=False)
 
 
+def test_weights_of_the_last_update_are_refused():
+    loop = Loop(OPTIMIZERS["momentum"], make_calr())
+    loop.step(batches()[0], fair()[0])
+    assert "DynamicTraining.loss_weights" in refused(loop, fair()[0], weigh=False)
+    loop.step(batches()[1], fair()[0])
+    assert loop.dynamic.updates == 2
+
+
 def test_param_groups_on_different_schedules_are_refused():
     model = Supernet()
     optimizer = torch.optim.SGD(
@@ -286,11 +294,33 @@ def test_param_groups_on_different_schedules_are_refused():
     scheduler.step()
     with pytest.raises(ValueError, match="different parts of their lr schedules"):
         dynamic.loss_weights(fair()[0])
+    # Where the weights depend on no schedule, they need not be alike.
+    dynamic.detach()
+    for calr, weights in ((None, [1.0, 1.0, 1.0]), (make_calr(), None)):
+        dynamic = DynamicTraining(optimizer, lambda: current, calr=calr)
+        dynamic.steps = 5
+        found = dynamic.loss_weights(fair()[0])
+        alone = DynamicTraining(torch.optim.SGD(model.parameters(), LR), lambda: current, calr=calr)
+        alone.steps = 5
+        assert found == (weights or alone.loss_weights(fair()[0]))
+        dynamic.detach()
 
 
-def test_last_update_of_several_subnets_lists_them():
-    loop = Loop(OPTIMIZERS["sgd"], make_calr())
-    loop.step(batches()[0], fair()[0])
-    assert [subnet.architecture for subnet in loop.dynamic.last.subnets] == fair()[0]
-    with pytest.raises(ValueError, match="3 subnets"):
-        _ = loop.dynamic.last.architecture
+def test_a_param_group_that_is_not_trained_has_no_part_in_the_weights():
+    def weights(frozen):
+        """After an update, and at half of the peak lr."""
+        model = Supernet()
+        groups = [{"params": model.layer1.parameters()}, {"params": model.layer2.parameters()}]
+        if frozen:
+            groups.insert(0, {"params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.0})
+        optimizer = torch.optim.SGD(groups, lr=LR)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5**t)
+        first = SPACE.decode([0, 0])
+        dynamic = DynamicTraining(optimizer, lambda: first, calr=make_calr(curve="scheduler"))
+        model.loss(batches()[0], first).backward()
+        optimizer.step()
+        scheduler.step()
+        return dynamic.loss_weights(fair()[0])
+
+    assert weights(frozen=True) == weights(frozen=False)
+    assert max(weights(frozen=True)) > 1.1

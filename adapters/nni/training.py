@@ -27,7 +27,7 @@ from nas_dynamic.adapters.nni.space import complexity_of
 from nas_dynamic.architecture import Architecture, SearchSpace
 from nas_dynamic.calr import CaLR
 from nas_dynamic.complexity import bounds as bounds_of
-from nas_dynamic.distributed import RankAgreement, watch_ranks
+from nas_dynamic.distributed import RankAgreement, check_every, watch_ranks
 from nas_dynamic.grouping import default_label
 from nas_dynamic.momentum import MomentumSeparation
 from nas_dynamic.training import DynamicTraining
@@ -97,6 +97,7 @@ def dynamic(
         >>> strategy = dynamic(RandomOneShot())
     """
     sampling = sampling_factory(strategy)
+    check_every(check_ranks_every)
     options = {
         name: value for name, value in locals().items() if name not in ("strategy", "sampling")
     }

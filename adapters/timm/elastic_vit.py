@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import timm
 import torch
-from timm.layers import Attention
+from timm.layers import Attention, to_2tuple
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -195,13 +195,14 @@ class ElasticVisionTransformer(VisionTransformer):
         """architecture → number of parameters of the stand-alone subnet, by a table, exact."""
         return self.subnet_table(count_parameters)
 
-    def subnet_macs(self, img_size: tuple[int, int] | None = None) -> BlockTable:
+    def subnet_macs(self, img_size: int | tuple[int, int] | None = None) -> BlockTable:
         """architecture → multiply-accumulates for one image, by a table, exact.
 
         Args:
-            img_size: height and width in pixels; those that the model is for by default.
+            img_size: pixels, of a side or (height, width); those that the model is for by
+                default.
         """
-        size = img_size or self.patch_embed.img_size
+        size = to_2tuple(img_size or self.patch_embed.img_size)
         image = torch.empty(1, self.in_chans, *size, device="meta")
         return self.subnet_table(lambda subnet: count_macs(subnet, image))
 

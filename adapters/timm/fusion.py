@@ -74,6 +74,12 @@ def fuse(
         given = {"keep": given}
     if not given:
         raise ValueError("fuse() needs at least one model, got none")
+    for name in given:
+        if not name or "." in name or name == SKIP or hasattr(nn.ModuleDict(), name):
+            raise ValueError(
+                f"{name!r} cannot name a model, for the name becomes that of candidates; take "
+                "another one, without points"
+            )
     if all(isinstance(model, nn.Module) for model in given.values()):
         if kwargs:
             raise ValueError(
@@ -84,6 +90,8 @@ def fuse(
         built = {name: copy.deepcopy(model) for name, model in given.items()}
         return fuse_models(built, None, skip=skip, layers=layers)
     arguments = {name: _arguments(model) | kwargs for name, model in given.items()}
+    for name, each in arguments.items():
+        to_json(each, name)  # what a recipe cannot hold is refused now, not after the training
     built = {name: timm.create_model(**each) for name, each in arguments.items()}
     for each in arguments.values():
         each.pop("pretrained", None)  # an extracted model has the weights of the supernet
@@ -114,6 +122,13 @@ def fuse_models(
             f"the models differ in more than layers: {_listed(outside)}. Build them with the same "
             "widths, stem and head, or tell what a layer is by layers=, a regular expression"
         )
+    for name in models:
+        beyond = [path for path in paths[name] if path not in paths[host_name]]
+        if beyond:
+            raise ValueError(
+                f"{name!r} has layers that {host_name!r}, the model with the most layers, lacks: "
+                f"{_listed(beyond)}. Add a model that has the layers of all"
+            )
     shapes = {name: layer_shapes(model, paths[name]) for name, model in models.items()}
     skipped = _skipped(host, shapes[host_name], skip)
     first = next(iter(models))
@@ -148,7 +163,7 @@ class Replacements:
     """Recipes of subnets: one model, with layers of the others, and without some.
 
     Attributes:
-        host: name of the model that has all the layers.
+        host: name of the model that has all layers.
         arguments: name of a model → its arguments of `timm.create_model`.
         stages: parent of layers → the host's number of them.
         depth: the host's argument for the numbers of layers, if it has one.

@@ -12,7 +12,7 @@ from torch import nn
 from nas_dynamic.architecture import Architecture, SearchSpace
 from nas_dynamic.calr import CaLR
 from nas_dynamic.complexity import bounds as bounds_of
-from nas_dynamic.distributed import RankAgreement, watch_ranks
+from nas_dynamic.distributed import RankAgreement, check_every, watch_ranks
 from nas_dynamic.grouping import default_label
 from nas_dynamic.momentum import MomentumSeparation
 from nas_dynamic.sampling import UniformSampler
@@ -73,7 +73,8 @@ def attach(
         supernet: made by `fuse`, `mobile_supernet` or `elastic_vit`.
         total_steps: optimizer updates in the whole training, for the paper's polynomial decay;
             the script's own lr schedule has to be constant then. By default CaLR bends the lr
-            schedule that the script has (`curve="scheduler"`), its warm-up apart.
+            schedule that the script has (`curve="scheduler"`), its warm-up apart; a constant lr
+            has no decay to bend.
         calr: set the lr by the complexity of the subnet.
         momentum: keep a momentum for each group of subnets.
         gamma_max: γ of the smallest subnet; see `CaLR`, as for the next three.
@@ -102,6 +103,7 @@ def attach(
             f"{type(supernet).__name__} is no supernet of this adapter; make one by fuse(), "
             "mobile_supernet() or elastic_vit()"
         )
+    check_every(check_ranks_every)
     measure = _measure(supernet, complexity)
     curve = curve or ("scheduler" if total_steps is None else "polynomial")
     sampling = _Sampling(supernet, sampler or UniformSampler(space, seed))
@@ -163,10 +165,13 @@ class _Sampling:
         self.sampler = sampler
         self.drawn: dict[str, Hashable] | None = None
         self._drawn_for: int | None = None
+        self._training: DynamicTraining | None = None
         self._loading: dict[str, Any] | None = None
         self._handles: list[Any] = []
 
     def start(self, training: DynamicTraining) -> None:
+        self._training = training
+
         # Functions, not methods: a copy of the supernet, such as an EMA model, copies methods
         # along with the optimizer behind them.
         def choose(module: Any, args: tuple[Any, ...]) -> None:
@@ -199,8 +204,13 @@ class _Sampling:
             self.sampler.load_state_dict(saved["sampler"])
             self.drawn, self._drawn_for = saved["drawn"], saved["drawn_for"]
 
+        def step_back(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            # For what calls parts of the supernet, such as `forward_features`.
+            self.supernet._select(self.supernet.architecture)
+
         optimizer = training.optimizer
         self._handles = [
+            optimizer.register_step_post_hook(step_back),
             self.supernet.register_forward_pre_hook(choose),
             optimizer.register_state_dict_post_hook(save),
             optimizer.register_load_state_dict_pre_hook(check),
@@ -208,10 +218,12 @@ class _Sampling:
         ]
 
     def trained(self) -> dict[str, Hashable]:
-        if self.drawn is None:
+        assert self._training is not None
+        if self.drawn is None or self._drawn_for != self._training.updates:
             raise RuntimeError(
-                "no subnet has been drawn for this update: the optimizer steps ahead of the first "
-                "forward pass of the supernet in training mode"
+                "no subnet has been drawn for this update: its loss does not come from a call of "
+                "the supernet in training mode. Call supernet.train(), and the supernet itself, "
+                "not parts of it such as forward_features"
             )
         return self.drawn
 
@@ -227,6 +239,7 @@ class _Sampling:
                 f"{type(self.sampler).__name__} drew a {type(drawn).__name__}; attach() needs a "
                 "sampler of one subnet an update, such as UniformSampler"
             )
+        self.supernet.space.validate(drawn)
         return dict(drawn)
 
 

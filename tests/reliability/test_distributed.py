@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -135,6 +136,7 @@ def test_ranks_that_go_apart_are_stopped(scenario: str, updates: int, differs: s
         assert made == updates
         assert "rank 1 differs from rank 0 in " in message
         assert differs in message
+        assert re.search(r"the last of \{'\w+': .*\} in group ", message)
         # Only ranks that differ are named.
         assert ("rank 3 differs" in message) == (ended.ranks == 4 and "seed" in scenario)
     assert all(message == messages[0] for message in messages)

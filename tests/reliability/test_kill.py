@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,26 @@ def test_save_keeps_the_one_before(path: Path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.warns(UserWarning, match="went back to"):
         assert checkpoint.load(path) == {"number": 1}, "the damaged one was kept for the good one"
+
+
+def test_a_missing_checkpoint_is_told(path: Path):
+    for number in (1, 2):
+        checkpoint.save(path, {"number": number})
+    path.unlink()
+    with pytest.warns(UserWarning, match=r"last\.pt is missing; went back to .*previous"):
+        assert checkpoint.load(path) == {"number": 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # told once
+        assert checkpoint.load(path) == {"number": 1}
+    checkpoint.save(path, {"number": 3})
+    assert checkpoint.load(path) == {"number": 3}
+    path.unlink()
+    before = path.with_name("last.pt.previous")
+    before.write_bytes(before.read_bytes()[:-100])
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"last\.pt is missing; .*previous .*cut off"
+    ):
+        checkpoint.load(path)
 
 
 def test_save_without_hard_links(path: Path, monkeypatch: pytest.MonkeyPatch):

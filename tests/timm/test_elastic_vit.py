@@ -308,6 +308,7 @@ def test_macs_for_another_image_size():
     subnet, x = supernet.extract(architecture), images(batch=1, size=24)
     supernet.activate(architecture)
     assert torch.equal(supernet(x), subnet(x))
+    assert supernet.subnet_macs(24)(architecture) == supernet.subnet_macs((24, 24))(architecture)
     assert supernet.subnet_macs((24, 24))(architecture) == count_macs(
         subnet.to("meta"), x.to("meta")
     )

@@ -372,6 +372,10 @@ def test_inherits_a_model_exactly(crop):
     assert torch.equal(smaller, center) is crop
 
 
+def resnet18(*layers: int) -> dict[str, object]:
+    return {"model_name": "resnet18", "layers": layers}
+
+
 ILLEGAL = {
     "skip across a stride": (
         lambda: mobile_supernet(SMALL_ARCH_DEF, kernel=(3, 5), skip=["blocks.2.0"]),
@@ -427,6 +431,22 @@ ILLEGAL = {
     "arguments for built models": (
         lambda: fuse({"a": timm.create_model("test_resnet")}, num_classes=3),
         "num_classes: arguments of timm.create_model have no effect",
+    ),
+    "layers that no model has all of": (
+        lambda: fuse({"a": resnet18(2, 1, 1, 1), "b": resnet18(1, 2, 1, 1)}),
+        r"'b' has layers that 'a', the model with the most layers, lacks: layer2\.1\. Add a model",
+    ),
+    "layers that no model has all of, the other way round": (
+        lambda: fuse({"b": resnet18(1, 2, 1, 1), "a": resnet18(2, 1, 1, 1)}, skip=True),
+        r"'a' has layers that 'b', .*: layer1\.1\. Add",
+    ),
+    "a layer left out as a name": (lambda: fuse({"skip": "resnet18"}), "'skip' cannot name a"),
+    "a point in a name": (lambda: fuse({"resnet18.a1_in1k": "resnet18"}), "cannot name a model"),
+    "an attribute as a name": (lambda: fuse({"values": "resnet18"}), "'values' cannot name"),
+    "no name": (lambda: fuse({"": "resnet18"}), "'' cannot name a model"),
+    "an argument that no recipe holds": (
+        lambda: fuse("resnet18", skip=True, norm_layer=lambda width: nn.BatchNorm2d(width)),
+        r"norm_layer is <function .*imported by name",
     ),
     "no group_matcher": (
         lambda: fuse({"a": nn.Sequential(nn.Linear(2, 2))}),

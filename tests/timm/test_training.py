@@ -246,6 +246,14 @@ def test_sampler_of_several_subnets_is_refused():
         supernet(torch.randn(2, 3, 16, 16))
 
 
+def test_sampler_of_another_space_is_refused():
+    supernet = tiny_supernet().train()
+    optimizer = create_optimizer_v2(supernet, opt="sgd", lr=0.1)
+    attach(optimizer, supernet, sampler=UniformSampler(SearchSpace({"layer": ["a", "b"]})))
+    with pytest.raises(ValueError, match=r"chooses nothing for 'blocks\.1\.0'"):
+        supernet(torch.randn(2, 3, 16, 16))
+
+
 def test_plain_model_is_refused():
     model = nn.Linear(2, 2)
     with pytest.raises(TypeError, match="Linear is no supernet of this adapter; make one by fuse"):
@@ -330,6 +338,7 @@ def test_check_of_ranks_is_refused_where_it_makes_no_sense():
     optimizer = create_optimizer_v2(supernet, opt="sgd", lr=0.1)
     with pytest.raises(ValueError, match="must be 1 or more, got 0"):
         attach(optimizer, supernet, check_ranks_every=0)
+    attach(optimizer, supernet)  # nothing was left behind
 
 
 def test_sampling_leaves_other_generators_alone():
@@ -343,10 +352,40 @@ def test_sampling_leaves_other_generators_alone():
     assert (numpy_state == np.random.get_state()[1]).all()  # noqa: NPY002
 
 
-def test_step_without_a_forward_pass_in_training_mode_is_refused():
-    supernet = tiny_supernet().eval()
+@pytest.mark.parametrize("updates", [0, 1])
+@pytest.mark.parametrize("way", ["evaluation mode", "forward_features"])
+def test_step_without_a_forward_pass_in_training_mode_is_refused(updates, way):
+    supernet = tiny_supernet().train()
     optimizer = create_optimizer_v2(supernet, opt="sgd", lr=0.1)
-    attach(optimizer, supernet)
-    supernet(torch.randn(2, 3, 16, 16)).sum().backward()
-    with pytest.raises(RuntimeError, match="no subnet has been drawn for this update"):
+    attached = attach(optimizer, supernet)
+    images = torch.randn(2, 3, 16, 16)
+    for _ in range(updates):
+        supernet(images).sum().backward()
         optimizer.step()
+    optimizer.zero_grad()
+    before = copy.deepcopy(supernet.state_dict())
+    if way == "forward_features":
+        supernet.forward_head(supernet.forward_features(images)).sum().backward()
+    else:
+        supernet.eval()(images).sum().backward()
+    with pytest.raises(RuntimeError, match=r"no subnet has been drawn .* Call supernet\.train"):
+        optimizer.step()
+    assert attached.training.updates == updates
+    parameters = dict(supernet.named_parameters())
+    assert all(torch.equal(parameters[name], before[name]) for name in parameters)
+
+
+def test_parts_of_the_supernet_compute_the_activated_subnet_between_updates():
+    supernet = tiny_supernet()
+    alone = copy.deepcopy(supernet)
+    optimizer = create_optimizer_v2(supernet, opt="sgd", lr=0.1)
+    attached = attach(optimizer, supernet)
+    images = torch.randn(2, 3, 16, 16)
+    for _ in range(4):
+        supernet.train()(images).sum().backward()
+        optimizer.step()
+        assert attached.drawn != supernet.architecture
+        alone.load_state_dict(supernet.state_dict())
+        with torch.no_grad():
+            ours = supernet.eval().forward_features(images)
+            assert torch.equal(ours, alone.eval().forward_features(images))

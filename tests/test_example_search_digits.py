@@ -1,0 +1,91 @@
+"""The example from a space to a network: what it tells follows from the files that it leaves."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+
+pytest.importorskip("nni")
+pytest.importorskip("sklearn")
+pytest.importorskip("pymoo")
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "search_digits.py"
+SIZES = {
+    "epochs": 2,
+    "budget": 9,
+    "retrain": 3,
+    "subnets": 4,
+    "alone-epochs": 2,
+    "trainings": 2,
+    "seed": 1,
+}
+
+
+@pytest.fixture
+def example():
+    spec = importlib.util.spec_from_file_location("search_digits", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(example, monkeypatch, tmp_path, capsys):
+    """Runs the example, and gives what it prints but for its progress."""
+
+    def run():
+        arguments = [text for name, value in SIZES.items() for text in (f"--{name}", str(value))]
+        monkeypatch.setattr(sys, "argv", ["search_digits.py", "--out", str(tmp_path), *arguments])
+        example.main()
+        lines = capsys.readouterr().out.splitlines()
+        return [line for line in lines if line.startswith(("seed", "In the"))]
+
+    return run
+
+
+def test_what_it_tells_is_in_its_files(run, tmp_path):
+    agreement, told, count = run()
+
+    measured = {}  # (images, seed) → architecture → accuracy
+    for path in tmp_path.glob("stand-alone-*.json"):
+        kept = json.loads(path.read_text())
+        measured[kept["depends_on"]["on"], kept["depends_on"]["seed"]] = kept["accuracies"]
+    assert measured.keys() == set(itertools.product(["test", "validation"], [0, 1]))
+    of_test, of_validation = (
+        {key: np.mean([measured[on, 0][key], measured[on, 1][key]]) for key in measured[on, 0]}
+        for on in ("test", "validation")
+    )
+    (journal,) = tmp_path.glob("seed-1/search-*.jsonl")
+    searched = [json.loads(line) for line in journal.read_text().splitlines()]
+    scores = [entry["scores"] for entry in searched if "scores" in entry]
+    assert len(scores) == SIZES["budget"]
+    assert len(of_validation) == SIZES["retrain"]
+
+    found = re.search(r"found (.*), [\d.]+% with", told)[1]
+    choices = dict(zip(searched[0]["space"], found.split(), strict=True))
+    best = json.dumps(choices, sort_keys=True)
+    assert of_validation[best] == max(of_validation.values())
+    inherited = float(re.search(r"([\d.]+)% with inherited weights", told)[1])
+    losses = {score["loss"]: score["accuracy"] for score in scores}  # equal: one network
+    assert inherited >= 100 * sorted(losses.values())[-SIZES["retrain"]] - 0.05
+    sample = list(of_test)[: SIZES["subnets"]]
+    better = sum(of_test[key] > of_test[best] for key in sample)
+    assert f"alone {of_test[best]:.1%}, {better} of 4 random subnets are better" in told
+    assert count == f"In the top decile: {int(better == 0)} of 1 seeds"
+
+    pair = [[measured["test", seed][key] for key in sample] for seed in (0, 1)]
+    assert agreement.endswith(f"between two of those {kendalltau(*pair).statistic:.2f}")
+
+
+def test_what_was_measured_is_kept(run, monkeypatch):
+    first = run()
+    monkeypatch.setattr("nas_dynamic.compare.train_alone", None)
+    assert run() == first
