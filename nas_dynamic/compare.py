@@ -19,7 +19,7 @@ from nas_dynamic.architecture import Architecture
 from nas_dynamic.config import Config
 from nas_dynamic.console import Display
 from nas_dynamic.data import ImageData, batch_loader
-from nas_dynamic.evaluation import evaluate
+from nas_dynamic.evaluation import Score, evaluate
 from nas_dynamic.experiment import check_started, device_of, kept_seed, load_data
 from nas_dynamic.paired import Difference
 from nas_dynamic.ranking import tau
@@ -96,7 +96,8 @@ def compare(
             results[name].append(kept_seed(arm, data, seed, display, folder / name, name=name))
     subnets = results["static"][0]["subnets"]
     architectures = [subnet["architecture"] for subnet in subnets]
-    truth = stand_alone(config, data, architectures, alone_epochs, out, display)
+    alone = stand_alone(config, data, architectures, alone_epochs, out, display)
+    truth = [score.accuracy for score in alone]
     measured = {
         name: {
             measure: [_measures(result, truth)[measure] for result in of_seeds]
@@ -132,22 +133,22 @@ def stand_alone(
     *,
     on: Literal["test", "validation"] = "test",
     seed: int = 0,
-) -> list[float]:
-    """Accuracy of every architecture when it is trained alone.
+) -> list[Score]:
+    """Score of every architecture when it is trained alone.
 
     Args:
         config: space, optimizer, batch size, precision and device.
         data: the images.
         architectures: what to train.
         epochs: of each.
-        folder: the accuracies are kept there, and serve whatever has the same settings.
+        folder: the scores are kept there, and serve whatever has the same settings.
         display: shows the progress.
-        on: images that decide the accuracy; those of validation to choose by.
+        on: images that are scored; those of validation to choose by.
         seed: of the weights and of the order of the images.
     """
     device = device_of(config.device)
 
-    def measure(architecture: Architecture) -> float:
+    def measure(architecture: Architecture) -> tuple[float, float]:
         torch.manual_seed(seed)
         model = build_subnet(config, data.classes, architecture).to(device)
         optimizer = getattr(torch.optim, config.optimizer.name)
@@ -161,7 +162,7 @@ def stand_alone(
             seed=seed,
         )
         images = batch_loader(getattr(data, on), config.scoring.batch_size)
-        return evaluate(model, images, precision=config.precision)[0]
+        return evaluate(model, images, precision=config.precision)
 
     depends_on = {
         "epochs": epochs,
@@ -175,11 +176,11 @@ def stand_alone(
     }
     truth = Truth(folder, depends_on, measure)
     progress = display.work("train subnets alone")
-    accuracies: list[float] = []
+    scores: list[Score] = []
     for architecture in (wanted := list(architectures)):
-        accuracies.append(truth(architecture))
-        progress(len(accuracies), len(wanted))
-    return accuracies
+        scores.append(truth(architecture))
+        progress(len(scores), len(wanted))
+    return scores
 
 
 def print_comparison(comparison: dict[str, Any], console: Console) -> None:

@@ -108,7 +108,8 @@ def run_demo(demo: Demo, out: Path, display: Display) -> dict[str, Any]:
         arms.append(Arm(config.name, results))
     subnets = arms[0].results[0]["subnets"]
     architectures = [subnet["architecture"] for subnet in subnets]
-    truth = stand_alone(configs[0], data, architectures, demo.alone_epochs, out, display)
+    alone = stand_alone(configs[0], data, architectures, demo.alone_epochs, out, display)
+    truth = [score.accuracy for score in alone]
     compared = {
         arm.name: [
             _compared([subnet["accuracy"] for subnet in result["subnets"]], truth)

@@ -1,4 +1,4 @@
-"""Accuracy of subnets that are trained alone: the truth that a supernet's scores are held to."""
+"""Scores of subnets that are trained alone: the truth that a supernet's scores are held to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from nas_dynamic.architecture import Architecture
 from nas_dynamic.data import BatchSampler, Images, batch_loader
-from nas_dynamic.evaluation import autocast
+from nas_dynamic.evaluation import Score, autocast
 from nas_dynamic.records import write_json
 
 __all__ = ["Truth", "train_alone"]
@@ -50,32 +50,41 @@ def train_alone(
 
 
 class Truth:
-    """Measured accuracies of architectures, kept in a file.
+    """Measured scores of architectures, kept in a file that `nas-dynamic report --truth` takes.
 
     Args:
         folder: of the file; its name is a hash of `depends_on`.
-        depends_on: whatever decides the accuracies, as plain data.
-        measure: architecture → accuracy, for those that are not in the file.
+        depends_on: whatever decides the scores, as plain data.
+        measure: architecture → accuracy and mean loss, for those that are not in the file.
     """
 
     def __init__(
         self,
         folder: Path,
         depends_on: dict[str, Any],
-        measure: Callable[[Architecture], float],
+        measure: Callable[[Architecture], tuple[float, float]],
     ) -> None:
         key = json.dumps(depends_on, sort_keys=True)
         self.path = folder / f"stand-alone-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
         self.depends_on = depends_on
         self.measure = measure
-        self._known: dict[str, float] = {}
+        self._known: dict[str, dict[str, Any]] = {}
         if self.path.exists():
-            self._known = json.loads(self.path.read_text())["accuracies"]
+            for entry in json.loads(self.path.read_text())["truth"]:
+                self._known[_key(entry["architecture"])] = entry
 
-    def __call__(self, architecture: Architecture) -> float:
-        """Look the accuracy up, or measure and keep it."""
-        key = json.dumps(dict(architecture), sort_keys=True)
+    def __call__(self, architecture: Architecture) -> Score:
+        """Look the score up, or measure and keep it."""
+        key = _key(architecture)
         if key not in self._known:
-            self._known[key] = self.measure(architecture)
-            write_json(self.path, {"depends_on": self.depends_on, "accuracies": self._known})
-        return self._known[key]
+            accuracy, loss = self.measure(architecture)
+            entry = {"architecture": dict(architecture), "accuracy": accuracy, "loss": loss}
+            self._known[key] = entry
+            content = {"depends_on": self.depends_on, "truth": list(self._known.values())}
+            write_json(self.path, content)
+        entry = self._known[key]
+        return Score(architecture, entry["accuracy"], entry["loss"])
+
+
+def _key(architecture: Architecture) -> str:
+    return json.dumps(dict(architecture), sort_keys=True)

@@ -53,8 +53,8 @@ def test_compare_pairs_seeds_and_goes_on(tmp_path, capsys, monkeypatch):
     comparison = json.loads((folder / "compare.json").read_text())
     (cache,) = tmp_path.glob("stand-alone-*.json")
     alone = {
-        tuple(json.loads(key).items()): value
-        for key, value in json.loads(cache.read_text())["accuracies"].items()
+        tuple(sorted(entry["architecture"].items())): entry["accuracy"]
+        for entry in json.loads(cache.read_text())["truth"]
     }
     taus = {}
     for arm in ("static", "dynamic"):
@@ -104,10 +104,10 @@ def test_finalists_can_be_told_apart_without_the_test_images(tmp_path):
         for on in ("test", "validation"):
             (found[on],) = stand_alone(config, data, [architecture], 2, tmp_path, display, on=on)
     assert len(list(tmp_path.glob("stand-alone-*.json"))) == 2
-    for on, accuracy in found.items():
+    for on, score in found.items():
         images = len(getattr(data, on))
-        assert accuracy * images == pytest.approx(round(accuracy * images))
-    assert found["test"] != found["validation"]
+        assert score.accuracy * images == pytest.approx(round(score.accuracy * images))
+    assert found["test"].accuracy != found["validation"].accuracy
 
 
 def test_a_static_configuration_has_nothing_to_compare(tmp_path, capsys):

@@ -90,20 +90,20 @@ def truth(size: Size, out: Path, progress: Callable[[int, int], None]) -> list[f
     """Accuracies of the panel, each subnet trained alone; kept in a file."""
     data = images()
 
-    def measure(architecture: dict[str, Any]) -> float:
+    def measure(architecture: dict[str, Any]) -> tuple[float, float]:
         torch.manual_seed(0)
         model = space(size, data).freeze(sample_of(architecture))
         sgd = torch.optim.SGD(model.parameters(), size.lr, 0.9, weight_decay=5e-4, nesterov=True)
         epochs, batch_size = size.alone_epochs, size.batch_size
         train_alone(model, data.train, sgd, epochs=epochs, batch_size=batch_size)
-        return evaluate(model, batch_loader(data.test, 256))[0]
+        return evaluate(model, batch_loader(data.test, 256))
 
     depends_on = asdict(replace(size, epochs=0, panel=0))  # which do not matter here
     alone = Truth(out, depends_on | {"torch": torch.__version__}, measure)
     accuracies = []
     for architecture in panel(size, data):
         progress(len(accuracies), size.panel)
-        accuracies.append(alone(architecture))
+        accuracies.append(alone(architecture).accuracy)
     progress(size.panel, size.panel)
     return accuracies
 

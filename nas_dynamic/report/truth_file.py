@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -65,15 +64,12 @@ def _pairs(path: Path, column: str) -> Pairs:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file")
     content = read_json(path, "restore it from a copy")
-    if isinstance(content, dict) and isinstance(content.get("accuracies"), dict):
-        pairs = [(json.loads(key), value) for key, value in content["accuracies"].items()]
-    else:
-        subnets = content.get("truth") if isinstance(content, dict) else content
-        rows = subnets if isinstance(subnets, list) else [None]
-        pairs = [
-            (row.get("architecture"), row.get(column)) if isinstance(row, dict) else (None, None)
-            for row in rows
-        ]
+    subnets = content.get("truth") if isinstance(content, dict) else content
+    rows = subnets if isinstance(subnets, list) else [None]
+    pairs = [
+        (row.get("architecture"), row.get(column)) if isinstance(row, dict) else (None, None)
+        for row in rows
+    ]
     if not all(isinstance(architecture, dict) for architecture, _ in pairs):
         raise ValueError(
             f'{path} must be a list of {{"architecture": {{label: candidate, …}}, "{column}": …}}, '
