@@ -118,7 +118,7 @@ def test_gradient_of_a_supernet_is_zero_outside_of_the_subnet():
 
 
 @given(st.integers(2, 4), st.integers(0, 100))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_planted_clusters_are_found(groups, seed):
     generator = np.random.default_rng(seed)
     labels = generator.integers(groups, size=40)
@@ -129,7 +129,7 @@ def test_planted_clusters_are_found(groups, seed):
 
 
 @given(st.integers(1, 4), st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_no_swap_improves_the_medoids(groups, seed):
     points = np.random.default_rng(seed).random((14, 2))
     distances = np.linalg.norm(points[:, None] - points, axis=-1)

@@ -134,7 +134,7 @@ def test_only_the_order_counts(rows, transform, side):
         assert regret(*sides[:2], **FAST).value == picked
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(tied.map(lambda rows: rows[:5]), st.integers(1, 3))
 def test_recall_and_regret_are_means_over_the_orders_of_ties(rows, k):
     predicted, true, _ = zip(*rows, strict=True)

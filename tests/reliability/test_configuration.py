@@ -72,7 +72,7 @@ def test_bytes_that_are_no_text(tmp_path: Path):
         load(tmp_path / "config.yaml")
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(st.text(alphabet="ab:-[]{}&*!|>'\"#%@,? \n\t0.1~<=", max_size=40))
 def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
@@ -88,7 +88,7 @@ PLAIN = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(data=st.data())
 def test_values_of_wrong_types_name_their_key(data: st.DataObject):
     changed: dict[str, Any] = copy.deepcopy(SOUND)

@@ -264,7 +264,6 @@ TestCalls = pytest.mark.filterwarnings(
 TestCalls.settings = settings(
     max_examples=60,
     stateful_step_count=30,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
@@ -308,7 +307,7 @@ def sound_checkpoint(optimizer: str) -> dict[str, Any]:
     return state_dict
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(data=st.data())
 def test_damaged_state_is_refused_before_anything_changes(data: st.DataObject):
     optimizer = data.draw(st.sampled_from(["sgd", "adamw"]))

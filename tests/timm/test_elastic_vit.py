@@ -396,7 +396,7 @@ def test_linear_attention_stays_finite(scale):
 
 
 @given(st.integers(1, 4096), st.integers(1, 16384))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_mlp_ratio_gives_back_the_hidden_features(embed_dim, hidden):
     assert int(embed_dim * mlp_ratio_of(embed_dim, hidden)) == hidden
 
