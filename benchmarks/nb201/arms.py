@@ -29,19 +29,21 @@ class Arm:
             `"complexity"`, CaLR; `"rank"`, γ = γ_max^(1 − 2q) of the complexity's rank q in
             [0, 1] over the space, so that the mean of log γ is 0.
         separate: whether momentum is separate.
+        gamma_max: γ of the smallest subnet, the inverse of that of the largest.
     """
 
     curve: str
     gamma: Literal["one", "mean", "complexity", "rank"]
     separate: bool = False
+    gamma_max: float = GAMMA_MAX
 
     def calr(self, updates: int) -> CaLR:
         """The arm's learning rate over a budget of updates."""
         make = functools.partial(CaLR, total_steps=updates, curve=self.curve)
         if self.gamma == "rank":
-            return make(_rank_warp(), bounds=(1, math.e), gamma_max=GAMMA_MAX)
+            return make(_rank_warp(self.gamma_max), bounds=(1, math.e), gamma_max=self.gamma_max)
         if self.gamma == "complexity":
-            return make(parameters, bounds=_bounds(), gamma_max=GAMMA_MAX)
+            return make(parameters, bounds=_bounds(), gamma_max=self.gamma_max)
         gamma = mean_gamma() if self.gamma == "mean" else 1.0
         return make(parameters, bounds=_bounds(), gamma_max=gamma, gamma_min=gamma)
 
@@ -53,6 +55,9 @@ ARMS = {
     "calr": Arm("polynomial", "complexity"),
     "ms": Arm("cosine", "one", separate=True),
     "dynamic": Arm("polynomial", "complexity", separate=True),
+    "calr-2": Arm("polynomial", "complexity", gamma_max=2.0),
+    "calr-8": Arm("polynomial", "complexity", gamma_max=8.0),
+    "dynamic-8": Arm("polynomial", "complexity", separate=True, gamma_max=8.0),
     "calq": Arm("polynomial", "rank"),
     "calq-cosine": Arm("cosine", "rank"),
     "calq-ms": Arm("polynomial", "rank", separate=True),
@@ -77,11 +82,11 @@ def mean_gamma() -> float:
     return float(np.mean([calr.gamma_of(value) for value in _complexities()]))
 
 
-def _rank_warp() -> Callable[[Architecture], float]:
+def _rank_warp(gamma_max: float) -> Callable[[Architecture], float]:
     """A complexity, within (1, e), for which CaLR's γ is γ_max^(1 − 2q), q the rank."""
     complexities = _complexities()
     position = (rankdata(complexities) - 0.5) / len(complexities)
-    gamma = GAMMA_MAX ** (1 - 2 * position)
-    warped = np.exp((GAMMA_MAX - gamma) / (GAMMA_MAX - 1 / GAMMA_MAX))
+    gamma = gamma_max ** (1 - 2 * position)
+    warped = np.exp((gamma_max - gamma) / (gamma_max - 1 / gamma_max))
     by_complexity = dict(zip(complexities.tolist(), warped.tolist(), strict=True))
     return lambda architecture: by_complexity[parameters(architecture)]
