@@ -402,6 +402,18 @@ def test_command_line_scores_once_and_prints_a_table(tmp_path, capsys):
     assert "multiple of 256" in capsys.readouterr().err
     main(["--results", str(results), "table"])
     assert "τ − static" in capsys.readouterr().out
+    places = ["--runs", str(tmp_path / "runs"), "--table", str(tmp_path / "table.csv")]
+    main(["--results", str(results), "rankings", *places])
+    printed = capsys.readouterr().out
+    of_seeds = [
+        -np.load(tmp_path / "runs" / f"static-coast-s{seed}-u4-c8n1p16b64-last.npz")["loss"].mean(1)
+        for seed in (0, 1)
+    ]
+    truth = [accuracy for _, _, accuracy in sorted(ROWS)]
+    taus = [kendalltau(ranking, truth).statistic for ranking in of_seeds]
+    (row,) = (line for line in printed.splitlines() if "last" in line and "static" in line)
+    assert f"{np.mean(taus):.3f} ±{np.std(taus, ddof=1):.3f}" in row
+    assert f" {kendalltau(*of_seeds).statistic:.3f} " in row
     figure = tmp_path / "figure.png"
     main(["--results", str(results), "figure", "--output", str(figure)])
     assert Image.open(figure).size[0] > 100

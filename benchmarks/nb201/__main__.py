@@ -1,4 +1,4 @@
-"""Command line: train and score arms, print the table, draw the figure."""
+"""Command line: train and score arms, print the tables, draw the figure."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from benchmarks.nb201.arms import ARMS
 from benchmarks.nb201.data import load_images, load_table
 from benchmarks.nb201.kernels import LANES, TORCH
+from benchmarks.nb201.rankings import print_rankings
 from benchmarks.nb201.report import draw_figure, print_tables
 from benchmarks.nb201.scoring import measures, score
 from benchmarks.nb201.supernet import EDGES
@@ -67,6 +68,12 @@ def _parser() -> argparse.ArgumentParser:
 
     table = commands.add_parser("table", help="print means, paired differences and intervals")
     table.set_defaults(command=lambda options: print_tables(options.results))
+    rankings = commands.add_parser(
+        "rankings", help="print the bias of the rankings, and what seeds have in common"
+    )
+    rankings.set_defaults(command=lambda o: print_rankings(o.results, o.runs, o.table))
+    rankings.add_argument("--table", type=Path, default=Path("data/nb201.csv.gz"))
+    rankings.add_argument("--runs", type=Path, default=Path("runs/nb201"))
     figure = commands.add_parser("figure", help="draw the paired differences")
     figure.set_defaults(command=lambda options: draw_figure(options.results, options.output))
     figure.add_argument("--output", type=Path, default=Path("runs/nb201/differences.png"))

@@ -14,7 +14,9 @@ from rich.table import Table
 from nas_dynamic.paired import Difference
 
 __all__ = [
+    "BASELINE",
     "draw_figure",
+    "interval",
     "paired_differences",
     "print_tables",
     "read_results",
@@ -114,8 +116,8 @@ def _table(rows: Rows, measure: str, differences: dict[tuple[str, ...], Differen
             cells += [
                 f"{difference.mean:+.3f}",
                 str(len(difference.values)),
-                _interval(difference.t_interval()),
-                _interval(difference.bootstrap_interval()),
+                interval(difference.t_interval()),
+                interval(difference.bootstrap_interval()),
                 str(difference.seeds_needed(HALF_WIDTH) or ""),
             ]
         table.add_row(*cells)
@@ -126,7 +128,8 @@ def _column(rows: Rows, name: str) -> np.ndarray:
     return np.array([float(row[name]) for row in rows])
 
 
-def _interval(ends: tuple[float, float]) -> str:
+def interval(ends: tuple[float, float]) -> str:
+    """Both ends as text; empty for an interval that is not bounded."""
     return f"{ends[0]:+.3f} … {ends[1]:+.3f}" if math.isfinite(ends[0]) else ""
 
 
