@@ -6,6 +6,7 @@ import csv
 import math
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -141,32 +142,47 @@ def draw_figure(path: Path, output: Path) -> None:
     import matplotlib.pyplot as plt
 
     rows = read_results(path)
-    panels = defaultdict(dict)
+    panels: dict[str, dict[str, dict[str, Difference]]] = defaultdict(lambda: defaultdict(dict))
     for measure, score in MEASURES.items():
         for key, difference in paired_differences(rows, measure).items():
             setting = dict(zip((*SETTING, "scored", "idle", "edge", "arm"), key, strict=True))
-            panel = (
+            column = (
                 f"{int(setting['updates']):,} updates, C={setting['channels']}\n"
-                f"{setting['scored']}, {setting['idle']}, τ of the {score}"
+                f"{setting['scored']} weights, {setting['idle']}"
             )
-            panels[panel][f"{setting['arm']} {setting['edge']}".strip()] = difference
+            arm = f"{setting['arm']} {setting['edge']}".strip()
+            panels[column][score][f"{arm} ({len(difference.values)})"] = difference
     if not panels:
         raise ValueError(f"{path} has no arm to compare with {BASELINE!r} on the same seed")
+    scores = list(MEASURES.values())
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(4 * len(panels), 3.2), sharex=True, squeeze=False
+        len(scores),
+        len(panels),
+        figsize=(max(4 * len(panels), 5), 2.2 * len(scores)),
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
     )
-    for axis, (title, arms) in zip(axes[0], panels.items(), strict=True):
-        for position, difference in enumerate(arms.values()):
-            axis.plot(difference.values, [position] * len(difference.values), ".", color="0.6")
-            low, high = difference.t_interval()
-            if math.isfinite(low):
-                axis.plot([low, high], [position] * 2, "-", color="C0")
-            axis.plot(difference.mean, position, "o", color="C0")
-        axis.axvline(0, color="0.3", linewidth=0.8)
-        axis.set_yticks(range(len(arms)), list(arms))
-        axis.set_title(title)
-        axis.set_xlabel(f"τ − {BASELINE}")
-    figure.tight_layout()
+    for column, (title, of_scores) in enumerate(panels.items()):
+        axes[0, column].set_title(title)
+        axes[-1, column].set_xlabel(f"τ − {BASELINE}")
+        for axis, score in zip(axes[:, column], scores, strict=True):
+            _draw_differences(axis, of_scores[score])
+    for row, score in enumerate(scores):
+        axes[row, 0].set_ylabel(f"τ of the {score}")
+    figure.supxlabel("grey: seeds; blue: their mean, with its 95% interval (t)", fontsize="medium")
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=150)
     print(output)
+
+
+def _draw_differences(axis: Any, arms: dict[str, Difference]) -> None:
+    for position, difference in enumerate(arms.values()):
+        axis.plot(difference.values, [position] * len(difference.values), ".", color="0.6")
+        low, high = difference.t_interval()
+        if len(difference.values) > 2:  # of two seeds it is as wide as the figure
+            axis.plot([low, high], [position] * 2, "-", color="C0")
+        axis.plot(difference.mean, position, "o", color="C0")
+    axis.axvline(0, color="0.3", linewidth=0.8)
+    axis.set_yticks(range(len(arms)), list(arms))
+    axis.set_ylim(-0.6, max(len(arms), 2) - 0.4)
