@@ -43,8 +43,8 @@ def count_parameters(model: nn.Module, *inputs: Any) -> int:
     if not inputs:
         return sum(p.numel() for p in parameters)
     with torch.enable_grad():
-        output = sum(tensor.sum() for tensor in _tensors(model(*inputs)) if tensor.requires_grad)
-        gradients = torch.autograd.grad(output, parameters, allow_unused=True)
+        outputs = [tensor.sum() for tensor in _tensors(model(*inputs)) if tensor.requires_grad]
+        gradients = torch.autograd.grad(outputs, parameters, allow_unused=True)
     return sum(
         parameter.numel()
         for parameter, gradient in zip(parameters, gradients, strict=True)

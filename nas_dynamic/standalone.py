@@ -78,8 +78,11 @@ class Truth:
         key = _key(architecture)
         if key not in self._known:
             accuracy, loss = self.measure(architecture)
-            entry = {"architecture": dict(architecture), "accuracy": accuracy, "loss": loss}
-            self._known[key] = entry
+            self._known[key] = {
+                "architecture": dict(architecture),
+                "accuracy": accuracy,
+                "loss": loss,
+            }
             content = {"depends_on": self.depends_on, "truth": list(self._known.values())}
             write_json(self.path, content)
         entry = self._known[key]

@@ -66,7 +66,7 @@ def _pairs(path: Path, column: str) -> Pairs:
     content = read_json(path, "restore it from a copy")
     subnets = content.get("truth") if isinstance(content, dict) else content
     rows = subnets if isinstance(subnets, list) else [None]
-    pairs = [
+    pairs: list[tuple[Any, Any]] = [
         (row.get("architecture"), row.get(column)) if isinstance(row, dict) else (None, None)
         for row in rows
     ]
