@@ -324,3 +324,11 @@ def test_a_param_group_that_is_not_trained_has_no_part_in_the_weights():
 
     assert weights(frozen=True) == weights(frozen=False)
     assert max(weights(frozen=True)) > 1.1
+
+
+def test_last_update_of_several_subnets_lists_them():
+    loop = Loop(OPTIMIZERS["sgd"], make_calr())
+    loop.step(batches()[0], fair()[0])
+    assert [subnet.architecture for subnet in loop.dynamic.last.subnets] == fair()[0]
+    with pytest.raises(ValueError, match="3 subnets"):
+        _ = loop.dynamic.last.architecture
