@@ -79,7 +79,8 @@ def _demo(options: argparse.Namespace) -> None:
     with Display() as display:
         results = run_demo(demo, options.out, display)
     print_results(results, display.console)
-    print(f"Figure and JSON are in {options.out / 'demo'}")
+    folder = options.out / "demo"
+    print(f"Figure and JSON are in {folder}; `nas-dynamic report {folder}` makes a page of them")
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -93,7 +94,8 @@ def _train(options: argparse.Namespace) -> None:
     with Display() as display:
         results = run(config, options.out, display, resume=options.resume)
     print_results(results, display.console)
-    print(f"Figure and JSON are in {options.out / config.name}")
+    folder = options.out / config.name
+    print(f"Figure and JSON are in {folder}; `nas-dynamic report {folder}` makes a page of them")
 
 
 def _compare(options: argparse.Namespace) -> None:

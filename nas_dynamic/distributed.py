@@ -12,7 +12,7 @@ from nas_dynamic.architecture import candidate_text
 from nas_dynamic.training import DynamicTraining
 from nas_dynamic.update import Update
 
-__all__ = ["RankAgreement", "watch_ranks"]
+__all__ = ["RankAgreement", "check_every", "watch_ranks"]
 
 _WHAT = ("the number of updates", "the architecture", "the momentum group", "the lr", "the weights")
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -128,12 +128,7 @@ class RankAgreement:
 
 
 def watch_ranks(dynamic: DynamicTraining, every: int | None) -> RankAgreement | None:
-    """`RankAgreement` where there are several ranks; None where there is one, or no `every`.
-
-    Raises:
-        ValueError: `every` is no positive number.
-    """
-    check_every(every)
+    """`RankAgreement` where there are several ranks; None where there is one, or no `every`."""
     if every is None:
         return None
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -267,8 +267,10 @@ class DynamicTraining:
         factors = [1.0] * len(param_groups)
         if self.calr is not None:
             lrs = self._lrs()
-            ratios = self._lr_ratios(lrs)
             self._peaks = self._peaks_with(lrs)
+            ratios = [
+                lr / peak if peak > 0 else 0.0 for lr, peak in zip(lrs, self._peaks, strict=True)
+            ]
             if not self.calr.follows_scheduler and min(ratios) < 1:
                 self._planner.warn_once(
                     "decayed twice",
@@ -306,11 +308,6 @@ class DynamicTraining:
         # Peaks of updates only: a warm-up may lower the lr after attachment and before the first.
         known = self._peaks + [0.0] * (len(lrs) - len(self._peaks))
         return [max(peak, lr) for peak, lr in zip(known, lrs, strict=True)]
-
-    def _lr_ratios(self, lrs: list[float]) -> list[float]:
-        """Scheduled lr over its peak so far, for each param group."""
-        peaks = self._peaks_with(lrs)
-        return [lr / peak if peak > 0 else 0.0 for lr, peak in zip(lrs, peaks, strict=True)]
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         pending = self._restore()

@@ -402,6 +402,11 @@ def test_command_line_scores_once_and_prints_a_table(tmp_path, capsys):
     assert "multiple of 256" in capsys.readouterr().err
     main(["--results", str(results), "table"])
     assert "τ − static" in capsys.readouterr().out
+    main(["--results", str(results), "table", "--seeds", "1"])
+    printed = capsys.readouterr().out
+    means = [float(row["tau"]) for row in rows if row["arm"] == "static" and row["seed"] == "1"]
+    assert f"{means[0]:.3f}" in printed
+    assert "nan" not in printed
     places = ["--runs", str(tmp_path / "runs"), "--table", str(tmp_path / "table.csv")]
     main(["--results", str(results), "rankings", *places])
     printed = capsys.readouterr().out

@@ -233,6 +233,13 @@ def test_a_real_experiment_is_shown_stopped_resumed_and_viewed(start, tmp_path):
 
     process, printed = start("--view", experiment, port=port)
     until(lambda: len(succeeded()) == 4, process)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(120) == 0
+    assert printed().rstrip().endswith("Stopped.")
+    nothing_is_left()
+
+    process, printed = start("--view", experiment, port=port)
+    until(lambda: len(succeeded()) == 4, process)
     parameters = [json.loads(t["hyperParameters"][0])["parameters"] for t in succeeded()]
     # NNI's grid search may propose the trial that was interrupted once more.
     assert len({json.dumps(p, sort_keys=True) for p in parameters}) >= 3

@@ -17,6 +17,8 @@ pytest.importorskip("nni")
 pytest.importorskip("sklearn")
 pytest.importorskip("pymoo")
 
+from nas_dynamic.search_result import Evaluation, SearchResult
+
 EXAMPLE = Path(__file__).parent.parent / "examples" / "search_digits.py"
 SIZES = {
     "epochs": 2,
@@ -52,7 +54,7 @@ def run(example, monkeypatch, tmp_path, capsys):
 
 
 def test_what_it_tells_is_in_its_files(run, tmp_path):
-    agreement, told, count = run()
+    agreement, variety, told, count = run()
 
     measured = {}  # (images, seed) → architecture → accuracy on test, loss on validation images
     for path in tmp_path.glob("stand-alone-*.json"):
@@ -72,6 +74,8 @@ def test_what_it_tells_is_in_its_files(run, tmp_path):
     searched = [json.loads(line) for line in journal.read_text().splitlines()]
     scores = [entry["scores"] for entry in searched if "scores" in entry]
     assert len(scores) == SIZES["budget"]
+    losses = {score["loss"]: score["accuracy"] for score in scores}  # equal: one network
+    assert variety == f"seed 1: {len(losses)} distinct networks of 9 scored"
     assert len(of_validation) == SIZES["retrain"]
 
     found = re.search(r"found (.*), [\d.]+% with", told)[1]
@@ -79,7 +83,6 @@ def test_what_it_tells_is_in_its_files(run, tmp_path):
     best = json.dumps(choices, sort_keys=True)
     assert of_validation[best] == min(of_validation.values())
     inherited = float(re.search(r"([\d.]+)% with inherited weights", told)[1])
-    losses = {score["loss"]: score["accuracy"] for score in scores}  # equal: one network
     assert inherited >= 100 * sorted(losses.values())[-SIZES["retrain"]] - 0.05
     sample = list(of_test)[: SIZES["subnets"]]
     better = sum(of_test[key] > of_test[best] for key in sample)
@@ -88,6 +91,21 @@ def test_what_it_tells_is_in_its_files(run, tmp_path):
 
     pair = [[measured["test", seed][key] for key in sample] for seed in (0, 1)]
     assert agreement.endswith(f"between two of those {kendalltau(*pair).statistic:.2f}")
+
+
+def test_finalists_are_distinct_networks(example):
+    def evaluation(name, accuracy, loss, parameters):
+        values = {"accuracy": accuracy, "loss": loss, "parameters": parameters}
+        return Evaluation({"layer": name}, values, feasible=True)
+
+    evaluations = [
+        evaluation("large", 0.9, 0.3, 300),
+        evaluation("small", 0.9, 0.3 + 1e-9, 100),  # the same network but for what has no effect
+        evaluation("best", 0.9, 0.2, 200),
+        evaluation("other", 0.8, 0.3, 100),
+    ]
+    found = example.distinct_networks(SearchResult([], evaluations))
+    assert [e.architecture["layer"] for e in found] == ["best", "other", "small"]
 
 
 def test_what_was_measured_is_kept(run, monkeypatch):

@@ -385,6 +385,11 @@ def test_refusals(strategy, options, kwargs, message, classification):
         fit(dynamic(strategy(), **options), classification(**kwargs))
 
 
+def test_check_of_ranks_is_refused_at_once():
+    with pytest.raises(ValueError, match="must be 1 or more, got 0"):
+        dynamic(RandomOneShot(), check_ranks_every=0)
+
+
 def test_distillation_needs_logits():
     with pytest.raises(TypeError, match="distill=False"):
         distillation_loss((torch.zeros(2, 3),), (torch.zeros(2, 3),))
