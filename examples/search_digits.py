@@ -63,7 +63,9 @@ def main() -> None:
             inherited = np.array([s.accuracy for s in score(trained, config, data, sample)])
             accuracies = alone(sample)
             print_agreement(seed, inherited, accuracies)
-            finalists = most_accurate(found, args.retrain)
+            distinct = distinct_networks(found)
+            finalists = sorted(distinct, key=lambda e: -e.values["accuracy"])[: args.retrain]
+            print(f"seed {seed}: {len(distinct)} distinct networks of {args.budget} scored")
             # With so few images the loss tells subnets apart better than the accuracy does.
             losses = alone([e.architecture for e in finalists], "loss", "validation").mean(0)
             best = finalists[int(losses.argmin())]
@@ -117,15 +119,15 @@ def search_supernet(
     return trained, found
 
 
-def most_accurate(found: SearchResult, count: int) -> list[Evaluation]:
-    """Distinct networks: those that differ in operations without effect only score alike.
+def distinct_networks(found: SearchResult) -> list[Evaluation]:
+    """Subnets that differ in operations without effect only score alike: of these the smallest.
 
-    In this space a third of the subnets that a search scores do. The smallest stands for them.
+    Those of the least loss come first.
     """
     distinct: dict[tuple[float, float], Evaluation] = {}
     for e in sorted(found.evaluations, key=lambda e: e.values["parameters"]):
-        distinct.setdefault((-e.values["accuracy"], round(e.values["loss"], 6)), e)
-    return [distinct[key] for key in sorted(distinct)][:count]
+        distinct.setdefault((round(e.values["loss"], 6), e.values["accuracy"]), e)
+    return [distinct[key] for key in sorted(distinct)]
 
 
 def parse_args() -> argparse.Namespace:

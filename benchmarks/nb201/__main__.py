@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     table = commands.add_parser("table", help="print means, paired differences and intervals")
-    table.set_defaults(command=lambda options: print_tables(options.results))
+    table.set_defaults(command=lambda options: print_tables(options.results, options.seeds))
+    table.add_argument("--seeds", type=_seeds, metavar="0,1,5-9", help="all by default")
     rankings = commands.add_parser(
         "rankings", help="print the bias of the rankings, and what seeds have in common"
     )

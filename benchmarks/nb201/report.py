@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,9 @@ def _arm_key(row: dict[str, str]) -> tuple[str, ...]:
     return tuple(row[key] for key in (*SETTING, "scored", "idle", "edge", "arm"))
 
 
-def print_tables(path: Path) -> None:
-    """Print a table for each setting, kind of weights and score."""
-    rows = read_results(path)
+def print_tables(path: Path, seeds: Collection[int] | None = None) -> None:
+    """Print a table for each setting, kind of weights and score, of all seeds or some."""
+    rows = [row for row in read_results(path) if seeds is None or int(row["seed"]) in seeds]
     console = Console(width=150, highlight=False)
     blocks = defaultdict(list)
     for row in rows:
