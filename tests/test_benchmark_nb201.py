@@ -19,10 +19,18 @@ from benchmarks.nb201.__main__ import main
 from benchmarks.nb201.arms import ARMS, mean_gamma
 from benchmarks.nb201.data import Images, Table, TrainingBatches, load_table, parse_architecture
 from benchmarks.nb201.kernels import LANES, TORCH
-from benchmarks.nb201.report import paired_differences
+from benchmarks.nb201.report import SETTING, paired_differences
 from benchmarks.nb201.scoring import score, split_deviation
-from benchmarks.nb201.supernet import SPACE, Supernet, live_edges, macs, parameters
-from benchmarks.nb201.training import Run, Training
+from benchmarks.nb201.supernet import (
+    EDGES,
+    OPERATIONS,
+    SPACE,
+    Supernet,
+    live_edges,
+    macs,
+    parameters,
+)
+from benchmarks.nb201.training import SAMPLERS, Run, Training
 from nas_dynamic.complexity import count_macs
 from nas_dynamic.paired import Difference
 
@@ -328,9 +336,27 @@ def test_arms_of_one_seed_see_the_same_subnets_images_and_first_weights(images):
     assert [a.sampler.sample() for _ in range(5)] == [b.sampler.sample() for _ in range(5)]
 
 
-@pytest.mark.parametrize("arm", ["static", "dynamic"])
-def test_a_stopped_and_resumed_run_ends_with_the_same_weights(arm, images, tmp_path):
-    run = Run(arm, "coast", "3←0", 0, 24, batch=32)
+def test_a_fair_update_trains_the_mean_loss_of_five_subnets_that_hold_each_candidate(images):
+    run = Run("static", "freeze", "", 3, 1, batch=32, sampler="fair")
+    training, twin = Training(run, images), Training(run, images)
+    subnets = twin.sampler.sample()
+    for edge in EDGES:
+        assert {subnet[edge] for subnet in subnets} == set(OPERATIONS)
+    x, classes = twin.batches[0]
+    losses = [F.cross_entropy(twin.supernet(x, subnet), classes) for subnet in subnets]
+    torch.stack(losses).mean().backward()
+    torch.nn.utils.clip_grad_norm_(twin.supernet.parameters(), 5.0)
+    usual = {"lr": 0.025, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+    torch.optim.SGD(twin.supernet.parameters(), **usual).step()
+    training.advance()
+    pairs = zip(training.supernet.parameters(), twin.supernet.parameters(), strict=True)
+    assert all(torch.allclose(p, q, rtol=1e-5, atol=1e-7) for p, q in pairs)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(("arm", "edge"), [("static", ""), ("dynamic", "3←0")])
+def test_a_stopped_and_resumed_run_ends_with_the_same_weights(arm, edge, sampler, images, tmp_path):
+    run = Run(arm, "coast", edge, 0, 24, batch=32, sampler=sampler)
     straight = Training(run, images)
     straight.advance()
     stopped = Training(run, images)
@@ -425,13 +451,19 @@ def test_command_line_scores_once_and_prints_a_table(tmp_path, capsys):
 
 
 def test_differences_are_paired_by_seed_within_a_setting():
-    static = dict.fromkeys(
-        ("channels", "cells", "size", "batch", "updates", "architectures", "images"), "1"
-    ) | {"arm": "static", "idle": "coast", "edge": "", "scored": "last", "seed": "0", "tau": ".6"}
+    static = dict.fromkeys(SETTING, "1") | {
+        "arm": "static",
+        "idle": "coast",
+        "edge": "",
+        "scored": "last",
+        "seed": "0",
+        "tau": ".6",
+    }
     rows = [
         static,
         static | {"seed": "1", "tau": ".7"},
         static | {"updates": "2", "tau": ".1"},
+        static | {"sampler": "fair", "tau": ".1"},
         static | {"arm": "ms", "edge": "3←0", "seed": "1", "tau": ".75"},
         static | {"arm": "ms", "edge": "3←0", "tau": ".62"},
         static | {"arm": "ms", "edge": "3←0", "seed": "2", "tau": ".9"},
@@ -466,6 +498,6 @@ def test_deviation_of_scoring_is_the_spread_over_draws_of_the_images():
 def test_run_names_tell_runs_apart():
     base = Run("ms", "coast", "3←0", 0, 100)
     changed = {"arm": "dynamic", "idle": "freeze", "edge": "2←1", "seed": 1, "updates": 101}
-    changed |= {"channels": 16, "cells": 2, "size": 32, "batch": 32}
+    changed |= {"channels": 16, "cells": 2, "size": 32, "batch": 32, "sampler": "fair"}
     names = {dataclasses.replace(base, **{key: value}).name for key, value in changed.items()}
     assert len(names | {base.name}) == len(changed) + 1

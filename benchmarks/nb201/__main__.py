@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from benchmarks.nb201.rankings import print_rankings
 from benchmarks.nb201.report import draw_figure, print_tables
 from benchmarks.nb201.scoring import measures, score
 from benchmarks.nb201.supernet import EDGES
-from benchmarks.nb201.training import Run, Training
+from benchmarks.nb201.training import SAMPLERS, Run, Training
 
 PRESETS = {
     "small": {"channels": 8, "cells": 1, "size": 16, "updates": 20_000},
@@ -49,6 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,5-9")
     run.add_argument("--idle", type=_names(("coast", "freeze")), default=["coast"])
     run.add_argument("--edge", type=_names(EDGES), default=["3←0"], help="grouping edges")
+    run.add_argument(
+        "--sampler", choices=SAMPLERS, default="uniform", help="fair: five subnets an update"
+    )
     run.add_argument("--preset", choices=PRESETS, default="small")
     run.add_argument("--updates", type=int, help="budget; the preset's by default")
     run.add_argument("--data", type=Path, default=Path("data/cifar10_jpeg.tar.gz"))
@@ -111,7 +115,9 @@ def _whole_batches(text: str) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
-    preset = PRESETS[options.preset] | ({"updates": options.updates} if options.updates else {})
+    preset = PRESETS[options.preset] | {"sampler": options.sampler}
+    if options.updates:
+        preset["updates"] = options.updates
     table = load_table(options.table).stratified(options.architectures)
     train, test = (
         load_images(options.data, split, preset["size"], options.runs)
@@ -135,7 +141,7 @@ def _run(options: argparse.Namespace) -> None:
             print(f"{run.name}: τ {row['tau']:.3f}, {scored} weights", flush=True)
 
 
-def _planned(options: argparse.Namespace, preset: dict[str, int]) -> list[Run]:
+def _planned(options: argparse.Namespace, preset: dict[str, Any]) -> list[Run]:
     """Every arm of a seed before the next seed. Edges matter to separate momenta alone."""
     runs = []
     for seed, arm, idle in itertools.product(options.seeds, options.arms, options.idle):

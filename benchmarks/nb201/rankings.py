@@ -33,7 +33,7 @@ def print_rankings(results: Path, runs: Path, table: Path) -> None:
     rankings: dict[tuple[Any, ...], dict[int, np.ndarray]] = defaultdict(dict)
     for row in read_results(results):
         run = Run(
-            **{name: row[name] for name in ("arm", "idle", "edge")},
+            **{name: row[name] for name in ("arm", "idle", "edge", "sampler")},
             **{
                 name: int(row[name])
                 for name in ("seed", "updates", "channels", "cells", "size", "batch")
@@ -41,11 +41,14 @@ def print_rankings(results: Path, runs: Path, table: Path) -> None:
         )
         path = runs / f"{run.name}-{row['scored']}.npz"
         if path.is_file():
-            key = (run.updates, row["scored"], run.arm, run.idle, run.edge, row["architectures"])
+            key = (
+                *(run.sampler, run.updates, row["scored"], run.arm, run.idle, run.edge),
+                row["architectures"],
+            )
             rankings[key][run.seed] = -np.load(path)["loss"].mean(1)
     everything = load_table(table)
     printed = Table(
-        *("updates", "weights", "arm", "idle", "edge", "n", "τ to the truth"),
+        *("sampler", "updates", "weights", "arm", "idle", "edge", "n", "τ to the truth"),
         *("to parameters", "complexity bias", f"bias − {BASELINE}", "95% t", "between seeds"),
         "mean ranking to the truth",
     )
@@ -54,8 +57,8 @@ def print_rankings(results: Path, runs: Path, table: Path) -> None:
         truth = everything.stratified(int(count))
         sizes = np.array([parameters(a) for a in truth.architectures], dtype=float)
         of_seeds = list(by_seed.values())
-        updates, scored, arm, idle, _ = setting
-        static = rankings.get((updates, scored, BASELINE, idle, "", count), {})
+        sampler, updates, scored, arm, idle, _ = setting
+        static = rankings.get((sampler, updates, scored, BASELINE, idle, "", count), {})
         paired = [
             bias(by_seed[seed], truth.accuracy, sizes) - bias(static[seed], truth.accuracy, sizes)
             for seed in by_seed

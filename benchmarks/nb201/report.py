@@ -17,6 +17,7 @@ from nas_dynamic.paired import Difference
 
 __all__ = [
     "BASELINE",
+    "SETTING",
     "draw_figure",
     "interval",
     "paired_differences",
@@ -31,7 +32,10 @@ HALF_WIDTH = 0.02
 Rows = list[dict[str, str]]
 MEASURES = {"tau": "accuracy", "tau_loss": "loss"}
 """Columns with a τ, and the score of the subnets that it is of."""
-SETTING = ("channels", "cells", "size", "batch", "updates", "architectures", "images")
+SETTING = (
+    *("sampler", "channels", "cells", "size", "batch", "updates"),
+    *("architectures", "images"),
+)
 
 
 def read_results(path: Path) -> Rows:
@@ -80,6 +84,7 @@ def print_tables(path: Path, seeds: Collection[int] | None = None) -> None:
         for measure, score in MEASURES.items():
             console.print(
                 f"\nτ of the {score}; {first['scored']} weights, "
+                f"{first['sampler']} sampling, "
                 f"{int(first['updates']):,} updates of batch {first['batch']}, "
                 f"C={first['channels']}, N={first['cells']}, {first['size']} pixels wide, "
                 f"{first['architectures']} architectures on {first['images']} images. "
@@ -148,7 +153,8 @@ def draw_figure(path: Path, output: Path) -> None:
         for key, difference in paired_differences(rows, measure).items():
             setting = dict(zip((*SETTING, "scored", "idle", "edge", "arm"), key, strict=True))
             column = (
-                f"{int(setting['updates']):,} updates, C={setting['channels']}\n"
+                f"{setting['sampler']}, {int(setting['updates']):,} updates, "
+                f"C={setting['channels']}\n"
                 f"{setting['scored']} weights, {setting['idle']}"
             )
             arm = f"{setting['arm']} {setting['edge']}".strip()

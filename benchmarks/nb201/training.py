@@ -15,9 +15,18 @@ from benchmarks.nb201.arms import ARMS
 from benchmarks.nb201.data import Images, TrainingBatches
 from benchmarks.nb201.kernels import TORCH, Kernels
 from benchmarks.nb201.supernet import SPACE, Supernet
-from nas_dynamic import DynamicTraining, MomentumSeparation, UniformSampler
+from nas_dynamic import (
+    Architecture,
+    DynamicTraining,
+    FairSampler,
+    MomentumSeparation,
+    UniformSampler,
+)
 
-__all__ = ["Run", "Training"]
+__all__ = ["SAMPLERS", "Run", "Training"]
+
+SAMPLERS = ("uniform", "fair")
+"""One subnet an update, or FairNAS's five, whose mean loss is trained."""
 
 AVERAGE_EVERY, AVERAGE_DECAY = 10, 0.99  # the average reaches about 1,000 updates back
 
@@ -36,6 +45,8 @@ class Run:
         cells: cells N a stage.
         size: image size in pixels.
         batch: batch size.
+        sampler: of `SAMPLERS`. The subnets of a fair update agree in the grouping edge, if there
+            is one.
     """
 
     arm: str
@@ -47,6 +58,7 @@ class Run:
     cells: int = 1
     size: int = 16
     batch: int = 64
+    sampler: str = "uniform"
 
     @property
     def name(self) -> str:
@@ -55,6 +67,7 @@ class Run:
         return (
             f"{self.arm}-{self.idle}{edge}-s{self.seed}-u{self.updates}"
             f"-c{self.channels}n{self.cells}p{self.size}b{self.batch}"
+            f"{'' if self.sampler == 'uniform' else f'-{self.sampler}'}"
         )
 
 
@@ -76,18 +89,21 @@ class Training:
         self.seconds = 0.0
         self.loss = float("nan")
         self.batches = TrainingBatches(images, run.batch, run.seed, device)
-        self.sampler = UniformSampler(SPACE, run.seed)
+        if run.sampler == "fair":
+            self.sampler = FairSampler(SPACE, run.seed, group_by=run.edge or None)
+        else:
+            self.sampler = UniformSampler(SPACE, run.seed)
         self.supernet = Supernet(run.channels, run.cells, run.seed, kernels=kernels).to(device)
         self.averaged = copy.deepcopy(self.supernet)
-        self._architecture = None
+        self._subnets: list[Architecture] = []
         self._parameters = list(self.supernet.parameters())
         self.optimizer = torch.optim.SGD(
             self._parameters, lr=0.025, momentum=0.9, nesterov=True, weight_decay=5e-4
         )
         arm = ARMS[run.arm]
-        DynamicTraining(
+        self.dynamic = DynamicTraining(
             self.optimizer,
-            architecture=lambda: self._architecture,
+            architecture=lambda: self._subnets,
             calr=arm.calr(run.updates),
             momentum=MomentumSeparation(run.edge) if arm.separate else None,
             idle=run.idle,
@@ -108,9 +124,12 @@ class Training:
 
     def _update(self) -> None:
         images, classes = self.batches[self.updates]
-        self._architecture = self.sampler.sample()
-        loss = F.cross_entropy(self.supernet(images, self._architecture), classes)
-        loss.backward()
+        sampled = self.sampler.sample()
+        self._subnets = sampled if isinstance(sampled, list) else [sampled]
+        weights = self.dynamic.loss_weights(self._subnets)
+        for subnet, weight in zip(self._subnets, weights, strict=True):
+            loss = F.cross_entropy(self.supernet(images, subnet), classes)
+            (weight / len(self._subnets) * loss).backward()
         torch.nn.utils.clip_grad_norm_(self._parameters, 5.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
