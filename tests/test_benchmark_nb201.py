@@ -16,9 +16,11 @@ from scipy.stats import kendalltau
 from torch import nn
 
 from benchmarks.nb201.__main__ import main
+from benchmarks.nb201.alone import train_alone
 from benchmarks.nb201.arms import ARMS, mean_gamma
 from benchmarks.nb201.data import Images, Table, TrainingBatches, load_table, parse_architecture
 from benchmarks.nb201.kernels import LANES, TORCH
+from benchmarks.nb201.rankings import tau_among_equals, tilted
 from benchmarks.nb201.report import SETTING, paired_differences
 from benchmarks.nb201.scoring import score, split_deviation
 from benchmarks.nb201.supernet import (
@@ -33,6 +35,7 @@ from benchmarks.nb201.supernet import (
 from benchmarks.nb201.training import SAMPLERS, Run, Training
 from nas_dynamic.complexity import count_macs
 from nas_dynamic.paired import Difference
+from nas_dynamic.ranking import bias
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 
@@ -373,6 +376,31 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_weights(arm, edge, sampler
             assert torch.equal(p, q)
 
 
+def test_a_network_trained_alone_is_trained_by_a_plain_cosine_decay(images, tmp_path):
+    architecture = parse_architecture(CONV3)
+    run = Run("static", "freeze", "", 2, 12, batch=32)
+    batches = images.balanced(128).batches(64)
+    train_alone(tmp_path / "alone.csv", [architecture], run, images, batches, TORCH)
+    network = Supernet(8, 1, seed=2)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=0.025, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=12)
+    seen = TrainingBatches(images, 32, seed=2)
+    for update in range(12):
+        x, classes = seen[update]
+        F.cross_entropy(network(x, architecture), classes).backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+    with torch.no_grad():
+        losses = [F.cross_entropy(network(x, architecture), y).item() for x, y in batches]
+    with (tmp_path / "alone.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["loss"]) == pytest.approx(np.mean(losses), abs=2e-5)
+
+
 def test_gamma_of_the_arms():
     gammas = {}
     for name, arm in ARMS.items():
@@ -442,9 +470,20 @@ def test_command_line_scores_once_and_prints_a_table(tmp_path, capsys):
     ]
     truth = [accuracy for _, _, accuracy in sorted(ROWS)]
     taus = [kendalltau(ranking, truth).statistic for ranking in of_seeds]
-    (row,) = (line for line in printed.splitlines() if "last" in line and "static" in line)
-    assert f"{np.mean(taus):.3f} ±{np.std(taus, ddof=1):.3f}" in row
-    assert f" {kendalltau(*of_seeds).statistic:.3f} " in row
+    of_size, of_both = (
+        line for line in printed.splitlines() if "last" in line and "static" in line
+    )
+    assert f"{np.mean(taus):.3f} ±{np.std(taus, ddof=1):.3f}" in of_size
+    assert f" {kendalltau(*of_seeds).statistic:.3f} " in of_both
+    alone = ["--results", str(results), "alone", "--networks", "3", "--updates", "2", *places]
+    alone += ["--images", "512", "--data", str(tmp_path / "images.tar.gz")]
+    alone += ["--output", str(tmp_path / "alone.csv")]
+    main(alone)
+    trained = (tmp_path / "alone.csv").read_text()
+    assert len(trained.splitlines()) == 4
+    main(alone)
+    assert (tmp_path / "alone.csv").read_text() == trained
+    assert "3 networks; τ of those trained alone" in capsys.readouterr().out
     figure = tmp_path / "figure.png"
     main(["--results", str(results), "figure", "--output", str(figure)])
     assert Image.open(figure).size[0] > 100
@@ -470,6 +509,32 @@ def test_differences_are_paired_by_seed_within_a_setting():
     ]
     (difference,) = paired_differences(rows).values()
     assert sorted(difference.values) == pytest.approx([0.02, 0.05])
+
+
+def test_tau_among_equals_is_that_of_each_class_weighed_by_its_pairs():
+    generator = np.random.default_rng(0)
+    predicted, true = generator.normal(size=(2, 90))
+    classes = np.arange(90) % 4
+    of_classes = [
+        (kendalltau(predicted[classes == c], true[classes == c]).statistic, math.comb(n, 2))
+        for c, n in enumerate(np.bincount(classes))
+    ]
+    taus, weights = zip(*of_classes, strict=True)
+    expected = np.average(taus, weights=weights)
+    assert tau_among_equals(predicted, true, classes) == pytest.approx(expected)
+    assert tau_among_equals(predicted + 5 * classes, true, classes) == pytest.approx(expected)
+
+
+def test_a_tilted_ranking_has_the_bias_of_the_other_and_moves_whole_sizes_alone():
+    generator = np.random.default_rng(1)
+    truth, noise, more = generator.normal(size=(3, 400))
+    sizes = np.round(truth + generator.normal(size=400))
+    static, dynamic = truth + noise - sizes, truth + noise + 0.3 * more
+    size_alone = tilted(static, dynamic, truth, sizes)
+    assert bias(static, truth, sizes) > 0.2
+    assert bias(size_alone, truth, sizes) == pytest.approx(bias(dynamic, truth, sizes), abs=2e-3)
+    kept = tau_among_equals(static, truth, sizes)
+    assert tau_among_equals(size_alone, truth, sizes) == pytest.approx(kept)
 
 
 def test_intervals_cover_the_mean_as_often_as_they_say():

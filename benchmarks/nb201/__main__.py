@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.nb201.alone import print_alone, train_alone
 from benchmarks.nb201.arms import ARMS
 from benchmarks.nb201.data import load_images, load_table
 from benchmarks.nb201.kernels import LANES, TORCH
 from benchmarks.nb201.rankings import print_rankings
-from benchmarks.nb201.report import draw_figure, print_tables
+from benchmarks.nb201.report import BASELINE, draw_figure, print_tables
 from benchmarks.nb201.scoring import measures, score
 from benchmarks.nb201.supernet import EDGES
 from benchmarks.nb201.training import SAMPLERS, Run, Training
@@ -55,20 +56,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--preset", choices=PRESETS, default="small")
     run.add_argument("--updates", type=int, help="budget; the preset's by default")
-    run.add_argument("--data", type=Path, default=Path("data/cifar10_jpeg.tar.gz"))
-    run.add_argument("--table", type=Path, default=Path("data/nb201.csv.gz"))
-    run.add_argument("--runs", type=Path, default=Path("runs/nb201"), help="checkpoints, caches")
-    run.add_argument("--architectures", type=int, default=1000, help="subnets that are scored")
-    run.add_argument(
-        "--images", type=_whole_batches, default=5120, help="test images that score them"
-    )
+    _add_data(run)
     run.add_argument("--scored", type=_names(SCORED), default=["last"], help="which weights")
     run.add_argument("--checkpoint", type=float, default=180, metavar="SECONDS")
     run.add_argument("--device", default="cpu")
-    run.add_argument("--threads", type=int, default=1)
-    run.add_argument(
-        "--kernels", choices=KERNELS, default="torch", help="lanes: faster on a CPU core"
+
+    alone = commands.add_parser(
+        "alone", help="train networks alone, and print how supernets rank them"
     )
+    alone.set_defaults(command=_alone)
+    alone.add_argument("--networks", type=int, default=60, help="of the scored subnets")
+    alone.add_argument("--updates", type=int, default=4000, help="of each network")
+    alone.add_argument("--seed", type=int, default=0)
+    alone.add_argument("--output", type=Path, default=Path("benchmarks/results/nb201_alone.csv"))
+    _add_data(alone)
 
     table = commands.add_parser("table", help="print means, paired differences and intervals")
     table.set_defaults(command=lambda options: print_tables(options.results, options.seeds))
@@ -83,6 +84,22 @@ def _parser() -> argparse.ArgumentParser:
     figure.set_defaults(command=lambda options: draw_figure(options.results, options.output))
     figure.add_argument("--output", type=Path, default=Path("runs/nb201/differences.png"))
     return parser
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, default=Path("data/cifar10_jpeg.tar.gz"))
+    parser.add_argument("--table", type=Path, default=Path("data/nb201.csv.gz"))
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/nb201"), help="checkpoints, scores, caches"
+    )
+    parser.add_argument("--architectures", type=int, default=1000, help="subnets that are scored")
+    parser.add_argument(
+        "--images", type=_whole_batches, default=5120, help="test images that score them"
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--kernels", choices=KERNELS, default="torch", help="lanes: faster on a CPU core"
+    )
 
 
 def _names(known: Sequence[str]):
@@ -119,11 +136,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.updates:
         preset["updates"] = options.updates
     table = load_table(options.table).stratified(options.architectures)
-    train, test = (
-        load_images(options.data, split, preset["size"], options.runs)
-        for split in ("train", "test")
-    )
-    batches = test.balanced(options.images).batches(SCORING_BATCH, options.device)
+    train, batches = _images(options, preset["size"], options.device)
     for run in _planned(options, preset):
         done = _scored(options.results, run, len(table.architectures), options.images)
         wanted = [scored for scored in options.scored if scored not in done]
@@ -139,6 +152,27 @@ def _run(options: argparse.Namespace) -> None:
             row |= {"images": options.images, "seconds": round(training.seconds)}
             _append(options.results, row)
             print(f"{run.name}: τ {row['tau']:.3f}, {scored} weights", flush=True)
+
+
+def _images(options: argparse.Namespace, size: int, device: str):
+    """Training images, and batches of test images."""
+    train, test = (
+        load_images(options.data, split, size, options.runs) for split in ("train", "test")
+    )
+    return train, test.balanced(options.images).batches(SCORING_BATCH, device)
+
+
+def _alone(options: argparse.Namespace) -> None:
+    torch.set_num_threads(options.threads)
+    everything = load_table(options.table)
+    chosen = everything.stratified(options.architectures).stratified(options.networks)
+    run = Run(
+        BASELINE, "freeze", "", options.seed, **PRESETS["small"] | {"updates": options.updates}
+    )
+    train, batches = _images(options, run.size, "cpu")
+    kernels = KERNELS[options.kernels]
+    train_alone(options.output, chosen.architectures, run, train, batches, kernels)
+    print_alone(options.output, options.results, options.runs, everything)
 
 
 def _planned(options: argparse.Namespace, preset: dict[str, Any]) -> list[Run]:

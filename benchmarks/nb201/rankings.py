@@ -1,16 +1,18 @@
-"""What the rankings of the arms err in: their bias to small subnets, and what seeds share."""
+"""What the rankings of the arms err in: how much of it is size, and what seeds share."""
 
 from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
-from scipy.stats import rankdata
+from rich.table import Table as PrintedTable
+from scipy.optimize import minimize_scalar
+from scipy.stats import rankdata, zscore
 
 from benchmarks.nb201.data import load_table
 from benchmarks.nb201.report import BASELINE, interval, read_results
@@ -19,18 +21,114 @@ from benchmarks.nb201.training import Run
 from nas_dynamic.paired import Difference
 from nas_dynamic.ranking import bias, tau
 
-__all__ = ["print_rankings"]
+__all__ = [
+    "Setting",
+    "paired_cells",
+    "print_rankings",
+    "read_rankings",
+    "tau_among_equals",
+    "tilted",
+    "with_deviation",
+]
+
+Setting = tuple[str, int, str, str, str, str, str]
+"""Sampler, updates, weights, arm, idle, edge, number of architectures."""
+
+
+@dataclass(frozen=True)
+class _Space:
+    """True accuracies and parameter counts of the architectures that a setting ranks."""
+
+    truth: np.ndarray
+    sizes: np.ndarray
+
+
+MEASURES: dict[str, Callable[[np.ndarray, _Space], float]] = {
+    "τ to the truth": lambda ranking, space: tau(ranking, space.truth),
+    "τ among equal sizes": lambda ranking, space: tau_among_equals(
+        ranking, space.truth, space.sizes
+    ),
+    "τ to the parameters": lambda ranking, space: tau(ranking, space.sizes),
+    "complexity bias": lambda ranking, space: bias(ranking, space.truth, space.sizes),
+}
 
 
 def print_rankings(results: Path, runs: Path, table: Path) -> None:
-    """Print a row for each arm and budget, of rankings by the mean loss; ± is the deviation.
+    """Print two tables of rankings by the mean loss: what they err in, and what seeds share.
 
     Args:
         results: the CSV; its rows whose scores are not in `runs` are left out.
         runs: folder with the scores of every architecture.
         table: the CSV of NAS-Bench-201.
     """
-    rankings: dict[tuple[Any, ...], dict[int, np.ndarray]] = defaultdict(dict)
+    rankings = read_rankings(results, runs)
+    everything = load_table(table)
+    columns = ("sampler", "updates", "weights", "arm", "idle", "edge", "n")
+    of_size = PrintedTable(*columns, "measure", "mean ± sd", f"− {BASELINE}", "95% t")
+    of_seeds = PrintedTable(*columns, "τ between two seeds", "τ of the mean ranking to the truth")
+    for key, by_seed in sorted(rankings.items()):
+        sampler, updates, weights, arm, idle, _, count = key
+        truth = everything.stratified(int(count))
+        sizes = np.array([parameters(a) for a in truth.architectures], dtype=float)
+        space = _Space(truth.accuracy, sizes)
+        static = rankings.get((sampler, updates, weights, BASELINE, idle, "", count), {})
+        paired = [] if arm == BASELINE else sorted(by_seed.keys() & static.keys())
+        setting = [*map(str, key[:-1]), str(len(by_seed))]
+        for name, measure in MEASURES.items():
+            values = {seed: measure(ranking, space) for seed, ranking in by_seed.items()}
+            differences = [values[seed] - measure(static[seed], space) for seed in paired]
+            row = [name, with_deviation([*values.values()]), *paired_cells(differences)]
+            of_size.add_row(*setting, *row)
+            setting = [""] * len(setting)
+        if paired:
+            beyond = []
+            for seed in paired:
+                size_alone = tilted(static[seed], by_seed[seed], space.truth, space.sizes)
+                beyond.append(tau(by_seed[seed], space.truth) - tau(size_alone, space.truth))
+            of_size.add_row(*setting, "τ beyond the tilt to size", "", *paired_cells(beyond))
+        of_size.add_section()
+        _add_seeds(of_seeds, key, list(by_seed.values()), space)
+    console = Console(width=150, highlight=False)
+    console.print(of_size)
+    console.print(of_seeds)
+
+
+def tau_among_equals(predicted: np.ndarray, true: np.ndarray, classes: np.ndarray) -> float:
+    """Kendall's τ over pairs of one class alone, here of networks with one parameter count.
+
+    What raises or lowers the scores of a whole class does not change it.
+    """
+    first, second = np.triu_indices(len(true), 1)
+    equal = classes[first] == classes[second]
+    first, second = first[equal], second[equal]
+    agreement = np.sign(predicted[first] - predicted[second]) * np.sign(true[first] - true[second])
+    return float(agreement.mean()) if len(agreement) else float("nan")
+
+
+def tilted(
+    static: np.ndarray, dynamic: np.ndarray, truth: np.ndarray, sizes: np.ndarray
+) -> np.ndarray:
+    """A static ranking, tilted to large networks until it has a dynamic ranking's complexity bias.
+
+    Adds a multiple of the ranks of the sizes to the ranks: what the static supernet gives if the
+    same weight is put on size without any training.
+    """
+    ranks, by_size = rankdata(static) / len(static), zscore(rankdata(sizes))
+    wanted = bias(dynamic, truth, sizes)
+    best = minimize_scalar(
+        lambda weight: abs(bias(ranks + weight * by_size, truth, sizes) - wanted),
+        bounds=(-0.5, 0.5),
+        method="bounded",
+    )
+    return ranks + best.x * by_size
+
+
+def read_rankings(results: Path, runs: Path) -> dict[Setting, dict[int, np.ndarray]]:
+    """Minus the mean loss of the architectures, by setting and seed.
+
+    Rows of the results whose scores are not in `runs` are left out.
+    """
+    rankings: dict[Setting, dict[int, np.ndarray]] = defaultdict(dict)
     for row in read_results(results):
         run = Run(
             **{name: row[name] for name in ("arm", "idle", "edge", "sampler")},
@@ -46,41 +144,31 @@ def print_rankings(results: Path, runs: Path, table: Path) -> None:
                 row["architectures"],
             )
             rankings[key][run.seed] = -np.load(path)["loss"].mean(1)
-    everything = load_table(table)
-    printed = Table(
-        *("sampler", "updates", "weights", "arm", "idle", "edge", "n", "τ to the truth"),
-        *("to parameters", "complexity bias", f"bias − {BASELINE}", "95% t", "between seeds"),
-        "mean ranking to the truth",
+    return rankings
+
+
+def _add_seeds(
+    table: PrintedTable, key: Setting, of_seeds: list[np.ndarray], space: _Space
+) -> None:
+    pairs = [tau(a, b) for a, b in itertools.combinations(of_seeds, 2)]
+    mean_ranks = np.mean([rankdata(ranking) for ranking in of_seeds], axis=0)
+    table.add_row(
+        *map(str, key[:-1]),
+        str(len(of_seeds)),
+        f"{np.mean(pairs):.3f}" if pairs else "",
+        f"{tau(mean_ranks, space.truth):.3f}",
     )
-    for key, by_seed in sorted(rankings.items()):
-        *setting, count = key
-        truth = everything.stratified(int(count))
-        sizes = np.array([parameters(a) for a in truth.architectures], dtype=float)
-        of_seeds = list(by_seed.values())
-        sampler, updates, scored, arm, idle, _ = setting
-        static = rankings.get((sampler, updates, scored, BASELINE, idle, "", count), {})
-        paired = [
-            bias(by_seed[seed], truth.accuracy, sizes) - bias(static[seed], truth.accuracy, sizes)
-            for seed in by_seed
-            if seed in static and arm != BASELINE
-        ]
-        difference = Difference(np.array(paired)) if paired else None
-        pairs = [tau(a, b) for a, b in itertools.combinations(of_seeds, 2)]
-        mean_ranks = np.mean([rankdata(ranking) for ranking in of_seeds], axis=0)
-        printed.add_row(
-            *map(str, setting),
-            str(len(of_seeds)),
-            _with_deviation([tau(ranking, truth.accuracy) for ranking in of_seeds]),
-            _with_deviation([tau(ranking, sizes) for ranking in of_seeds]),
-            _with_deviation([bias(ranking, truth.accuracy, sizes) for ranking in of_seeds]),
-            f"{difference.mean:+.3f} ({len(paired)})" if difference else "",
-            interval(difference.t_interval()) if difference else "",
-            f"{np.mean(pairs):.3f}" if pairs else "",
-            f"{tau(mean_ranks, truth.accuracy):.3f}",
-        )
-    Console(width=170, highlight=False).print(printed)
 
 
-def _with_deviation(values: list[float]) -> str:
+def paired_cells(values: list[float]) -> tuple[str, str]:
+    """Mean of paired differences with their number, and its interval; empty without any."""
+    if not values:
+        return "", ""
+    difference = Difference(np.array(values))
+    return f"{difference.mean:+.3f} ({len(values)})", interval(difference.t_interval())
+
+
+def with_deviation(values: list[float]) -> str:
+    """Mean, and the standard deviation of two values or more."""
     deviation = f" ±{np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
     return f"{np.mean(values):.3f}{deviation}"

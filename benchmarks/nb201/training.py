@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -79,20 +80,23 @@ class Training:
         images: the training set.
         device: where to train.
         kernels: how the supernet's layers are computed.
+        sampler: in place of the run's. Checkpoints need its state as well.
     """
 
     def __init__(
-        self, run: Run, images: Images, device: str = "cpu", kernels: Kernels = TORCH
+        self,
+        run: Run,
+        images: Images,
+        device: str = "cpu",
+        kernels: Kernels = TORCH,
+        sampler: Any = None,
     ) -> None:
         self.run = run
         self.updates = 0
         self.seconds = 0.0
         self.loss = float("nan")
         self.batches = TrainingBatches(images, run.batch, run.seed, device)
-        if run.sampler == "fair":
-            self.sampler = FairSampler(SPACE, run.seed, group_by=run.edge or None)
-        else:
-            self.sampler = UniformSampler(SPACE, run.seed)
+        self.sampler = sampler or _sampler(run)
         self.supernet = Supernet(run.channels, run.cells, run.seed, kernels=kernels).to(device)
         self.averaged = copy.deepcopy(self.supernet)
         self._subnets: list[Architecture] = []
@@ -174,3 +178,9 @@ class Training:
         if not self.done:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.sampler.load_state_dict(saved["sampler"])
+
+
+def _sampler(run: Run) -> UniformSampler | FairSampler:
+    if run.sampler == "fair":
+        return FairSampler(SPACE, run.seed, group_by=run.edge or None)
+    return UniformSampler(SPACE, run.seed)
