@@ -416,6 +416,13 @@ def test_gamma_of_the_arms():
         assert 0.25 <= gammas[name].min() < gammas[name].max() <= 4
 
 
+def test_peak_learning_rate_of_the_arms():
+    assert ARMS["static"].lr == ARMS["dynamic"].lr == 0.025
+    arm = ARMS["dynamic-visits"]
+    moved = sum(arm.lr * arm.momentum**age for age in range(200))
+    assert moved == pytest.approx(sum(0.025 * 0.9**age for age in range(2000)))
+
+
 def write_archive(path, count):
     """A tar of an ImageFolder with noise, `count` images in each of two classes."""
     generator = np.random.default_rng(0)

@@ -11,12 +11,14 @@ from typing import Literal
 import numpy as np
 from scipy.stats import rankdata
 
-from benchmarks.nb201.supernet import SPACE, parameters
+from benchmarks.nb201.supernet import OPERATIONS, SPACE, parameters
 from nas_dynamic import Architecture, CaLR
 
 __all__ = ["ARMS", "Arm", "mean_gamma"]
 
 GAMMA_MAX = 4.0
+PEAK, MOMENTUM = 0.025, 0.9
+"""Learning rate and momentum of the usual training."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,19 @@ class Arm:
             [0, 1] over the space, so that the mean of log γ is 0.
         separate: whether momentum is separate.
         gamma_max: γ of the smallest subnet, the inverse of that of the largest.
+        momentum: coefficient β of the optimizer's momentum.
     """
 
     curve: str
     gamma: Literal["one", "mean", "complexity", "rank"]
     separate: bool = False
     gamma_max: float = GAMMA_MAX
+    momentum: float = MOMENTUM
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate: a gradient moves the weights by lr / (1 − β) in all, in every arm."""
+        return PEAK * (1 - self.momentum) / (1 - MOMENTUM)
 
     def calr(self, updates: int) -> CaLR:
         """The arm's learning rate over a budget of updates."""
@@ -55,6 +64,10 @@ ARMS = {
     "calr": Arm("polynomial", "complexity"),
     "ms": Arm("cosine", "one", separate=True),
     "dynamic": Arm("polynomial", "complexity", separate=True),
+    # A group comes up once in five updates: its momentum then reaches back as far as a common one.
+    "dynamic-visits": Arm(
+        "polynomial", "complexity", separate=True, momentum=MOMENTUM ** len(OPERATIONS)
+    ),
     "calr-2": Arm("polynomial", "complexity", gamma_max=2.0),
     "calr-8": Arm("polynomial", "complexity", gamma_max=8.0),
     "dynamic-8": Arm("polynomial", "complexity", separate=True, gamma_max=8.0),

@@ -101,10 +101,10 @@ class Training:
         self.averaged = copy.deepcopy(self.supernet)
         self._subnets: list[Architecture] = []
         self._parameters = list(self.supernet.parameters())
-        self.optimizer = torch.optim.SGD(
-            self._parameters, lr=0.025, momentum=0.9, nesterov=True, weight_decay=5e-4
-        )
         arm = ARMS[run.arm]
+        self.optimizer = torch.optim.SGD(
+            self._parameters, lr=arm.lr, momentum=arm.momentum, nesterov=True, weight_decay=5e-4
+        )
         self.dynamic = DynamicTraining(
             self.optimizer,
             architecture=lambda: self._subnets,
