@@ -22,7 +22,7 @@ from nas_dynamic.data import ImageData, batch_loader
 from nas_dynamic.evaluation import Score, evaluate
 from nas_dynamic.experiment import check_started, device_of, kept_seed, load_data
 from nas_dynamic.paired import Difference
-from nas_dynamic.ranking import tau
+from nas_dynamic.ranking import bias, matched_tau, tau
 from nas_dynamic.records import RunError, environment, write_json
 from nas_dynamic.standalone import Truth, train_alone
 
@@ -31,10 +31,14 @@ __all__ = ["compare", "print_comparison", "stand_alone", "static_arm"]
 ARMS = ("static", "dynamic")
 MEASURES = {
     "tau": "Kendall τ to training alone",
+    "tau_loss": "Kendall τ, by the loss",
+    "tau_matched": "matched τ, by the loss",
+    "bias": "complexity bias, by the loss",
     "pick": "accuracy of its best, alone",
     "mean_accuracy": "mean accuracy, inherited",
     "seconds": "seconds of training",
 }
+ACCURACIES = ("pick", "mean_accuracy")
 HALF_WIDTH = 0.05
 """Half the width of an interval of τ that would tell something on a small task."""
 
@@ -100,7 +104,7 @@ def compare(
     truth = [score.accuracy for score in alone]
     measured = {
         name: {
-            measure: [_measures(result, truth)[measure] for result in of_seeds]
+            measure: [_measures(result, _array(truth))[measure] for result in of_seeds]
             for measure in MEASURES
         }
         for name, of_seeds in results.items()
@@ -207,6 +211,10 @@ def print_comparison(comparison: dict[str, Any], console: Console) -> None:
         "Kendall τ of the parameter count", "" if baseline is None else f"{baseline:.3f}", "", ""
     )
     console.print(table)
+    console.print(
+        "The loss ranks with less noise than the accuracy. Matched τ: among subnets of like "
+        "size. Complexity bias: above 0, small subnets are ranked too high.\n"
+    )
     console.print(_verdict(comparison), highlight=False)
 
 
@@ -239,11 +247,17 @@ def _verdict(comparison: dict[str, Any]) -> str:
     )
 
 
-def _measures(result: dict[str, Any], truth: Sequence[float]) -> dict[str, float | None]:
-    accuracies = _array(subnet["accuracy"] for subnet in result["subnets"])
+def _measures(result: dict[str, Any], truth: np.ndarray) -> dict[str, float | None]:
+    accuracies, losses, sizes = (
+        _array(subnet[key] for subnet in result["subnets"])
+        for key in ("accuracy", "loss", "parameters")
+    )
     return {
-        "tau": _plain(tau(accuracies, _array(truth))),
-        "pick": truth[int(accuracies.argmax())],
+        "tau": _plain(tau(accuracies, truth)),
+        "tau_loss": _plain(tau(-losses, truth)),
+        "tau_matched": _plain(matched_tau(-losses, truth, sizes)),
+        "bias": _plain(bias(-losses, truth, sizes)),
+        "pick": float(truth[accuracies.argmax()]),
         "mean_accuracy": result["mean_accuracy"],
         "seconds": result["seconds"],
     }
@@ -274,9 +288,9 @@ def _open(folder: Path, config: Config, seeds: Sequence[int]) -> None:
 
 
 def _number(measure: str, value: float, sign: str = "") -> str:
-    if measure == "tau":
-        return f"{value:{sign}.3f}"
-    return f"{value:{sign}.0f}" if measure == "seconds" else f"{value:{sign}.1%}"
+    if measure == "seconds":
+        return f"{value:{sign}.0f}"
+    return f"{value:{sign}.1%}" if measure in ACCURACIES else f"{value:{sign}.3f}"
 
 
 def _array(values: Iterable[float]) -> np.ndarray:

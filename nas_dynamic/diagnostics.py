@@ -14,6 +14,7 @@ from nas_dynamic.ranking import (
     complexity_convergence,
     estimate,
     loss_of_pick,
+    matched_tau,
     recall,
     rho,
     tau,
@@ -73,7 +74,8 @@ def diagnose(
             several supernets such as those of several seeds, name → values.
         true: values of training alone, in the same order, more is better.
         complexities: name → one value for each subnet, such as parameters and MACs. The first one
-            is that of the complexity bias and of the complexity-convergence correlation.
+            is that of the complexity bias, of the matched τ and of the complexity-convergence
+            correlation.
         top: k of the top-k recall; by default a tenth of the subnets.
         losses: inherited and stand-alone loss of each subnet, for the complexity-convergence
             correlation of the first supernet.
@@ -97,6 +99,7 @@ def diagnose(
         f"recall@{k}": lambda x, y, _: recall(x, y, k),
         "regret": lambda x, y, _: loss_of_pick(x, y),
         "complexity bias": bias,
+        "matched τ": matched_tau,
     }
     supernets = predicted if isinstance(predicted, Mapping) else {"supernet": predicted}
     rows = {

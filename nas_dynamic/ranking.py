@@ -24,12 +24,15 @@ __all__ = [
     "complexity_convergence",
     "estimate",
     "kendall",
+    "matched_kendall",
     "regret",
     "spearman",
     "top_k_recall",
 ]
 
 Values = Sequence[float] | np.ndarray
+
+SIZE_CLASSES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,30 @@ def complexity_bias(
     return estimate(bias, predicted, true, complexity, resamples=resamples, seed=seed)
 
 
+def matched_kendall(
+    predicted: Values,
+    true: Values,
+    complexity: Values,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """Kendall's τ-b over pairs of subnets of like complexity: what a ranking knows beside size.
+
+    The subnets are put into 20 classes of as many each by their complexity, equal ones into the
+    same class; pairs of two classes do not count. Raising or lowering all subnets of a complexity
+    does not change it. In [−1, 1]; nan if no pair is left.
+
+    Args:
+        predicted: one value for each subnet; any monotone scale.
+        true: the true values, in the same order.
+        complexity: parameters or MACs, in the same order.
+        resamples: number of bootstrap samples.
+        seed: of the bootstrap.
+    """
+    return estimate(matched_tau, predicted, true, complexity, resamples=resamples, seed=seed)
+
+
 def complexity_convergence(
     complexity: Values,
     inherited_loss: Values,
@@ -201,6 +228,27 @@ def bias(predicted: np.ndarray, true: np.ndarray, complexity: np.ndarray) -> flo
     if not unexplained > 1e-9:
         return math.nan
     return float(np.clip((pt * tc - pc) / np.sqrt(unexplained), -1, 1))
+
+
+def matched_tau(predicted: np.ndarray, true: np.ndarray, complexity: np.ndarray) -> float:
+    """The statistic of `matched_kendall`."""
+    smaller = stats.rankdata(complexity, "min") - 1
+    return tau_within(predicted, true, np.floor(smaller * SIZE_CLASSES / len(complexity)))
+
+
+def tau_within(predicted: np.ndarray, true: np.ndarray, classes: np.ndarray) -> float:
+    """Kendall's τ-b over the pairs of one class, all classes together; nan without such pairs."""
+    agreement = predicted_apart = true_apart = 0.0
+    for name in np.unique(classes):
+        members = classes == name
+        x, y = predicted[members], true[members]
+        first, second = np.triu_indices(len(x), 1)
+        of_x, of_y = np.sign(x[first] - x[second]), np.sign(y[first] - y[second])
+        agreement += of_x @ of_y
+        predicted_apart += abs(of_x).sum()
+        true_apart += abs(of_y).sum()
+    apart = predicted_apart * true_apart
+    return float(agreement / math.sqrt(apart)) if apart else math.nan
 
 
 def bootstrap_interval(

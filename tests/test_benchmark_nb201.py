@@ -20,7 +20,7 @@ from benchmarks.nb201.alone import train_alone
 from benchmarks.nb201.arms import ARMS, mean_gamma
 from benchmarks.nb201.data import Images, Table, TrainingBatches, load_table, parse_architecture
 from benchmarks.nb201.kernels import LANES, TORCH
-from benchmarks.nb201.rankings import tau_among_equals, tilted
+from benchmarks.nb201.rankings import tilted
 from benchmarks.nb201.report import SETTING, paired_differences
 from benchmarks.nb201.scoring import score, split_deviation
 from benchmarks.nb201.supernet import (
@@ -35,7 +35,7 @@ from benchmarks.nb201.supernet import (
 from benchmarks.nb201.training import SAMPLERS, Run, Training
 from nas_dynamic.complexity import count_macs
 from nas_dynamic.paired import Difference
-from nas_dynamic.ranking import bias
+from nas_dynamic.ranking import bias, tau_within
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 
@@ -518,20 +518,6 @@ def test_differences_are_paired_by_seed_within_a_setting():
     assert sorted(difference.values) == pytest.approx([0.02, 0.05])
 
 
-def test_tau_among_equals_is_that_of_each_class_weighed_by_its_pairs():
-    generator = np.random.default_rng(0)
-    predicted, true = generator.normal(size=(2, 90))
-    classes = np.arange(90) % 4
-    of_classes = [
-        (kendalltau(predicted[classes == c], true[classes == c]).statistic, math.comb(n, 2))
-        for c, n in enumerate(np.bincount(classes))
-    ]
-    taus, weights = zip(*of_classes, strict=True)
-    expected = np.average(taus, weights=weights)
-    assert tau_among_equals(predicted, true, classes) == pytest.approx(expected)
-    assert tau_among_equals(predicted + 5 * classes, true, classes) == pytest.approx(expected)
-
-
 def test_a_tilted_ranking_has_the_bias_of_the_other_and_moves_whole_sizes_alone():
     generator = np.random.default_rng(1)
     truth, noise, more = generator.normal(size=(3, 400))
@@ -540,8 +526,8 @@ def test_a_tilted_ranking_has_the_bias_of_the_other_and_moves_whole_sizes_alone(
     size_alone = tilted(static, dynamic, truth, sizes)
     assert bias(static, truth, sizes) > 0.2
     assert bias(size_alone, truth, sizes) == pytest.approx(bias(dynamic, truth, sizes), abs=2e-3)
-    kept = tau_among_equals(static, truth, sizes)
-    assert tau_among_equals(size_alone, truth, sizes) == pytest.approx(kept)
+    kept = tau_within(static, truth, sizes)
+    assert tau_within(size_alone, truth, sizes) == pytest.approx(kept)
 
 
 def test_intervals_cover_the_mean_as_often_as_they_say():

@@ -8,7 +8,7 @@ import yaml
 from scipy import stats
 
 from nas_dynamic import compare as module
-from nas_dynamic import experiment
+from nas_dynamic import experiment, ranking
 from nas_dynamic.adapters.nni import search_space
 from nas_dynamic.adapters.nni.supernet import build_space
 from nas_dynamic.cli import main
@@ -64,6 +64,13 @@ def test_compare_pairs_seeds_and_goes_on(tmp_path, capsys, monkeypatch):
             accuracies = [subnet["accuracy"] for subnet in result["subnets"]]
             truth = [alone[tuple(sorted(s["architecture"].items()))] for s in result["subnets"]]
             taus[arm].append(stats.kendalltau(accuracies, truth).statistic)
+            losses = [-subnet["loss"] for subnet in result["subnets"]]
+            sizes = [subnet["parameters"] for subnet in result["subnets"]]
+            measured = {name: values[seed] for name, values in comparison["arms"][arm].items()}
+            assert measured["tau_loss"] == stats.kendalltau(losses, truth).statistic
+            assert measured["bias"] == ranking.complexity_bias(losses, truth, sizes).value
+            matched = ranking.matched_kendall(losses, truth, sizes).value
+            assert measured["tau_matched"] == (matched if np.isfinite(matched) else None)
             picked = comparison["arms"][arm]["pick"][seed]
             assert picked == truth[int(np.argmax(accuracies))]
     assert comparison["arms"]["static"]["tau"] == pytest.approx(taus["static"])

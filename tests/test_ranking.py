@@ -14,8 +14,10 @@ from nas_dynamic.ranking import (
     complexity_bias,
     complexity_convergence,
     kendall,
+    matched_kendall,
     regret,
     spearman,
+    tau_within,
     top_k_recall,
 )
 
@@ -221,6 +223,52 @@ def test_equal_lags_have_no_correlation():
     assert math.isnan(complexity_convergence([1, 2, 3], alone + 0.5, alone, **FAST).value)
 
 
+@given(st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=2, max_size=14))
+def test_tau_within_classes_is_that_of_the_definition_over_pairs_of_one_class(rows):
+    x, y, classes = map(np.array, zip(*rows, strict=True))
+    pairs = [p for p in itertools.combinations(range(len(x)), 2) if len({*classes[[*p]]}) == 1]
+    signs = np.array([(np.sign(x[i] - x[j]), np.sign(y[i] - y[j])) for i, j in pairs])
+    apart = [np.count_nonzero(signs[:, side]) for side in (0, 1)] if pairs else [0, 0]
+    found = tau_within(x, y, classes)
+    if 0 in apart:
+        assert math.isnan(found)
+    else:
+        assert found == pytest.approx(np.prod(signs, axis=1).sum() / math.sqrt(math.prod(apart)))
+
+
+def test_a_tilt_to_large_subnets_raises_tau_and_leaves_the_matched_tau():
+    generator = np.random.default_rng(4)
+    sizes = generator.permutation(np.repeat(np.arange(20.0), 15))
+    true = sizes / 8 + generator.standard_normal(300)
+    predicted = true - sizes / 8 + generator.standard_normal(300)
+    tilted = predicted + sizes / 8
+    assert kendall(tilted, true, **FAST).value > kendall(predicted, true, **FAST).value + 0.05
+    matched = matched_kendall(predicted, true, sizes, **FAST)
+    assert matched_kendall(tilted, true, sizes, **FAST).value == pytest.approx(matched.value)
+    of_classes = [kendall(predicted[sizes == s], true[sizes == s], **FAST).value for s in range(20)]
+    assert matched.value == pytest.approx(np.mean(of_classes))
+
+
+def test_classes_of_the_matched_tau_hold_neighbours_in_size_and_never_part_equals():
+    generator = np.random.default_rng(5)
+    sizes = generator.random(200)
+    true, noise = generator.standard_normal((2, 200))
+    by_size = np.argsort(sizes).reshape(20, 10)
+    classes = np.empty(200)
+    for number, members in enumerate(by_size):
+        classes[members] = number
+    matched = matched_kendall(true + noise, true, sizes, **FAST).value
+    assert matched == pytest.approx(tau_within(true + noise, true, classes))
+    alike = np.zeros(200)
+    assert matched_kendall(true + noise, true, alike, **FAST).value == pytest.approx(
+        kendall(true + noise, true, **FAST).value
+    )
+
+
+def test_a_few_subnets_of_unlike_sizes_have_no_matched_tau():
+    assert math.isnan(matched_kendall([1, 2, 3], [1, 2, 3], [1, 2, 3], **FAST).value)
+
+
 @pytest.mark.parametrize("k", [0, 4])
 def test_k_beyond_the_subnets_is_refused(k):
     with pytest.raises(ValueError, match=f"from 1 to the number of subnets, 3; got {k}"):
@@ -245,6 +293,7 @@ def test_the_table_has_the_baselines_beside_the_supernet():
         "recall@30": top_k_recall(predicted, true, 30, **options),
         "regret": regret(predicted, true, **options),
         "complexity bias": complexity_bias(predicted, true, parameters, **options),
+        "matched τ": matched_kendall(predicted, true, parameters, **options),
         "complexity-convergence": complexity_convergence(parameters, *losses, **options),
     }
     assert table.rows["MACs"]["Kendall τ"] == kendall(macs, true, **options)

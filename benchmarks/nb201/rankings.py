@@ -19,14 +19,13 @@ from benchmarks.nb201.report import BASELINE, interval, read_results
 from benchmarks.nb201.supernet import parameters
 from benchmarks.nb201.training import Run
 from nas_dynamic.paired import Difference
-from nas_dynamic.ranking import bias, tau
+from nas_dynamic.ranking import bias, tau, tau_within
 
 __all__ = [
     "Setting",
     "paired_cells",
     "print_rankings",
     "read_rankings",
-    "tau_among_equals",
     "tilted",
     "with_deviation",
 ]
@@ -45,9 +44,7 @@ class _Space:
 
 MEASURES: dict[str, Callable[[np.ndarray, _Space], float]] = {
     "τ to the truth": lambda ranking, space: tau(ranking, space.truth),
-    "τ among equal sizes": lambda ranking, space: tau_among_equals(
-        ranking, space.truth, space.sizes
-    ),
+    "τ among equal sizes": lambda ranking, space: tau_within(ranking, space.truth, space.sizes),
     "τ to the parameters": lambda ranking, space: tau(ranking, space.sizes),
     "complexity bias": lambda ranking, space: bias(ranking, space.truth, space.sizes),
 }
@@ -91,18 +88,6 @@ def print_rankings(results: Path, runs: Path, table: Path) -> None:
     console = Console(width=150, highlight=False)
     console.print(of_size)
     console.print(of_seeds)
-
-
-def tau_among_equals(predicted: np.ndarray, true: np.ndarray, classes: np.ndarray) -> float:
-    """Kendall's τ over pairs of one class alone, here of networks with one parameter count.
-
-    What raises or lowers the scores of a whole class does not change it.
-    """
-    first, second = np.triu_indices(len(true), 1)
-    equal = classes[first] == classes[second]
-    first, second = first[equal], second[equal]
-    agreement = np.sign(predicted[first] - predicted[second]) * np.sign(true[first] - true[second])
-    return float(agreement.mean()) if len(agreement) else float("nan")
 
 
 def tilted(

@@ -123,7 +123,8 @@ def diagnostics(group: Ranked) -> Table:
         "95% bootstrap intervals over the subnets; in the row random, what chance alone gives. "
         "recall@k: share of the k best that are found among the k ranked first. Regret: what the "
         "subnet ranked first lacks of the best one, trained alone. Complexity bias: above 0, small "
-        "subnets are ranked higher than they deserve. Complexity-convergence is not there: it "
+        "subnets are ranked higher than they deserve. Matched τ: over pairs of subnets of like "
+        "complexity, what a ranking knows beside size. Complexity-convergence is not there: it "
         "needs the losses of subnets trained alone, which are not recorded. Formulas: "
         "docs/diagnostics.md.",
         frozenset(n for n, name in enumerate(rows) if name in group.diagnostics.baselines),
