@@ -53,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RunError, FileNotFoundError, ImportError) as error:
         print(f"nas-dynamic: {error}", file=sys.stderr)
         return 1
+    except FloatingPointError as error:
+        print(f"nas-dynamic: the training diverged: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("nas-dynamic: interrupted", file=sys.stderr)
         return 130

@@ -130,6 +130,7 @@ class Dynamic(_Section):
     complexity: Literal["parameters", "macs"] = "parameters"
     group_by: str | None = None
     idle: Literal["coast", "freeze"] = "coast"
+    nonfinite: Literal["ignore", "raise", "skip"] = "raise"
 
 
 class Scoring(_Section):

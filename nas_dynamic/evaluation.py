@@ -45,7 +45,7 @@ class Score:
     Attributes:
         architecture: the subnet.
         accuracy: share of images that are classified correctly, in [0, 1].
-        loss: mean cross-entropy.
+        loss: mean cross-entropy; NaN where the outputs are.
     """
 
     architecture: Architecture

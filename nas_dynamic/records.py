@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from importlib import metadata
@@ -21,8 +22,11 @@ class RunError(ValueError):
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write plain data; a reader, or a start after a crash, sees the old file or the new one."""
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    """Write plain data; a reader, or a start after a crash, sees the old file or the new one.
+
+    What is not finite, such as the loss of a network that diverged, is null in the file.
+    """
+    write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, content: str) -> None:
@@ -91,7 +95,7 @@ class Journal:
         self._write(line)
 
     def _write(self, line: dict[str, Any]) -> None:
-        text = json.dumps(line, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(_finite(line), ensure_ascii=False, allow_nan=False)
         self._file.write(text.encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -113,6 +117,15 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _finite(content: Any) -> Any:
+    """Plain data with None for every inf and NaN, which JSON has not."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _version(package: str) -> str | None:

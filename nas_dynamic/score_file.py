@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from nas_dynamic.architecture import Architecture
 from nas_dynamic.evaluation import Score
 from nas_dynamic.records import Journal
 
-__all__ = ["digest", "kept_scores"]
+__all__ = ["digest", "kept_score", "kept_scores"]
 
 
 def kept_scores(
@@ -40,12 +41,10 @@ def kept_scores(
         RunError: the file holds scores of something else.
     """
     with Journal(path, depends_on, "scoring") as journal:
-        known = {
-            _key(line["architecture"]): (line["accuracy"], line["loss"]) for line in journal.lines
-        }
+        known = {_key(line["architecture"]): line for line in journal.lines}
         for architecture in architectures:
             if _key(architecture) in known:
-                yield Score(architecture, *known[_key(architecture)])
+                yield kept_score(architecture, known[_key(architecture)])
         missing = [a for a in architectures if _key(a) not in known]
         for scored in score(missing) if missing else ():
             journal.append(
@@ -56,6 +55,12 @@ def kept_scores(
                 }
             )
             yield scored
+
+
+def kept_score(architecture: Architecture, entry: dict[str, Any]) -> Score:
+    """A score as it was written: JSON has null for the loss of a network that diverged."""
+    loss = math.nan if entry["loss"] is None else entry["loss"]
+    return Score(architecture, entry["accuracy"], loss)
 
 
 def digest(model: nn.Module) -> str:

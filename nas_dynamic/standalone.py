@@ -15,6 +15,7 @@ from nas_dynamic.architecture import Architecture
 from nas_dynamic.data import BatchSampler, Images, batch_loader
 from nas_dynamic.evaluation import Score, autocast
 from nas_dynamic.records import write_json
+from nas_dynamic.score_file import kept_score
 
 __all__ = ["Truth", "train_alone"]
 
@@ -85,8 +86,7 @@ class Truth:
             }
             content = {"depends_on": self.depends_on, "truth": list(self._known.values())}
             write_json(self.path, content)
-        entry = self._known[key]
-        return Score(architecture, entry["accuracy"], entry["loss"])
+        return kept_score(architecture, self._known[key])
 
 
 def _key(architecture: Architecture) -> str:

@@ -149,6 +149,31 @@ def write(path: Path, **changes) -> str:
     return str(path)
 
 
+def test_a_training_that_diverges_ends_with_a_word_and_keeps_no_result(tmp_path, capsys):
+    changes = {"dynamic": {}, "scheduler": None, "epochs": 4}
+    optimizer = {"kwargs": {"lr": 1e6, "momentum": 0.9}}
+    config = write(tmp_path / "config.yaml", optimizer=optimizer, **changes)
+    assert main(["train", config, "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert "the training diverged: the gradients of step" in error
+    assert "Lower the lr" in error
+    assert not list(tmp_path.glob("**/result*.json"))
+
+
+def test_a_supernet_without_finite_weights_is_scored_and_reported(tmp_path):
+    config = write(
+        tmp_path / "config.yaml",
+        optimizer={"kwargs": {"lr": 1e6, "momentum": 0.9}},
+        dynamic={"nonfinite": "ignore"},
+        scheduler=None,
+        epochs=4,
+    )
+    assert main(["train", config, "--out", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "small/results.json").read_text())
+    assert None in [subnet["loss"] for subnet in results["seeds"][0]["subnets"]]
+    assert main(["report", str(tmp_path / "small")]) == 0
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A folder with a configuration, its unbroken run, and one that was killed."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -16,9 +17,13 @@ from nas_dynamic.cli import main
 from nas_dynamic.evaluation import Score
 from nas_dynamic.records import RunError
 from nas_dynamic.score_file import digest, kept_scores
+from nas_dynamic.standalone import Truth
 from tests.test_cli import CONFIG, ENVIRONMENT
 
 ARCHITECTURES = [{"layer": number, "pair": (number, 0)} for number in range(6)]
+
+
+BAD = [float("nan"), float("inf"), -float("inf")]
 
 
 def score(architectures):
@@ -28,6 +33,22 @@ def score(architectures):
 
 def unexpected(architectures):
     raise AssertionError(f"{architectures} are scored again")
+
+
+def test_the_loss_of_a_network_that_diverged_is_nan_again(tmp_path):
+    def diverged(architectures):
+        return [Score(a, 0.1, loss) for a, loss in zip(architectures, BAD, strict=True)]
+
+    for _ in range(2):
+        found = kept_scores(tmp_path / "scores.jsonl", {}, ARCHITECTURES[:3], diverged)
+        assert [score.accuracy for score in found] == [0.1] * 3
+        diverged = unexpected
+    lines = (tmp_path / "scores.jsonl").read_text().splitlines()[1:]
+    assert [json.loads(line)["loss"] for line in lines] == [None] * 3
+    for measure in (lambda architecture: (0.1, float("nan")), unexpected):
+        score = Truth(tmp_path, {}, measure)({"layer": 1})
+        assert score.accuracy == 0.1
+        assert math.isnan(score.loss)
 
 
 def test_a_stopped_scoring_goes_on_with_what_is_missing(tmp_path):

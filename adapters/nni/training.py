@@ -53,6 +53,7 @@ def dynamic(
     group_by: str | Callable[[Architecture], Hashable] | None = None,
     anneal: Literal["lr", "loss"] = "lr",
     idle: Literal["coast", "freeze"] = "coast",
+    nonfinite: Literal["ignore", "raise", "skip"] = "ignore",
     seed: int | None = None,
     check_ranks_every: int | None = 100,
 ) -> Strategy:
@@ -84,7 +85,9 @@ def dynamic(
             `default_label` for the label that is taken if none is given. The subnets of one
             update are sampled from one group, which takes a label.
         anneal: what the decay applies to where an update takes several subnets; see `CaLR`.
-        idle: what parameters outside of the subnet do in an update; see `DynamicTraining`.
+        idle: what parameters outside of the subnet do in an update; see `DynamicTraining`, as for
+            the next one.
+        nonfinite: what a step does whose gradients have an inf or a NaN.
         seed: of the sampling; by default the strategy's own, or 0.
         check_ranks_every: where several processes train, the updates between two checks that they
             train the same subnets and have the same weights; see `RankAgreement`. None for none.
@@ -205,6 +208,7 @@ class DynamicCallback(pl.Callback):
             calr=self._calr(trainer, complexity),
             momentum=momentum,
             idle=self.options["idle"],
+            nonfinite=self.options["nonfinite"],
             space=self.space,
         )
         self._agreement = watch_ranks(self.training, self.options["check_ranks_every"])

@@ -51,6 +51,7 @@ def attach(
     bounds: tuple[float, float] | None = None,
     group_by: str | Callable[[Architecture], Hashable] | None = None,
     idle: Literal["coast", "freeze"] = "coast",
+    nonfinite: Literal["ignore", "raise", "skip"] = "ignore",
     sampler: Sampler | None = None,
     seed: int = 0,
     check_ranks_every: int | None = 100,
@@ -86,7 +87,9 @@ def attach(
         bounds: least and greatest complexity of the space, found by search if not given.
         group_by: label or rule that groups subnets; see `MomentumSeparation`, and
             `default_label` for the label that is taken if none is given.
-        idle: what parameters outside of the subnet do in an update; see `DynamicTraining`.
+        idle: what parameters outside of the subnet do in an update; see `DynamicTraining`, as for
+            the next one.
+        nonfinite: what a step does whose gradients have an inf or a NaN.
         sampler: draws one subnet an update; `UniformSampler` by default.
         seed: of the default sampler, the same on all ranks.
         check_ranks_every: where several processes train, the updates between two checks that they
@@ -123,6 +126,7 @@ def attach(
         else None,
         momentum=MomentumSeparation(_checked_group(space, group_by, measure)) if momentum else None,
         idle=idle,
+        nonfinite=nonfinite,
         space=space,
     )
     agreement = watch_ranks(training, check_ranks_every)

@@ -41,10 +41,18 @@ class _Space:
     truth: np.ndarray
     sizes: np.ndarray
 
+    @property
+    def good(self) -> np.ndarray:
+        """Whether an architecture is of the better half."""
+        return self.truth >= np.median(self.truth)
+
 
 MEASURES: dict[str, Callable[[np.ndarray, _Space], float]] = {
     "τ to the truth": lambda ranking, space: tau(ranking, space.truth),
     "τ among equal sizes": lambda ranking, space: tau_within(ranking, space.truth, space.sizes),
+    "τ among the better half": lambda ranking, space: tau(
+        ranking[space.good], space.truth[space.good]
+    ),
     "τ to the parameters": lambda ranking, space: tau(ranking, space.sizes),
     "complexity bias": lambda ranking, space: bias(ranking, space.truth, space.sizes),
 }

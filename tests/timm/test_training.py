@@ -101,6 +101,15 @@ def test_accumulated_micro_batches_train_one_subnet():
         assert attached.drawn != drawn
 
 
+def test_a_step_whose_gradients_are_not_finite_can_be_refused():
+    supernet = tiny_supernet().train()
+    optimizer = create_optimizer_v2(supernet, opt="sgd", lr=0.1)
+    attach(optimizer, supernet, total_steps=4, nonfinite="raise")
+    (supernet(torch.randn(2, 3, 16, 16)).sum() * float("inf")).backward()
+    with pytest.raises(FloatingPointError, match="an inf or a NaN"):
+        optimizer.step()
+
+
 def test_validation_computes_the_activated_subnet():
     data = batches(3)
     supernet = tiny_supernet()
