@@ -150,8 +150,10 @@ def train_supernet(
         )
         strategy = dynamic(RandomOneShot(), seed=seed, **config.dynamic.model_dump())
         experiment = NasExperiment(model_space, evaluator, strategy)
-        experiment.run()
-        experiment.stop()
+        try:
+            experiment.run()
+        finally:
+            experiment.stop()
     supernet = strategy.supernet
     image, _ = data.validation[torch.tensor([0])]
     return TrainedSupernet(
