@@ -141,55 +141,65 @@ def interval(ends: tuple[float, float]) -> str:
 
 
 def draw_figure(path: Path, output: Path) -> None:
-    """Draw each arm's paired differences, their mean and t-interval; a panel for each setting."""
+    """Draw each arm's paired differences, their mean and t-interval, below its setting's name."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     rows = read_results(path)
-    panels: dict[str, dict[str, dict[str, Difference]]] = defaultdict(lambda: defaultdict(dict))
-    for measure, score in MEASURES.items():
-        for key, difference in paired_differences(rows, measure).items():
-            setting = dict(zip((*SETTING, "scored", "idle", "edge", "arm"), key, strict=True))
-            column = (
-                f"{setting['sampler']}, {int(setting['updates']):,} updates, "
-                f"C={setting['channels']}\n"
-                f"{setting['scored']} weights, {setting['idle']}"
-            )
-            arm = f"{setting['arm']} {setting['edge']}".strip()
-            panels[column][score][f"{arm} ({len(difference.values)})"] = difference
-    if not panels:
+    differences = {name: paired_differences(rows, name) for name in MEASURES}
+    settings: dict[str, dict[str, tuple[str, ...]]] = defaultdict(dict)
+    for key in differences["tau"]:
+        row = dict(zip((*SETTING, "scored", "idle", "edge", "arm"), key, strict=True))
+        setting = f"{int(row['updates']):,} updates, C={row['channels']}, {row['idle']}"
+        if row["sampler"] != "uniform":
+            setting += f", {row['sampler']} sampling"
+        if row["scored"] != "last":
+            setting += f", {row['scored']} weights"
+        settings[setting][f"{row['arm']} {row['edge']}".strip()] = key
+    if not settings:
         raise ValueError(f"{path} has no arm to compare with {BASELINE!r} on the same seed")
-    scores = list(MEASURES.values())
+    lines: list[tuple[str, tuple[str, ...] | None]] = []
+    for setting, arms in sorted(settings.items(), key=lambda item: _updates(item[0])):
+        lines.append((setting, None))
+        for arm, key in arms.items():
+            lines.append((f"{arm} ({len(differences['tau'][key].values)})", key))
     figure, axes = plt.subplots(
-        len(scores),
-        len(panels),
-        figsize=(max(4 * len(panels), 5), 2.2 * len(scores)),
+        1,
+        len(MEASURES),
+        figsize=(9, 0.9 + 0.27 * len(lines)),
         sharex=True,
-        squeeze=False,
+        sharey=True,
         layout="constrained",
     )
-    for column, (title, of_scores) in enumerate(panels.items()):
-        axes[0, column].set_title(title)
-        axes[-1, column].set_xlabel(f"τ − {BASELINE}")
-        for axis, score in zip(axes[:, column], scores, strict=True):
-            _draw_differences(axis, of_scores[score])
-    for row, score in enumerate(scores):
-        axes[row, 0].set_ylabel(f"τ of the {score}")
-    figure.supxlabel("grey: seeds; blue: their mean, with its 95% interval (t)", fontsize="medium")
+    for axis, (measure, score) in zip(axes, MEASURES.items(), strict=True):
+        for position, (_, line) in enumerate(lines):
+            if line is not None:
+                _draw_difference(axis, position, differences[measure][line])
+        axis.axvline(0, color="0.3", linewidth=0.8)
+        axis.tick_params(left=False)
+        axis.set_xlabel(f"τ − {BASELINE}, by the {score}")
+    axes[0].set_yticks(range(len(lines)), [name for name, _ in lines])
+    for label, (_, line) in zip(axes[0].get_yticklabels(), lines, strict=True):
+        label.set_fontweight("normal" if line is not None else "bold")
+    axes[0].set_ylim(len(lines) - 0.4, -0.6)
+    figure.supxlabel(
+        "grey: seeds (their number); blue: their mean, with its 95% interval (t)",
+        fontsize="medium",
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=150)
     print(output)
 
 
-def _draw_differences(axis: Any, arms: dict[str, Difference]) -> None:
-    for position, difference in enumerate(arms.values()):
-        axis.plot(difference.values, [position] * len(difference.values), ".", color="0.6")
-        low, high = difference.t_interval()
-        if len(difference.values) > 2:  # of two seeds it is as wide as the figure
-            axis.plot([low, high], [position] * 2, "-", color="C0")
-        axis.plot(difference.mean, position, "o", color="C0")
-    axis.axvline(0, color="0.3", linewidth=0.8)
-    axis.set_yticks(range(len(arms)), list(arms))
-    axis.set_ylim(-0.6, max(len(arms), 2) - 0.4)
+def _updates(setting: str) -> int:
+    return int(setting.partition(" ")[0].replace(",", ""))
+
+
+def _draw_difference(axis: Any, position: int, difference: Difference) -> None:
+    axis.plot(difference.values, [position] * len(difference.values), ".", color="0.6")
+    low, high = difference.t_interval()
+    if len(difference.values) > 2:  # of two seeds it is as wide as the figure
+        axis.plot([low, high], [position] * 2, "-", color="C0")
+    axis.plot(difference.mean, position, "o", color="C0")
