@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.nb201.alone import print_alone, train_alone
 from benchmarks.nb201.arms import ARMS
-from benchmarks.nb201.data import load_images, load_table
+from benchmarks.nb201.data import Images, load_images, load_table
 from benchmarks.nb201.kernels import LANES, TORCH
 from benchmarks.nb201.rankings import print_rankings
 from benchmarks.nb201.report import BASELINE, draw_figure, print_tables
@@ -154,7 +154,9 @@ def _run(options: argparse.Namespace) -> None:
             print(f"{run.name}: τ {row['tau']:.3f}, {scored} weights", flush=True)
 
 
-def _images(options: argparse.Namespace, size: int, device: str):
+def _images(
+    options: argparse.Namespace, size: int, device: str
+) -> tuple[Images, list[tuple[torch.Tensor, torch.Tensor]]]:
     """Training images, and batches of test images."""
     train, test = (
         load_images(options.data, split, size, options.runs) for split in ("train", "test")
