@@ -32,7 +32,8 @@ __all__ = [
 
 Values = Sequence[float] | np.ndarray
 
-SIZE_CLASSES = 20
+SIZE_CLASSES, IN_A_CLASS = 20, 5
+"""Of the matched τ: at most so many classes, of at least so many subnets each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +154,10 @@ def matched_kendall(
 ) -> Estimate:
     """Kendall's τ-b over pairs of subnets of like complexity: what a ranking knows beside size.
 
-    The subnets are put into 20 classes of as many each by their complexity, equal ones into the
-    same class; pairs of two classes do not count. Raising or lowering all subnets of a complexity
-    does not change it. In [−1, 1]; nan if no pair is left.
+    The subnets are put into classes of as many each by their complexity, 20 or fewer with at
+    least 5 subnets each; equal ones are in one class. Pairs of two classes do not count, so that
+    raising or lowering all subnets of a class changes nothing. In [−1, 1]; nan of fewer than 10
+    subnets, or if no pair is left.
 
     Args:
         predicted: one value for each subnet; any monotone scale.
@@ -232,8 +234,11 @@ def bias(predicted: np.ndarray, true: np.ndarray, complexity: np.ndarray) -> flo
 
 def matched_tau(predicted: np.ndarray, true: np.ndarray, complexity: np.ndarray) -> float:
     """The statistic of `matched_kendall`."""
+    classes = min(SIZE_CLASSES, len(complexity) // IN_A_CLASS)
+    if classes < 2:
+        return math.nan
     smaller = stats.rankdata(complexity, "min") - 1
-    return tau_within(predicted, true, np.floor(smaller * SIZE_CLASSES / len(complexity)))
+    return tau_within(predicted, true, np.floor(smaller * classes / len(complexity)))
 
 
 def tau_within(predicted: np.ndarray, true: np.ndarray, classes: np.ndarray) -> float:

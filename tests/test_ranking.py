@@ -265,8 +265,12 @@ def test_classes_of_the_matched_tau_hold_neighbours_in_size_and_never_part_equal
     )
 
 
-def test_a_few_subnets_of_unlike_sizes_have_no_matched_tau():
-    assert math.isnan(matched_kendall([1, 2, 3], [1, 2, 3], [1, 2, 3], **FAST).value)
+def test_a_few_subnets_have_no_matched_tau_and_some_have_classes_of_five():
+    values = np.arange(11.0)
+    assert math.isnan(matched_kendall(values[:9], values[:9], values[:9], **FAST).value)
+    unlike = np.r_[values[4::-1], values[5:10]]
+    assert kendall(unlike, values[:10], **FAST).value > 0.5
+    assert matched_kendall(unlike, values[:10], values[:10], **FAST).value == 0
 
 
 @pytest.mark.parametrize("k", [0, 4])
