@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, rankdata
 from torch import nn
 
 from benchmarks.nb201.__main__ import main
@@ -20,7 +20,7 @@ from benchmarks.nb201.alone import train_alone
 from benchmarks.nb201.arms import ARMS, mean_gamma
 from benchmarks.nb201.data import Images, Table, TrainingBatches, load_table, parse_architecture
 from benchmarks.nb201.kernels import LANES, TORCH
-from benchmarks.nb201.rankings import tilted
+from benchmarks.nb201.rankings import rank_errors, tilted
 from benchmarks.nb201.report import SETTING, paired_differences
 from benchmarks.nb201.scoring import score, split_deviation
 from benchmarks.nb201.supernet import (
@@ -477,7 +477,7 @@ def test_command_line_scores_once_and_prints_a_table(tmp_path, capsys):
     ]
     truth = [accuracy for _, _, accuracy in sorted(ROWS)]
     taus = [kendalltau(ranking, truth).statistic for ranking in of_seeds]
-    of_size, of_both = (
+    of_size, of_both, _ = (
         line for line in printed.splitlines() if "last" in line and "static" in line
     )
     assert f"{np.mean(taus):.3f} ±{np.std(taus, ddof=1):.3f}" in of_size
@@ -516,6 +516,19 @@ def test_differences_are_paired_by_seed_within_a_setting():
     ]
     (difference,) = paired_differences(rows).values()
     assert sorted(difference.values) == pytest.approx([0.02, 0.05])
+
+
+def test_rank_errors_find_the_operation_that_a_ranking_favours():
+    architectures = drawn(200)
+    truth = np.random.default_rng(3).normal(size=200)
+    favoured = np.array([a["3←0"] == "avg_pool_3x3" for a in architectures])
+    errors = rank_errors(truth + favoured, truth, architectures)
+    (first, error), *_ = errors.items()
+    assert first == "3←0 avg_pool_3x3"
+    ranks = rankdata(truth + favoured) - rankdata(truth)
+    assert error == pytest.approx(ranks[favoured].mean() / 2)
+    assert list(errors.values()) == sorted(errors.values(), reverse=True)
+    assert set(rank_errors(2 * truth, truth, architectures).values()) == {0.0}
 
 
 def test_a_tilted_ranking_has_the_bias_of_the_other_and_moves_whole_sizes_alone():

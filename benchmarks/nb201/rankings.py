@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from scipy.stats import rankdata, zscore
 
 from benchmarks.nb201.data import load_table
 from benchmarks.nb201.report import BASELINE, interval, read_results
-from benchmarks.nb201.supernet import parameters
+from benchmarks.nb201.supernet import EDGES, OPERATIONS, parameters
 from benchmarks.nb201.training import Run
+from nas_dynamic import Architecture
 from nas_dynamic.paired import Difference
 from nas_dynamic.ranking import bias, tau, tau_within
 
@@ -25,6 +26,7 @@ __all__ = [
     "Setting",
     "paired_cells",
     "print_rankings",
+    "rank_errors",
     "read_rankings",
     "tilted",
     "with_deviation",
@@ -36,8 +38,9 @@ Setting = tuple[str, int, str, str, str, str, str]
 
 @dataclass(frozen=True)
 class _Space:
-    """True accuracies and parameter counts of the architectures that a setting ranks."""
+    """The architectures that a setting ranks, their true accuracies and parameter counts."""
 
+    architectures: list[Architecture]
     truth: np.ndarray
     sizes: np.ndarray
 
@@ -59,7 +62,7 @@ MEASURES: dict[str, Callable[[np.ndarray, _Space], float]] = {
 
 
 def print_rankings(results: Path, runs: Path, table: Path) -> None:
-    """Print two tables of rankings by the mean loss: what they err in, and what seeds share.
+    """Print three tables of rankings by the mean loss: size, seeds, and edges.
 
     Args:
         results: the CSV; its rows whose scores are not in `runs` are left out.
@@ -71,11 +74,12 @@ def print_rankings(results: Path, runs: Path, table: Path) -> None:
     columns = ("sampler", "updates", "weights", "arm", "idle", "edge", "n")
     of_size = PrintedTable(*columns, "measure", "mean ± sd", f"− {BASELINE}", "95% t")
     of_seeds = PrintedTable(*columns, "τ between two seeds", "τ of the mean ranking to the truth")
+    of_edges = PrintedTable(*columns, "ranked too high, % of the ranks", "ranked too low")
     for key, by_seed in sorted(rankings.items()):
         sampler, updates, weights, arm, idle, _, count = key
         truth = everything.stratified(int(count))
         sizes = np.array([parameters(a) for a in truth.architectures], dtype=float)
-        space = _Space(truth.accuracy, sizes)
+        space = _Space(truth.architectures, truth.accuracy, sizes)
         static = rankings.get((sampler, updates, weights, BASELINE, idle, "", count), {})
         paired = [] if arm == BASELINE else sorted(by_seed.keys() & static.keys())
         setting = [*map(str, key[:-1]), str(len(by_seed))]
@@ -92,10 +96,13 @@ def print_rankings(results: Path, runs: Path, table: Path) -> None:
                 beyond.append(tau(by_seed[seed], space.truth) - tau(size_alone, space.truth))
             of_size.add_row(*setting, "τ beyond the tilt to size", "", *paired_cells(beyond))
         of_size.add_section()
-        _add_seeds(of_seeds, key, list(by_seed.values()), space)
+        rows = _of_all_seeds(list(by_seed.values()), space)
+        for printed, row in zip((of_seeds, of_edges), rows, strict=True):
+            printed.add_row(*map(str, key[:-1]), str(len(by_seed)), *row)
     console = Console(width=150, highlight=False)
     console.print(of_size)
     console.print(of_seeds)
+    console.print(of_edges)
 
 
 def tilted(
@@ -140,17 +147,33 @@ def read_rankings(results: Path, runs: Path) -> dict[Setting, dict[int, np.ndarr
     return rankings
 
 
-def _add_seeds(
-    table: PrintedTable, key: Setting, of_seeds: list[np.ndarray], space: _Space
-) -> None:
+def _of_all_seeds(of_seeds: list[np.ndarray], space: _Space) -> tuple[list[str], list[str]]:
+    """What the rankings of the seeds have in common, and what their mean errs in."""
     pairs = [tau(a, b) for a, b in itertools.combinations(of_seeds, 2)]
     mean_ranks = np.mean([rankdata(ranking) for ranking in of_seeds], axis=0)
-    table.add_row(
-        *map(str, key[:-1]),
-        str(len(of_seeds)),
-        f"{np.mean(pairs):.3f}" if pairs else "",
-        f"{tau(mean_ranks, space.truth):.3f}",
-    )
+    common = [f"{np.mean(pairs):.3f}" if pairs else "", f"{tau(mean_ranks, space.truth):.3f}"]
+    errors = list(rank_errors(mean_ranks, space.truth, space.architectures).items())
+    ends = [
+        "\n".join(f"{name} {error:+.0f}" for name, error in end)
+        for end in (errors[:3], errors[:-4:-1])
+    ]
+    return common, ends
+
+
+def rank_errors(
+    ranking: np.ndarray, truth: np.ndarray, architectures: Sequence[Architecture]
+) -> dict[str, float]:
+    """Mean error in rank of the architectures with an operation at an edge, in % of the ranks.
+
+    By edge and operation, from those that are ranked most too high down.
+    """
+    error = 100 * (rankdata(ranking) - rankdata(truth)) / len(truth)
+    means = {}
+    for edge, operation in itertools.product(EDGES, OPERATIONS):
+        having = [architecture[edge] == operation for architecture in architectures]
+        if any(having):
+            means[f"{edge} {operation}"] = float(error[having].mean())
+    return dict(sorted(means.items(), key=lambda item: -item[1]))
 
 
 def paired_cells(values: list[float]) -> tuple[str, str]:
