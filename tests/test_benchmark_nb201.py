@@ -22,7 +22,7 @@ from benchmarks.nb201.data import Images, Table, TrainingBatches, load_table, pa
 from benchmarks.nb201.kernels import LANES, TORCH
 from benchmarks.nb201.rankings import rank_errors, tilted
 from benchmarks.nb201.report import SETTING, paired_differences
-from benchmarks.nb201.scoring import score, split_deviation
+from benchmarks.nb201.scoring import regret_of, score, split_deviation
 from benchmarks.nb201.supernet import (
     EDGES,
     OPERATIONS,
@@ -516,6 +516,11 @@ def test_differences_are_paired_by_seed_within_a_setting():
     ]
     (difference,) = paired_differences(rows).values()
     assert sorted(difference.values) == pytest.approx([0.02, 0.05])
+
+
+def test_regret_is_what_the_best_of_those_ranked_first_lacks():
+    ranking, truth = np.array([1.0, 5.0, 4.0, 2.0]), np.array([9.0, 3.0, 7.0, 8.0])
+    assert [regret_of(count, ranking, truth) for count in (1, 2, 3, 4)] == [6, 2, 1, 0]
 
 
 def test_rank_errors_find_the_operation_that_a_ranking_favours():

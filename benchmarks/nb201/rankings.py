@@ -16,6 +16,7 @@ from scipy.stats import rankdata, zscore
 
 from benchmarks.nb201.data import load_table
 from benchmarks.nb201.report import BASELINE, interval, read_results
+from benchmarks.nb201.scoring import regret_of
 from benchmarks.nb201.supernet import EDGES, OPERATIONS, parameters
 from benchmarks.nb201.training import Run
 from nas_dynamic import Architecture
@@ -58,6 +59,8 @@ MEASURES: dict[str, Callable[[np.ndarray, _Space], float]] = {
     ),
     "τ to the parameters": lambda ranking, space: tau(ranking, space.sizes),
     "complexity bias": lambda ranking, space: bias(ranking, space.truth, space.sizes),
+    "regret of the first": lambda ranking, space: regret_of(1, ranking, space.truth),
+    "regret of the first ten": lambda ranking, space: regret_of(10, ranking, space.truth),
 }
 
 

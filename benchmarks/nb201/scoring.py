@@ -15,7 +15,7 @@ from benchmarks.nb201.data import Table
 from benchmarks.nb201.supernet import Cell, LiveEdge, Supernet, live_edges, macs, parameters
 from nas_dynamic import Architecture
 
-__all__ = ["Scores", "measures", "score", "split_deviation"]
+__all__ = ["Scores", "measures", "regret_of", "score", "split_deviation"]
 
 
 @dataclass(frozen=True)
@@ -68,21 +68,26 @@ def measures(table: Table, scores: Scores) -> dict[str, float | int]:
     The deviation of a τ is what the choice of test images adds to its spread.
     """
     accuracy, truth = scores.accuracy.mean(1), table.accuracy
-    best_first = np.argsort(-accuracy, kind="stable")
     values = {
         "tau": _tau(accuracy, truth),
         "tau_deviation": split_deviation(scores.accuracy, truth),
         "tau_loss": _tau(-scores.loss.mean(1), truth),
         "tau_loss_deviation": split_deviation(-scores.loss, truth),
         "mean_accuracy": accuracy.mean(),
-        "regret_1": truth.max() - truth[best_first[0]],
-        "regret_10": truth.max() - truth[best_first[:10]].max(),
+        "regret_1": regret_of(1, accuracy, truth),
+        "regret_10": regret_of(10, accuracy, truth),
     }
     for measure in (parameters, macs):
         baseline = [measure(architecture) for architecture in table.architectures]
         values[f"tau_{measure.__name__}"] = _tau(np.array(baseline), truth)
     rounded = {name: round(float(value), 5) for name, value in values.items()}
     return {"architectures": len(truth)} | rounded
+
+
+def regret_of(count: int, ranking: np.ndarray, truth: np.ndarray) -> float:
+    """What the best of the `count` ranked first lacks of the best of all."""
+    first = np.argsort(-ranking, kind="stable")[:count]
+    return float(truth.max() - truth[first].max())
 
 
 def split_deviation(scores: np.ndarray, truth: np.ndarray, splits: int = 50) -> float:
