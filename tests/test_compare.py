@@ -63,16 +63,15 @@ def test_compare_pairs_seeds_and_goes_on(tmp_path, capsys, monkeypatch):
             result = json.loads((folder / f"{arm}/seed-{seed}/result.json").read_text())
             accuracies = [subnet["accuracy"] for subnet in result["subnets"]]
             truth = [alone[tuple(sorted(s["architecture"].items()))] for s in result["subnets"]]
-            taus[arm].append(stats.kendalltau(accuracies, truth).statistic)
             losses = [-subnet["loss"] for subnet in result["subnets"]]
             sizes = [subnet["parameters"] for subnet in result["subnets"]]
             measured = {name: values[seed] for name, values in comparison["arms"][arm].items()}
-            assert measured["tau_loss"] == stats.kendalltau(losses, truth).statistic
+            taus[arm].append(stats.kendalltau(losses, truth).statistic)
+            assert measured["tau_accuracy"] == stats.kendalltau(accuracies, truth).statistic
             assert measured["bias"] == ranking.complexity_bias(losses, truth, sizes).value
             matched = ranking.matched_kendall(losses, truth, sizes).value
             assert measured["tau_matched"] == (matched if np.isfinite(matched) else None)
-            picked = comparison["arms"][arm]["pick"][seed]
-            assert picked == truth[int(np.argmax(accuracies))]
+            assert measured["pick"] == truth[int(np.argmax(losses))]
     assert comparison["arms"]["static"]["tau"] == pytest.approx(taus["static"])
     test = stats.ttest_rel(taus["dynamic"], taus["static"])
     interval = test.confidence_interval(0.95)
