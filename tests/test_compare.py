@@ -86,6 +86,15 @@ def test_compare_pairs_seeds_and_goes_on(tmp_path, capsys, monkeypatch):
     assert (folder / "static/config.json").read_text() == before
 
 
+def test_a_subnet_that_diverged_is_ranked_last():
+    losses, truth = [1.0, None, 0.5, 2.0], np.array([0.8, 0.1, 0.9, 0.7])
+    subnets = [{"accuracy": 0.5, "loss": loss, "parameters": n} for n, loss in enumerate(losses)]
+    measured = module._measures({"subnets": subnets, "mean_accuracy": 0.5, "seconds": 1.0}, truth)
+    assert measured["tau"] == pytest.approx(1)
+    assert measured["pick"] == 0.9
+    assert measured["tau_accuracy"] is None
+
+
 def test_arms_differ_in_the_method_alone():
     config = parse(TINY | {"steps": 50, "epochs": None})
     static, dynamic = static_arm(config).model_dump(), config.model_dump()
