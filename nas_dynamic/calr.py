@@ -6,9 +6,12 @@ CVPR 2025, arXiv 2503.10740.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
+
+import numpy as np
 
 from nas_dynamic.architecture import Architecture
 
@@ -40,12 +43,20 @@ class CaLR:
 
         γ(α) = γ_max − (γ_max − γ_min) · log(C(α) / C_min) / log(C_max / C_min)
 
+    With a `population` γ goes by rank: log γ is linear in q, the rank of C(α) among the
+    complexities of the population, in (0, 1). With γ_min = 1/γ_max the mean of log γ over the
+    population is then 0: small subnets hand learning rate over to large ones, none is cut.
+
+        γ(α) = γ_max^(1 − q) · γ_min^q
+
     Args:
         complexity: complexity of an architecture, > 0: parameters (as in the paper), MACs, latency.
         total_steps: T, the number of steps, one update each, of the whole training. Not needed
             with `curve="scheduler"`.
-        bounds: (C_min, C_max) of the space, in the units of `complexity`. A complexity outside of
-            them is clamped, so that γ stays within its own bounds.
+        bounds: (C_min, C_max) of the space, in the units of `complexity`; of the population by
+            default. A complexity outside of them is clamped, so that γ stays within its own bounds.
+        population: complexities of subnets as they are sampled, such as those of
+            `nas_dynamic.complexity.population`, for γ by rank; None for the paper's γ.
         gamma_max: γ of the smallest subnet.
         gamma_min: γ of the largest subnet; 1/γ_max by default.
         curve: s. `"polynomial"` (1 − t/T, the paper's), `"cosine"`, `"cosine-power"`
@@ -76,7 +87,8 @@ class CaLR:
         complexity: Callable[[Architecture], float],
         *,
         total_steps: int | None = None,
-        bounds: tuple[float, float],
+        bounds: tuple[float, float] | None = None,
+        population: Iterable[float] | None = None,
         gamma_max: float = 4.0,
         gamma_min: float | None = None,
         curve: str | Callable[[float], float] = "polynomial",
@@ -87,6 +99,14 @@ class CaLR:
             raise ValueError(f"anneal must be 'lr' or 'loss', got {anneal!r}")
         self.anneal = anneal
         self.complexity = complexity
+        self._ranks = None if population is None else _Ranks(population)
+        if bounds is None:
+            if self._ranks is None:
+                raise ValueError(
+                    "bounds are needed: complexities of the smallest and the largest subnet, such "
+                    "as nas_dynamic.complexity.bounds(space, complexity); or a population"
+                )
+            bounds = self._ranks.bounds
         self.c_min, self.c_max = _checked_bounds(bounds)
         self.gamma_max = float(gamma_max)
         if not (math.isfinite(gamma_max) and gamma_max > 0):
@@ -137,6 +157,9 @@ class CaLR:
     def gamma_of(self, complexity: float) -> float:
         """γ of a complexity, clamped to the bounds of the space."""
         complexity = min(max(complexity, self.c_min), self.c_max)
+        if self._ranks is not None:
+            rank = self._ranks(complexity)
+            return self.gamma_max ** (1 - rank) * self.gamma_min**rank
         position = math.log(complexity / self.c_min) / math.log(self.c_max / self.c_min)
         return self.gamma_max - (self.gamma_max - self.gamma_min) * position
 
@@ -161,7 +184,9 @@ class CaLR:
 
     def definition(self) -> dict[str, Any]:
         """What decides the lr, as plain data: a checkpoint is refused where it differs."""
+        by_rank = {} if self._ranks is None else {"population": self._ranks.digest}
         return {
+            **by_rank,
             "bounds": [self.c_min, self.c_max],
             "gamma": [self.gamma_min, self.gamma_max],
             "curve": self.curve if isinstance(self.curve, str) else name_of(self.curve),
@@ -169,6 +194,27 @@ class CaLR:
             "warmup_steps": self.warmup_steps,
             "anneal": self.anneal,
         }
+
+
+class _Ranks:
+    """Ranks of complexities among those of a population, in (0, 1); between them, interpolated."""
+
+    def __init__(self, population: Iterable[float]) -> None:
+        values, counts = np.unique(np.array([*population], dtype=float), return_counts=True)
+        if not (len(values) and np.isfinite(values).all() and values[0] > 0):
+            raise ValueError(
+                "the complexities of a population must be positive finite numbers, at least one; "
+                f"got {len(values)} different ones"
+                + (f", from {values[0]:g}" if len(values) else "")
+            )
+        self.bounds = float(values[0]), float(values[-1])
+        self._values = values
+        self._ranks = (np.cumsum(counts) - counts / 2) / counts.sum()
+        content = values.tobytes() + counts.astype("<i8").tobytes()
+        self.digest = hashlib.sha256(content).hexdigest()[:16]
+
+    def __call__(self, complexity: float) -> float:
+        return float(np.interp(complexity, self._values, self._ranks))
 
 
 def checked_complexity(

@@ -24,6 +24,7 @@ __all__ = [
     "count_parameters",
     "lookup",
     "measure_latency",
+    "population",
     "relative_errors",
 ]
 
@@ -222,6 +223,19 @@ def bounds(space: SearchSpace, complexity: Complexity) -> Bounds:
     if not all(math.isfinite(value) and value > 0 for value in found):
         raise ValueError(f"complexities must be positive finite numbers; the bounds are {found}")
     return found
+
+
+def population(
+    space: SearchSpace, complexity: Complexity, *, samples: int = 1000, seed: int = 0
+) -> list[float]:
+    """Complexities of uniformly drawn subnets, for `CaLR(population=…)`.
+
+    Of all subnets in a space of no more than `samples`.
+    """
+    if space.size <= samples:
+        return [complexity(architecture) for architecture in space]
+    generator = np.random.default_rng(seed)
+    return [complexity(space.sample(generator)) for _ in range(samples)]
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:

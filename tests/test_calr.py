@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from scipy.stats import rankdata
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -94,6 +95,43 @@ def test_the_polynomial_factor_is_that_of_the_paper(calr: CaLR, position: float,
     step = int(progress * calr.total_steps)
     expected = (1 - step / calr.total_steps) ** calr.gamma(architecture)
     assert calr.factor(architecture, step) == pytest.approx(expected, rel=1e-12)
+
+
+@given(st.lists(sizes, min_size=2, max_size=40), st.floats(1, 16), st.floats(0.01, 1))
+def test_gamma_by_rank_is_log_linear_in_the_rank(population: list[float], gamma_max, ratio):
+    assume(len(set(population)) > 1)
+    gamma_min = gamma_max * ratio
+    calr = CaLR(
+        lambda a: a["c"],
+        total_steps=10,
+        population=population,
+        gamma_max=gamma_max,
+        gamma_min=gamma_min,
+    )
+    assert (calr.c_min, calr.c_max) == (min(population), max(population))
+    ranks = (rankdata(population) - 0.5) / len(population)
+    gammas = [calr.gamma({"c": c}) for c in population]
+    assert gammas == pytest.approx(gamma_max ** (1 - ranks) * gamma_min**ranks)
+    assert np.mean(np.log(gammas)) == pytest.approx(np.log(gamma_max * gamma_min) / 2, abs=1e-9)
+    assert calr.gamma({"c": min(population) / 2}) == calr.gamma({"c": min(population)})
+    middle = sorted(population)[len(population) // 2] * 1.01
+    assert min(gammas) <= calr.gamma({"c": middle}) <= max(gammas)
+
+
+def test_a_population_may_leave_the_extremes_out():
+    calr = CaLR(lambda a: a["c"], total_steps=9, bounds=(1, 16), population=[2, 4, 4, 8])
+    assert (calr.c_min, calr.c_max) == (1, 16)
+    assert calr.gamma({"c": 4}) == pytest.approx(1)
+    assert calr.gamma({"c": 1}) == calr.gamma({"c": 2}) == pytest.approx(4 ** (1 - 2 / 8))
+
+
+def test_populations_are_told_apart_by_the_definition():
+    def definition(population: list[float] | None) -> dict[str, Any]:
+        return CaLR(lambda a: 1, total_steps=9, bounds=(1, 9), population=population).definition()
+
+    assert definition([1, 2, 9]) == definition([9, 1, 2]) != definition([1, 3, 9])
+    assert definition([1, 2, 9]) != definition([1, 2, 2, 9])
+    assert "population" not in definition(None)
 
 
 @pytest.mark.parametrize("name", CURVES)
@@ -212,6 +250,11 @@ def test_the_curve_scheduler_with_schedulers_of_torch(schedule: Any, complexity:
         ({"bounds": (0, 4)}, "must be positive finite"),
         ({"bounds": (1, math.nan)}, "must be positive finite"),
         ({"bounds": (1, math.inf)}, "must be positive finite"),
+        ({"bounds": None}, "bounds are needed"),
+        ({"bounds": None, "population": [3, 3]}, "nothing for CaLR to tell apart"),
+        ({"population": []}, "at least one; got 0 different ones"),
+        ({"population": [1, 0]}, "positive finite numbers, at least one; got 2 different"),
+        ({"population": [1, math.nan]}, "positive finite numbers"),
         ({"gamma_max": 0}, "gamma_max must be a positive number"),
         ({"gamma_max": math.nan}, "gamma_max must be a positive number"),
         ({"gamma_max": 0.5}, "for a gamma_max below 1 give gamma_min yourself"),

@@ -20,6 +20,7 @@ from nas_dynamic.complexity import (
     count_parameters,
     lookup,
     measure_latency,
+    population,
 )
 
 WIDTHS = {"layer1": (1, 3, 5), "layer2": (1, 3)}
@@ -194,3 +195,16 @@ def test_a_look_up_takes_microseconds():
         for _ in range(1000):
             look_up(architecture)
         assert (time.perf_counter() - start) / 1000 < 100e-6
+
+
+def test_a_population_is_the_whole_of_a_small_space_and_a_sample_of_a_large_one():
+    small = SearchSpace({"a": [1, 2, 3], "b": [1, 2]})
+    product = lambda a: float(np.prod([*a.values()]))  # noqa: E731
+    assert sorted(population(small, product)) == [1, 2, 2, 3, 4, 6]
+    large = SearchSpace({f"layer{i}": [1, 2] for i in range(20)})
+    total = lambda a: float(sum(a.values()))  # noqa: E731
+    found = population(large, total, samples=400, seed=1)
+    assert len(found) == 400
+    assert found == population(large, total, samples=400, seed=1)
+    assert found != population(large, total, samples=400)
+    assert np.mean(found) == pytest.approx(30, abs=4 * 20**0.5 / 2 / 20)

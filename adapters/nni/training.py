@@ -27,6 +27,7 @@ from nas_dynamic.adapters.nni.space import complexity_of
 from nas_dynamic.architecture import Architecture, SearchSpace
 from nas_dynamic.calr import CaLR
 from nas_dynamic.complexity import bounds as bounds_of
+from nas_dynamic.complexity import population
 from nas_dynamic.distributed import RankAgreement, check_every, watch_ranks
 from nas_dynamic.grouping import default_label
 from nas_dynamic.momentum import MomentumSeparation
@@ -50,6 +51,7 @@ def dynamic(
     total_steps: int | None = None,
     complexity: Literal["parameters", "macs"] | Callable[[Architecture], float] = "parameters",
     bounds: tuple[float, float] | None = None,
+    gamma_by: Literal["complexity", "rank"] = "complexity",
     group_by: str | Callable[[Architecture], Hashable] | None = None,
     anneal: Literal["lr", "loss"] = "lr",
     idle: Literal["coast", "freeze"] = "coast",
@@ -81,6 +83,8 @@ def dynamic(
         complexity: `"parameters"` and `"macs"` are worked out from the model space (MACs at the
             shape of the first training batch); or a function of an architecture.
         bounds: least and greatest complexity of the space, found by search if not given.
+        gamma_by: `"complexity"`, the paper's γ; or `"rank"`, by the rank of the complexity among
+            uniformly drawn subnets: see `population` of `CaLR`.
         group_by: label or rule that groups subnets; see `MomentumSeparation`, and
             `default_label` for the label that is taken if none is given. The subnets of one
             update are sampled from one group, which takes a label.
@@ -101,6 +105,8 @@ def dynamic(
     """
     sampling = sampling_factory(strategy)
     check_every(check_ranks_every)
+    if gamma_by not in ("complexity", "rank"):
+        raise ValueError(f"gamma_by must be 'complexity' or 'rank', got {gamma_by!r}")
     options = {
         name: value for name, value in locals().items() if name not in ("strategy", "sampling")
     }
@@ -230,6 +236,9 @@ class DynamicCallback(pl.Callback):
             complexity,
             total_steps=options["total_steps"] or self._total_steps(trainer),
             bounds=options["bounds"] or bounds_of(self.space, complexity),
+            population=population(self.space, complexity)
+            if options["gamma_by"] == "rank"
+            else None,
             gamma_max=options["gamma_max"],
             gamma_min=options["gamma_min"],
             curve=options["curve"],

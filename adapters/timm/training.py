@@ -12,6 +12,7 @@ from torch import nn
 from nas_dynamic.architecture import Architecture, SearchSpace
 from nas_dynamic.calr import CaLR
 from nas_dynamic.complexity import bounds as bounds_of
+from nas_dynamic.complexity import population
 from nas_dynamic.distributed import RankAgreement, check_every, watch_ranks
 from nas_dynamic.grouping import default_label
 from nas_dynamic.momentum import MomentumSeparation
@@ -49,6 +50,7 @@ def attach(
     warmup_steps: int = 0,
     complexity: Literal["parameters", "macs"] | Callable[[Architecture], float] = "parameters",
     bounds: tuple[float, float] | None = None,
+    gamma_by: Literal["complexity", "rank"] = "complexity",
     group_by: str | Callable[[Architecture], Hashable] | None = None,
     idle: Literal["coast", "freeze"] = "coast",
     nonfinite: Literal["ignore", "raise", "skip"] = "ignore",
@@ -85,6 +87,8 @@ def attach(
         complexity: `"parameters"`; `"macs"` at the size of image that the model is made for; or
             a function of an architecture.
         bounds: least and greatest complexity of the space, found by search if not given.
+        gamma_by: `"complexity"`, the paper's γ; or `"rank"`, by the rank of the complexity among
+            uniformly drawn subnets: see `population` of `CaLR`.
         group_by: label or rule that groups subnets; see `MomentumSeparation`, and
             `default_label` for the label that is taken if none is given.
         idle: what parameters outside of the subnet do in an update; see `DynamicTraining`, as for
@@ -107,6 +111,8 @@ def attach(
             "mobile_supernet() or elastic_vit()"
         )
     check_every(check_ranks_every)
+    if gamma_by not in ("complexity", "rank"):
+        raise ValueError(f"gamma_by must be 'complexity' or 'rank', got {gamma_by!r}")
     measure = _measure(supernet, complexity)
     curve = curve or ("scheduler" if total_steps is None else "polynomial")
     sampling = _Sampling(supernet, sampler or UniformSampler(space, seed))
@@ -117,6 +123,7 @@ def attach(
             measure,
             total_steps=total_steps,
             bounds=bounds or bounds_of(space, measure),
+            population=population(space, measure) if gamma_by == "rank" else None,
             gamma_max=gamma_max,
             gamma_min=gamma_min,
             curve=curve,

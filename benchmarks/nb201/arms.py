@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.stats import rankdata
 
 from benchmarks.nb201.supernet import OPERATIONS, SPACE, parameters
-from nas_dynamic import Architecture, CaLR
+from nas_dynamic import CaLR
 
 __all__ = ["ARMS", "Arm", "mean_gamma"]
 
@@ -28,8 +25,7 @@ class Arm:
     Attributes:
         curve: decay curve, as in `CaLR`.
         gamma: `"one"`, 1 for every subnet; `"mean"`, CaLR's mean over the space for every subnet;
-            `"complexity"`, CaLR; `"rank"`, γ = γ_max^(1 − 2q) of the complexity's rank q in
-            [0, 1] over the space, so that the mean of log γ is 0.
+            `"complexity"`, CaLR; `"rank"`, CaLR by the rank of the complexity over the space.
         separate: whether momentum is separate.
         gamma_max: γ of the smallest subnet, the inverse of that of the largest.
         momentum: coefficient β of the optimizer's momentum.
@@ -50,7 +46,7 @@ class Arm:
         """The arm's learning rate over a budget of updates."""
         make = functools.partial(CaLR, total_steps=updates, curve=self.curve)
         if self.gamma == "rank":
-            return make(_rank_warp(self.gamma_max), bounds=(1, math.e), gamma_max=self.gamma_max)
+            return make(parameters, population=_complexities(), gamma_max=self.gamma_max)
         if self.gamma == "complexity":
             return make(parameters, bounds=_bounds(), gamma_max=self.gamma_max)
         gamma = mean_gamma() if self.gamma == "mean" else 1.0
@@ -93,13 +89,3 @@ def mean_gamma() -> float:
     """Mean of CaLR's γ over uniformly drawn subnets."""
     calr = CaLR(float, total_steps=1, bounds=_bounds(), gamma_max=GAMMA_MAX)
     return float(np.mean([calr.gamma_of(value) for value in _complexities()]))
-
-
-def _rank_warp(gamma_max: float) -> Callable[[Architecture], float]:
-    """A complexity, within (1, e), for which CaLR's γ is γ_max^(1 − 2q), q the rank."""
-    complexities = _complexities()
-    position = (rankdata(complexities) - 0.5) / len(complexities)
-    gamma = gamma_max ** (1 - 2 * position)
-    warped = np.exp((gamma_max - gamma) / (gamma_max - 1 / gamma_max))
-    by_complexity = dict(zip(complexities.tolist(), warped.tolist(), strict=True))
-    return lambda architecture: by_complexity[parameters(architecture)]

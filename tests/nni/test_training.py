@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -320,11 +321,23 @@ def test_missing_momentum_warns_with_the_remedy(classification):
         ({"gamma_max": -1.0}, "gamma_max"),
         ({"curve": "linear"}, "choose one of polynomial"),
         ({"bounds": (5, 2)}, "reversed"),
+        ({"gamma_by": "size"}, "gamma_by must be 'complexity' or 'rank'"),
     ],
 )
 def test_bad_options(classification, options, message):
     with pytest.raises(ValueError, match=message):
         fit(dynamic(RandomOneShot(), **options), classification())
+
+
+def test_gamma_by_rank_leaves_the_mean_of_log_gamma_at_0(classification):
+    _, trainer, recorder = fit(dynamic(RandomOneShot(), gamma_by="rank"), classification())
+    training = callback_of(trainer).training
+    generator = np.random.default_rng(1)
+    gammas = [training.calr.gamma(training.space.sample(generator)) for _ in range(2000)]
+    assert np.mean(np.log(gammas)) == pytest.approx(0, abs=0.1)
+    assert min(gammas) < 0.3 < 3 < max(gammas)
+    for update in recorder.updates:
+        assert update.gamma == training.calr.gamma(update.architecture)
 
 
 def test_endless_trainer_is_refused(classification):

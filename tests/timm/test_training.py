@@ -237,6 +237,7 @@ def test_lookahead_is_refused_with_the_reason(name):
         ({"total_steps": 0}, "total_steps must be a whole number, at least 1"),
         ({"idle": "drift"}, "idle must be"),
         ({"bounds": (5, 2)}, "reversed"),
+        ({"gamma_by": "size"}, "gamma_by must be 'complexity' or 'rank'"),
     ],
 )
 def test_bad_options(options, message):
@@ -245,6 +246,15 @@ def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         attach(optimizer, supernet, **options)
     attach(optimizer, supernet)  # nothing was left behind
+
+
+def test_gamma_by_rank_leaves_the_mean_of_log_gamma_at_0():
+    supernet = tiny_supernet()
+    optimizer = create_optimizer_v2(supernet, opt="sgd", lr=0.1)
+    attached = attach(optimizer, supernet, total_steps=4, gamma_by="rank")
+    gammas = [attached.training.calr.gamma(architecture) for architecture in supernet.space]
+    assert np.mean(np.log(gammas)) == pytest.approx(0, abs=1e-9)
+    assert max(gammas) > 2
 
 
 def test_sampler_of_several_subnets_is_refused():
