@@ -34,7 +34,7 @@ MEASURES = {
     "tau": "Kendall τ to training alone",
     "tau_matched": "matched τ",
     "bias": "complexity bias",
-    "tau_accuracy": "Kendall τ, ranked by the accuracy",
+    "tau_accuracy": "Kendall τ, by the accuracy",
     "pick": "accuracy of its best, alone",
     "mean_accuracy": "mean accuracy, inherited",
     "seconds": "seconds of training",

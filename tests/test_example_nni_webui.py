@@ -145,6 +145,8 @@ def start(tmp_path):
             stderr=subprocess.STDOUT,
             cwd=tmp_path,
             env=os.environ | {"HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+            # Under nohup a hang-up is ignored, by what is started from there as well.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
         processes.append(process)
 
