@@ -217,6 +217,16 @@ class _Ranks:
         return float(np.interp(complexity, self._values, self._ranks))
 
 
+def check_gamma_by(gamma_by: str) -> None:
+    """Check an adapter's option: γ by the complexity, or by its rank in a population.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if gamma_by not in ("complexity", "rank"):
+        raise ValueError(f"gamma_by must be 'complexity' or 'rank', got {gamma_by!r}")
+
+
 def checked_complexity(
     measure: Callable[[Architecture], float], architecture: Architecture
 ) -> float:

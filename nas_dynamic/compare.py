@@ -253,9 +253,7 @@ def _measures(result: dict[str, Any], truth: np.ndarray) -> dict[str, float | No
         _array(subnet[key] for subnet in result["subnets"])
         for key in ("accuracy", "loss", "parameters")
     )
-    ranking = -np.nan_to_num(
-        losses, nan=math.inf, posinf=math.inf
-    )  # a subnet that diverged is the last
+    ranking = -np.where(np.isnan(losses), math.inf, losses)  # what diverged comes last
     return {
         "tau": _plain(tau(ranking, truth)),
         "tau_matched": _plain(matched_tau(ranking, truth, sizes)),

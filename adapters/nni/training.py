@@ -25,7 +25,7 @@ from nas_dynamic.adapters.nni.sampling import (
 )
 from nas_dynamic.adapters.nni.space import complexity_of
 from nas_dynamic.architecture import Architecture, SearchSpace
-from nas_dynamic.calr import CaLR
+from nas_dynamic.calr import CaLR, check_gamma_by
 from nas_dynamic.complexity import bounds as bounds_of
 from nas_dynamic.complexity import population
 from nas_dynamic.distributed import RankAgreement, check_every, watch_ranks
@@ -105,8 +105,7 @@ def dynamic(
     """
     sampling = sampling_factory(strategy)
     check_every(check_ranks_every)
-    if gamma_by not in ("complexity", "rank"):
-        raise ValueError(f"gamma_by must be 'complexity' or 'rank', got {gamma_by!r}")
+    check_gamma_by(gamma_by)
     options = {
         name: value for name, value in locals().items() if name not in ("strategy", "sampling")
     }

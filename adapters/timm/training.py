@@ -10,7 +10,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from nas_dynamic.architecture import Architecture, SearchSpace
-from nas_dynamic.calr import CaLR
+from nas_dynamic.calr import CaLR, check_gamma_by
 from nas_dynamic.complexity import bounds as bounds_of
 from nas_dynamic.complexity import population
 from nas_dynamic.distributed import RankAgreement, check_every, watch_ranks
@@ -111,8 +111,7 @@ def attach(
             "mobile_supernet() or elastic_vit()"
         )
     check_every(check_ranks_every)
-    if gamma_by not in ("complexity", "rank"):
-        raise ValueError(f"gamma_by must be 'complexity' or 'rank', got {gamma_by!r}")
+    check_gamma_by(gamma_by)
     measure = _measure(supernet, complexity)
     curve = curve or ("scheduler" if total_steps is None else "polynomial")
     sampling = _Sampling(supernet, sampler or UniformSampler(space, seed))

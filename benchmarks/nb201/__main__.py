@@ -18,7 +18,7 @@ from benchmarks.nb201.arms import ARMS
 from benchmarks.nb201.data import Images, load_images, load_table
 from benchmarks.nb201.kernels import LANES, TORCH
 from benchmarks.nb201.rankings import print_rankings
-from benchmarks.nb201.report import BASELINE, draw_figure, print_tables
+from benchmarks.nb201.report import BASELINE, append_result, draw_figure, print_tables
 from benchmarks.nb201.scoring import measures, score
 from benchmarks.nb201.supernet import EDGES
 from benchmarks.nb201.training import SAMPLERS, Run, Training
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         "alone", help="train networks alone, and print how supernets rank them"
     )
     alone.set_defaults(command=_alone)
-    alone.add_argument("--networks", type=int, default=60, help="of the scored subnets")
+    alone.add_argument("--networks", type=int, default=40, help="of the scored subnets")
     alone.add_argument("--updates", type=int, default=4000, help="of each network")
     alone.add_argument("--seed", type=int, default=0)
     alone.add_argument("--output", type=Path, default=Path("benchmarks/results/nb201_alone.csv"))
@@ -150,7 +150,7 @@ def _run(options: argparse.Namespace) -> None:
             np.savez_compressed(options.runs / f"{run.name}-{scored}.npz", **asdict(scores))
             row = asdict(run) | {"scored": scored} | measures(table, scores)
             row |= {"images": options.images, "seconds": round(training.seconds)}
-            _append(options.results, row)
+            append_result(options.results, row)
             print(f"{run.name}: τ {row['tau']:.3f}, {scored} weights", flush=True)
 
 
@@ -174,7 +174,7 @@ def _alone(options: argparse.Namespace) -> None:
     train, batches = _images(options, run.size, "cpu")
     kernels = KERNELS[options.kernels]
     train_alone(options.output, chosen.architectures, run, train, batches, kernels)
-    print_alone(options.output, options.results, options.runs, everything)
+    print_alone(options.output, run.updates, options.results, options.runs, everything)
 
 
 def _planned(options: argparse.Namespace, preset: dict[str, Any]) -> list[Run]:
@@ -210,16 +210,6 @@ def _scored(results: Path, run: Run, architectures: int, images: int) -> set[str
             for row in csv.DictReader(file)
             if all(row[key] == str(value) for key, value in sought.items())
         }
-
-
-def _append(results: Path, row: dict[str, float | int | str]) -> None:
-    results.parent.mkdir(parents=True, exist_ok=True)
-    new = not results.exists()
-    with results.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,16 +13,14 @@ from rich.table import Table as PrintedTable
 
 from benchmarks.nb201.data import Images, Table
 from benchmarks.nb201.kernels import Kernels
-from benchmarks.nb201.rankings import Setting, paired_cells, read_rankings, with_deviation
-from benchmarks.nb201.report import BASELINE
+from benchmarks.nb201.rankings import paired_cells, read_rankings, static_of, with_deviation
+from benchmarks.nb201.report import BASELINE, append_result, read_results
 from benchmarks.nb201.scoring import score
 from benchmarks.nb201.training import Run, Training
 from nas_dynamic import Architecture
 from nas_dynamic.ranking import tau
 
 __all__ = ["print_alone", "train_alone"]
-
-COLUMNS = ("architecture", "seed", "updates", "loss", "accuracy")
 
 
 def train_alone(
@@ -52,29 +49,25 @@ def train_alone(
         training.advance()
         scores = score(training.supernet, [architecture], batches)
         loss, accuracy = float(scores.loss.mean()), float(scores.accuracy.mean())
-        results.parent.mkdir(parents=True, exist_ok=True)
-        new = not results.exists()
-        with results.open("a", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if new:
-                writer.writerow(COLUMNS)
-            row = (_name(architecture), run.seed, run.updates, f"{loss:.5f}", f"{accuracy:.5f}")
-            writer.writerow(row)
+        row = {"architecture": _name(architecture), "seed": run.seed, "updates": run.updates}
+        append_result(results, row | {"loss": f"{loss:.5f}", "accuracy": f"{accuracy:.5f}"})
         print(f"{number}: loss {loss:.3f}, accuracy {accuracy:.3f}", flush=True)
 
 
-def print_alone(alone: Path, results: Path, runs: Path, everything: Table) -> None:
+def print_alone(alone: Path, updates: int, results: Path, runs: Path, everything: Table) -> None:
     """Print τ, by the mean loss, of supernets to networks trained alone and to the published truth.
 
     Args:
         alone: CSV of the networks trained alone.
+        updates: of each of them; rows of other budgets are left out.
         results: CSV of the supernets; rows whose scores are not in `runs` are left out.
         runs: folder with the supernets' scores.
         everything: NAS-Bench-201.
     """
     losses: dict[str, list[float]] = defaultdict(list)
     for row in _read(alone):
-        losses[row["architecture"]].append(float(row["loss"]))
+        if int(row["updates"]) == updates:
+            losses[row["architecture"]].append(float(row["loss"]))
     if not losses:
         raise FileNotFoundError(f"{alone}: no network was trained alone yet")
     printed = PrintedTable(
@@ -87,7 +80,7 @@ def print_alone(alone: Path, results: Path, runs: Path, everything: Table) -> No
         chosen = [i for i, a in enumerate(table.architectures) if _name(a) in losses]
         of_alone = [-np.mean(losses[_name(table.architectures[i])]) for i in chosen]
         truths = {"trained alone": of_alone, "published": table.accuracy[chosen]}
-        static = rankings.get(_static(key), {})
+        static = rankings.get(static_of(key), {})
         setting = [*map(str, key[:-1]), str(len(by_seed))]
         for name, truth in truths.items():
             taus = {seed: tau(ranking[chosen], truth) for seed, ranking in by_seed.items()}
@@ -106,16 +99,8 @@ def print_alone(alone: Path, results: Path, runs: Path, everything: Table) -> No
     )
 
 
-def _static(key: Setting) -> Setting:
-    sampler, updates, weights, _, idle, _, count = key
-    return sampler, updates, weights, BASELINE, idle, "", count
-
-
 def _read(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open() as file:
-        return list(csv.DictReader(file))
+    return read_results(path) if path.is_file() else []
 
 
 def _name(architecture: Architecture) -> str:

@@ -29,6 +29,7 @@ __all__ = [
     "print_rankings",
     "rank_errors",
     "read_rankings",
+    "static_of",
     "tilted",
     "with_deviation",
 ]
@@ -79,11 +80,11 @@ def print_rankings(results: Path, runs: Path, table: Path) -> None:
     of_seeds = PrintedTable(*columns, "τ between two seeds", "τ of the mean ranking to the truth")
     of_edges = PrintedTable(*columns, "ranked too high, % of the ranks", "ranked too low")
     for key, by_seed in sorted(rankings.items()):
-        sampler, updates, weights, arm, idle, _, count = key
+        *_, arm, _, _, count = key
         truth = everything.stratified(int(count))
         sizes = np.array([parameters(a) for a in truth.architectures], dtype=float)
         space = _Space(truth.architectures, truth.accuracy, sizes)
-        static = rankings.get((sampler, updates, weights, BASELINE, idle, "", count), {})
+        static = rankings.get(static_of(key), {})
         paired = [] if arm == BASELINE else sorted(by_seed.keys() & static.keys())
         setting = [*map(str, key[:-1]), str(len(by_seed))]
         for name, measure in MEASURES.items():
@@ -124,6 +125,12 @@ def tilted(
         method="bounded",
     )
     return ranks + best.x * by_size
+
+
+def static_of(key: Setting) -> Setting:
+    """The setting of static training that an arm is compared with."""
+    sampler, updates, weights, _, idle, _, count = key
+    return sampler, updates, weights, BASELINE, idle, "", count
 
 
 def read_rankings(results: Path, runs: Path) -> dict[Setting, dict[int, np.ndarray]]:

@@ -18,6 +18,7 @@ from nas_dynamic.paired import Difference
 __all__ = [
     "BASELINE",
     "SETTING",
+    "append_result",
     "draw_figure",
     "interval",
     "paired_differences",
@@ -48,6 +49,17 @@ def read_results(path: Path) -> Rows:
         raise FileNotFoundError(f"{path}: no results yet; `python -m benchmarks.nb201 run` first")
     with path.open() as file:
         return list(csv.DictReader(file))
+
+
+def append_result(path: Path, row: dict[str, Any]) -> None:
+    """Append a row, below a header where the file is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, row, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 def paired_differences(rows: Rows, measure: str = "tau") -> dict[tuple[str, ...], Difference]:
@@ -149,7 +161,7 @@ def draw_figure(path: Path, output: Path) -> None:
 
     rows = read_results(path)
     differences = {name: paired_differences(rows, name) for name in MEASURES}
-    settings: dict[str, dict[str, tuple[str, ...]]] = defaultdict(dict)
+    settings: dict[tuple[int, str], dict[str, tuple[str, ...]]] = defaultdict(dict)
     for key in differences["tau"]:
         row = dict(zip((*SETTING, "scored", "idle", "edge", "arm"), key, strict=True))
         setting = f"{int(row['updates']):,} updates, C={row['channels']}, {row['idle']}"
@@ -157,11 +169,11 @@ def draw_figure(path: Path, output: Path) -> None:
             setting += f", {row['sampler']} sampling"
         if row["scored"] != "last":
             setting += f", {row['scored']} weights"
-        settings[setting][f"{row['arm']} {row['edge']}".strip()] = key
+        settings[int(row["updates"]), setting][f"{row['arm']} {row['edge']}".strip()] = key
     if not settings:
         raise ValueError(f"{path} has no arm to compare with {BASELINE!r} on the same seed")
     lines: list[tuple[str, tuple[str, ...] | None]] = []
-    for setting, arms in sorted(settings.items(), key=lambda item: _updates(item[0])):
+    for (_, setting), arms in sorted(settings.items()):
         lines.append((setting, None))
         for arm, key in arms.items():
             lines.append((f"{arm} ({len(differences['tau'][key].values)})", key))
@@ -191,10 +203,6 @@ def draw_figure(path: Path, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=150)
     print(output)
-
-
-def _updates(setting: str) -> int:
-    return int(setting.partition(" ")[0].replace(",", ""))
 
 
 def _draw_difference(axis: Any, position: int, difference: Difference) -> None:
