@@ -28,6 +28,7 @@ from benchmarks.nb201.supernet import (
     OPERATIONS,
     SPACE,
     Supernet,
+    depth,
     live_edges,
     macs,
     parameters,
@@ -410,10 +411,19 @@ def test_gamma_of_the_arms():
     assert np.all(gammas["gmean"] == gammas["calr"].mean())
     assert mean_gamma() == pytest.approx(2.18, abs=0.005)  # as published for this space
     assert np.log(gammas["calq"]).mean() == pytest.approx(0, abs=1e-9)
-    size = np.array([parameters(architecture) for architecture in SPACE])
-    for name in ("calr", "calq"):
-        assert np.all(np.diff(gammas[name][np.argsort(size)]) <= 1e-12)
+    for name, complexity in {"calr": parameters, "calq": parameters, "calq-depth": depth}.items():
+        order = np.argsort([complexity(architecture) for architecture in SPACE])
+        assert np.all(np.diff(gammas[name][order]) <= 1e-12)
         assert 0.25 <= gammas[name].min() < gammas[name].max() <= 4
+
+
+def test_depth_counts_convolutions_of_the_longest_path():
+    paths = [["3←0"], ["1←0", "3←1"], ["2←0", "3←2"], ["1←0", "2←1", "3←2"]]
+    for architecture in SPACE:
+        operations = [[str(architecture[edge]) for edge in path] for path in paths]
+        open_paths = [path for path in operations if "none" not in path]
+        convolutions = [sum("conv" in operation for operation in path) for path in open_paths]
+        assert depth(architecture) == 1 + max(convolutions, default=0)
 
 
 def test_peak_learning_rate_of_the_arms():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from benchmarks.nb201.supernet import OPERATIONS, SPACE, parameters
-from nas_dynamic import CaLR
+from benchmarks.nb201.supernet import OPERATIONS, SPACE, depth, parameters
+from nas_dynamic import Architecture, CaLR
 
 __all__ = ["ARMS", "Arm", "mean_gamma"]
 
@@ -29,6 +30,7 @@ class Arm:
         separate: whether momentum is separate.
         gamma_max: γ of the smallest subnet, the inverse of that of the largest.
         momentum: coefficient β of the optimizer's momentum.
+        complexity: what CaLR measures a subnet by.
     """
 
     curve: str
@@ -36,6 +38,7 @@ class Arm:
     separate: bool = False
     gamma_max: float = GAMMA_MAX
     momentum: float = MOMENTUM
+    complexity: Callable[[Architecture], float] = parameters
 
     @property
     def lr(self) -> float:
@@ -44,13 +47,15 @@ class Arm:
 
     def calr(self, updates: int) -> CaLR:
         """The arm's learning rate over a budget of updates."""
-        make = functools.partial(CaLR, total_steps=updates, curve=self.curve)
+        make = functools.partial(CaLR, self.complexity, total_steps=updates, curve=self.curve)
+        complexities = _complexities(self.complexity)
         if self.gamma == "rank":
-            return make(parameters, population=_complexities(), gamma_max=self.gamma_max)
+            return make(population=complexities, gamma_max=self.gamma_max)
+        bounds = complexities.min(), complexities.max()
         if self.gamma == "complexity":
-            return make(parameters, bounds=_bounds(), gamma_max=self.gamma_max)
+            return make(bounds=bounds, gamma_max=self.gamma_max)
         gamma = mean_gamma() if self.gamma == "mean" else 1.0
-        return make(parameters, bounds=_bounds(), gamma_max=gamma, gamma_min=gamma)
+        return make(bounds=bounds, gamma_max=gamma, gamma_min=gamma)
 
 
 ARMS = {
@@ -70,22 +75,19 @@ ARMS = {
     "calq": Arm("polynomial", "rank"),
     "calq-cosine": Arm("cosine", "rank"),
     "calq-ms": Arm("polynomial", "rank", separate=True),
+    "calq-depth": Arm("polynomial", "rank", complexity=depth),
 }
 """Arms by name. `static` is the usual training: one cosine decay, one momentum."""
 
 
 @functools.cache
-def _complexities() -> np.ndarray:
+def _complexities(measure: Callable[[Architecture], float] = parameters) -> np.ndarray:
     # Of the networks that the table ranks, C=16 and N=5, whatever the size of the supernet: γ is
     # then distributed as in the paper.
-    return np.array([parameters(architecture) for architecture in SPACE])
-
-
-def _bounds() -> tuple[float, float]:
-    return _complexities().min(), _complexities().max()
+    return np.array([measure(architecture) for architecture in SPACE])
 
 
 def mean_gamma() -> float:
     """Mean of CaLR's γ over uniformly drawn subnets."""
-    calr = CaLR(float, total_steps=1, bounds=_bounds(), gamma_max=GAMMA_MAX)
+    calr = ARMS["calr"].calr(updates=1)
     return float(np.mean([calr.gamma_of(value) for value in _complexities()]))

@@ -22,6 +22,7 @@ __all__ = [
     "Cell",
     "LiveEdge",
     "Supernet",
+    "depth",
     "live_edges",
     "macs",
     "parameters",
@@ -187,6 +188,15 @@ def parameters(architecture: Architecture, channels: int = 16, cells: int = 5) -
     kernels = sum(_KERNEL_AREA.get(str(architecture[edge]), 0) for edge in EDGES)
     reductions = sum(width**2 * (9 * 2 + 9 * 4 + 2) for width in (channels, 2 * channels))
     return 27 * channels + cells * kernels * squares + reductions + 10 * (4 * channels + 1)
+
+
+def depth(architecture: Architecture) -> int:
+    """One more than the convolutions on the longest path of a cell."""
+    deepest = {0: 1}
+    for _, source, target, operation in live_edges(architecture):
+        reached = deepest[source] + (operation in _KERNEL_AREA)
+        deepest[target] = max(deepest.get(target, 1), reached)
+    return deepest.get(3, 1)
 
 
 def macs(architecture: Architecture, channels: int = 16, cells: int = 5, size: int = 32) -> int:
