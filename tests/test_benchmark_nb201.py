@@ -33,7 +33,7 @@ from benchmarks.nb201.supernet import (
     macs,
     parameters,
 )
-from benchmarks.nb201.training import SAMPLERS, Run, Training
+from benchmarks.nb201.training import IDLE, SAMPLERS, Run, Training
 from nas_dynamic.complexity import count_macs
 from nas_dynamic.paired import Difference
 from nas_dynamic.ranking import bias, tau_within
@@ -375,6 +375,47 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_weights(arm, edge, sampler
         expected, got = getattr(straight, kind), getattr(resumed, kind)
         for p, q in zip(expected.parameters(), got.parameters(), strict=True):
             assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("idle", IDLE)
+def test_idle_parameters_move_by_what_is_left_to_them(idle, images):
+    """Against the formula of SGD with Nesterov momentum, written for one tensor."""
+    updates, decay, beta = 9, 5e-4, 0.9
+
+    def in_double():  # rounding grows fast where ReLU cuts normalized noise
+        training = Training(Run("static", idle, "", 0, updates), images)
+        training.supernet.double()
+        batches = [training.batches[update] for update in range(updates)]
+        training.batches = [(x.double(), classes) for x, classes in batches]
+        return training
+
+    expected = in_double()
+    weights = list(expected.supernet.parameters())
+    momenta: list[torch.Tensor | None] = [None] * len(weights)
+    for update in range(updates):
+        lr = 0.025 * (1 + math.cos(math.pi * update / updates)) / 2
+        x, classes = expected.batches[update]
+        F.cross_entropy(expected.supernet(x, expected.sampler.sample()), classes).backward()
+        torch.nn.utils.clip_grad_norm_(weights, 5.0)
+        for i, weight in enumerate(weights):
+            value, gradient, moved = weight.data, weight.grad, True
+            if gradient is not None:
+                gradient = gradient + decay * value
+            elif idle in ("coast", "drift"):
+                gradient = decay * value if idle == "coast" else torch.zeros_like(value)
+            else:
+                moved = False
+            if moved:
+                momentum = momenta[i]
+                momenta[i] = gradient if momentum is None else beta * momentum + gradient
+                weight.data = value - lr * (gradient + beta * momenta[i])
+            elif idle == "decay":
+                weight.data = value * (1 - lr * decay / (1 - beta))
+            weight.grad = None
+    training = in_double()
+    training.advance()
+    for weight, trained in zip(weights, training.supernet.parameters(), strict=True):
+        torch.testing.assert_close(trained, weight, rtol=1e-9, atol=1e-12)
 
 
 def test_a_network_trained_alone_is_trained_by_a_plain_cosine_decay(images, tmp_path):

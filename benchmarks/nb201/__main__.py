@@ -21,7 +21,7 @@ from benchmarks.nb201.rankings import print_rankings
 from benchmarks.nb201.report import BASELINE, append_result, draw_figure, print_tables
 from benchmarks.nb201.scoring import measures, score
 from benchmarks.nb201.supernet import EDGES
-from benchmarks.nb201.training import SAMPLERS, Run, Training
+from benchmarks.nb201.training import IDLE, SAMPLERS, Run, Training
 
 PRESETS = {
     "small": {"channels": 8, "cells": 1, "size": 16, "updates": 20_000},
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
     run.add_argument("--arms", type=_names(ARMS), default=["static", "dynamic"], metavar="A,B")
     run.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,5-9")
-    run.add_argument("--idle", type=_names(("coast", "freeze")), default=["coast"])
+    run.add_argument("--idle", type=_names(IDLE), default=["coast"], help=", ".join(IDLE))
     run.add_argument("--edge", type=_names(EDGES), default=["3←0"], help="grouping edges")
     run.add_argument(
         "--sampler", choices=SAMPLERS, default="uniform", help="fair: five subnets an update"

@@ -24,11 +24,16 @@ from nas_dynamic import (
     UniformSampler,
 )
 
-__all__ = ["SAMPLERS", "Run", "Training"]
+__all__ = ["IDLE", "SAMPLERS", "Run", "Training"]
 
 SAMPLERS = ("uniform", "fair")
 """One subnet an update, or FairNAS's five, whose mean loss is trained."""
 
+IDLE = ("coast", "freeze", "drift", "decay")
+"""What moves the parameters outside of the subnet: their momentum and weight decay, nothing, their
+momentum alone, weight decay alone."""
+
+WEIGHT_DECAY = 5e-4
 AVERAGE_EVERY, AVERAGE_DECAY = 10, 0.99  # the average reaches about 1,000 updates back
 
 
@@ -38,7 +43,7 @@ class Run:
 
     Attributes:
         arm: name of the arm.
-        idle: what parameters outside the subnet do, as in `DynamicTraining`.
+        idle: what parameters outside the subnet do, of `IDLE`.
         edge: grouping edge; empty for arms with one momentum.
         seed: of weights, data order, augmentation and subnets: the arms of one seed are paired.
         updates: budget.
@@ -103,14 +108,19 @@ class Training:
         self._parameters = list(self.supernet.parameters())
         arm = ARMS[run.arm]
         self.optimizer = torch.optim.SGD(
-            self._parameters, lr=arm.lr, momentum=arm.momentum, nesterov=True, weight_decay=5e-4
+            self._parameters,
+            lr=arm.lr,
+            momentum=arm.momentum,
+            nesterov=True,
+            weight_decay=0 if run.idle == "drift" else WEIGHT_DECAY,
         )
+        self._calr = arm.calr(run.updates)
         self.dynamic = DynamicTraining(
             self.optimizer,
             architecture=lambda: self._subnets,
-            calr=arm.calr(run.updates),
+            calr=self._calr,
             momentum=MomentumSeparation(run.edge) if arm.separate else None,
-            idle=run.idle,
+            idle="coast" if run.idle in ("coast", "drift") else "freeze",
         )
 
     @property
@@ -135,12 +145,32 @@ class Training:
             loss = F.cross_entropy(self.supernet(images, subnet), classes)
             (weight / len(self._subnets) * loss).backward()
         torch.nn.utils.clip_grad_norm_(self._parameters, 5.0)
+        if self.run.idle == "drift":
+            self._decay_trained()
+        if self.run.idle == "decay":
+            self._decay_idle()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.updates += 1
         if self.updates % AVERAGE_EVERY == 0:
             self._average()
             self.loss = loss.item()
+
+    @torch.no_grad()
+    def _decay_trained(self) -> None:
+        # As SGD does, but for the parameters of the subnet alone.
+        trained = [parameter for parameter in self._parameters if parameter.grad is not None]
+        torch._foreach_add_([p.grad for p in trained], trained, alpha=WEIGHT_DECAY)
+
+    @torch.no_grad()
+    def _decay_idle(self) -> None:
+        # By as much as the gradients of weight decay move a weight that coasts.
+        arm = ARMS[self.run.arm]
+        factors = [self._calr.factor(subnet, self.updates) for subnet in self._subnets]
+        lr = arm.lr * sum(factors) / len(factors)
+        idle = [parameter for parameter in self._parameters if parameter.grad is None]
+        if idle:
+            torch._foreach_mul_(idle, 1 - lr * WEIGHT_DECAY / (1 - arm.momentum))
 
     @torch.no_grad()
     def _average(self) -> None:
