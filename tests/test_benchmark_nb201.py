@@ -467,6 +467,20 @@ def test_depth_counts_convolutions_of_the_longest_path():
         assert depth(architecture) == 1 + max(convolutions, default=0)
 
 
+def test_the_final_anneal_bends_the_last_tenth_alone():
+    plain, annealed = ARMS["calq"].calr(1000), ARMS["calq-anneal"].calr(1000)
+    for architecture in drawn(5):
+        factors = [
+            np.array([calr.factor(architecture, step) for step in range(1001)])
+            for calr in (plain, annealed)
+        ]
+        np.testing.assert_array_equal(*[factor[:900] for factor in factors])
+        ratio = factors[1][900:1000] / factors[0][900:1000]
+        np.testing.assert_allclose(ratio, np.linspace(1, 0, 100, endpoint=False), atol=1e-9)
+        assert factors[1][-1] == 0
+    assert plain.definition() != annealed.definition()
+
+
 def test_peak_learning_rate_of_the_arms():
     assert ARMS["static"].lr == ARMS["dynamic"].lr == 0.025
     arm = ARMS["dynamic-visits"]

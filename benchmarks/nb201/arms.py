@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class Arm:
         gamma_max: γ of the smallest subnet, the inverse of that of the largest.
         momentum: coefficient β of the optimizer's momentum.
         complexity: what CaLR measures a subnet by.
+        anneal: share of the budget, its last, over which every lr also goes to 0 linearly.
     """
 
     curve: str
@@ -39,6 +40,7 @@ class Arm:
     gamma_max: float = GAMMA_MAX
     momentum: float = MOMENTUM
     complexity: Callable[[Architecture], float] = parameters
+    anneal: float = 0.0
 
     @property
     def lr(self) -> float:
@@ -47,7 +49,8 @@ class Arm:
 
     def calr(self, updates: int) -> CaLR:
         """The arm's learning rate over a budget of updates."""
-        make = functools.partial(CaLR, self.complexity, total_steps=updates, curve=self.curve)
+        kind = functools.partial(_Annealed, share=self.anneal) if self.anneal else CaLR
+        make = functools.partial(kind, self.complexity, total_steps=updates, curve=self.curve)
         complexities = _complexities(self.complexity)
         if self.gamma == "rank":
             return make(population=complexities, gamma_max=self.gamma_max)
@@ -56,6 +59,22 @@ class Arm:
             return make(bounds=bounds, gamma_max=self.gamma_max)
         gamma = mean_gamma() if self.gamma == "mean" else 1.0
         return make(bounds=bounds, gamma_max=gamma, gamma_min=gamma)
+
+
+class _Annealed(CaLR):
+    """CaLR whose lr goes to 0 linearly, for every subnet, over the last `share` of the steps."""
+
+    def __init__(self, *args: Any, share: float, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.share = share
+
+    def factor_of(self, gamma: float, step: int, lr_ratio: float = 1.0) -> float:
+        assert self.total_steps is not None
+        left = max(1 - step / self.total_steps, 0.0)
+        return super().factor_of(gamma, step, lr_ratio) * min(left / self.share, 1.0)
+
+    def definition(self) -> dict[str, Any]:
+        return super().definition() | {"share": self.share}
 
 
 ARMS = {
@@ -75,6 +94,7 @@ ARMS = {
     "calq": Arm("polynomial", "rank"),
     "calq-cosine": Arm("cosine", "rank"),
     "calq-ms": Arm("polynomial", "rank", separate=True),
+    "calq-anneal": Arm("polynomial", "rank", anneal=0.1),
     "calq-depth": Arm("polynomial", "rank", complexity=depth),
 }
 """Arms by name. `static` is the usual training: one cosine decay, one momentum."""
