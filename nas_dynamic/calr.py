@@ -45,7 +45,7 @@ class CaLR:
 
     With a `population` γ goes by rank: log γ is linear in q, the rank of C(α) among the
     complexities of the population, in (0, 1). With γ_min = 1/γ_max the mean of log γ over the
-    population is then 0: small subnets hand learning rate over to large ones, none is cut.
+    population is then 0: small subnets hand learning rate over to large ones.
 
         γ(α) = γ_max^(1 − q) · γ_min^q
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Hashable, Mapping
@@ -14,6 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas_dynamic.architecture import Architecture, SearchSpace
+from nas_dynamic.sampling import Sampler, UniformSampler
 
 __all__ = [
     "AdditiveTable",
@@ -226,16 +228,39 @@ def bounds(space: SearchSpace, complexity: Complexity) -> Bounds:
 
 
 def population(
-    space: SearchSpace, complexity: Complexity, *, samples: int = 1000, seed: int = 0
+    space: SearchSpace,
+    complexity: Complexity,
+    *,
+    sampler: Sampler | None = None,
+    samples: int = 1000,
+    seed: int = 0,
 ) -> list[float]:
-    """Complexities of uniformly drawn subnets, for `CaLR(population=…)`.
+    """Complexities of subnets as a training samples them, for `CaLR(population=…)`.
 
-    Of all subnets in a space of no more than `samples`.
+    Args:
+        space: the search space.
+        complexity: of an architecture.
+        sampler: what draws the subnets of the training; its state is put back. Uniform by
+            default: then all subnets of a space of no more than `samples` are taken, once each.
+        samples: number of subnets; more where the last step of the sampler gives more.
+        seed: of the default sampler.
+
+    Raises:
+        ValueError: the sampler drew what is not of the space.
     """
-    if space.size <= samples:
-        return [complexity(architecture) for architecture in space]
-    generator = np.random.default_rng(seed)
-    return [complexity(space.sample(generator)) for _ in range(samples)]
+    if sampler is None:
+        if space.size <= samples:
+            return [complexity(architecture) for architecture in space]
+        sampler = UniformSampler(space, seed)
+    state = copy.deepcopy(sampler.state_dict())
+    complexities: list[float] = []
+    while len(complexities) < samples:
+        drawn = sampler.sample()
+        for subnet in [drawn] if isinstance(drawn, Mapping) else drawn:
+            space.validate(subnet)
+            complexities.append(complexity(subnet))
+    sampler.load_state_dict(state)
+    return complexities
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:

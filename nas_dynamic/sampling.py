@@ -8,17 +8,33 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from nas_dynamic.architecture import Architecture, SearchSpace
 
-__all__ = ["FairSampler", "SandwichSampler", "UniformSampler", "partition"]
+__all__ = ["FairSampler", "Sampler", "SandwichSampler", "UniformSampler", "partition"]
 
 Accept = Callable[[Architecture], bool]
 
 _ATTEMPTS = 1000
+
+
+class Sampler(Protocol):
+    """What draws the subnet, or the subnets, of each training step."""
+
+    def sample(self) -> Architecture | Sequence[Architecture]:
+        """The subnet, or the subnets, of the next step."""
+        ...
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """State, as plain data."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        ...
 
 
 class UniformSampler:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from nas_dynamic import SearchSpace
+from nas_dynamic import SandwichSampler, SearchSpace, UniformSampler
 from nas_dynamic.complexity import (
     AdditiveTable,
     CachedComplexity,
@@ -208,3 +208,22 @@ def test_a_population_is_the_whole_of_a_small_space_and_a_sample_of_a_large_one(
     assert found == population(large, total, samples=400, seed=1)
     assert found != population(large, total, samples=400)
     assert np.mean(found) == pytest.approx(30, abs=4 * 20**0.5 / 2 / 20)
+
+
+def test_a_population_is_drawn_as_the_training_draws_and_leaves_its_sampler_as_it_was():
+    space = SearchSpace({"a": [1, 2, 3], "b": [1, 2]})
+    product = lambda a: float(np.prod([*a.values()]))  # noqa: E731
+    sampler, twin = (
+        UniformSampler(space, seed=3, accept=lambda a: a["a"] != a["b"]) for _ in range(2)
+    )
+    found = population(space, product, sampler=sampler)
+    assert [found.count(value) for value in (1, 4)] == [0, 0]
+    counts = np.array([found.count(value) for value in (2, 3, 6)])
+    assert counts.sum() == 1000
+    assert np.abs(counts - [500, 250, 250]).max() < 5 * 1000**0.5 / 2  # 1·2 and 2·1 are both 2
+    assert [sampler.sample() for _ in range(20)] == [twin.sample() for _ in range(20)]
+    ends = population(space, product, sampler=SandwichSampler(space, product, randoms=0))
+    assert (ends.count(6), ends.count(1)) == (500, 500)
+    other = UniformSampler(SearchSpace({"a": [4], "b": [1]}))
+    with pytest.raises(ValueError, match="4"):
+        population(space, product, sampler=other)

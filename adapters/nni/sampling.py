@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -13,9 +13,9 @@ from nni.mutable.annotation import Constraint
 from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from nni.nas.oneshot.pytorch.sampling import RandomSamplingLightningModule
 
-from nas_dynamic.adapters.nni.space import activate, architecture_of, search_space
+from nas_dynamic.adapters.nni.space import activate, architecture_of, sample_of, search_space
 from nas_dynamic.architecture import Architecture, SearchSpace
-from nas_dynamic.sampling import UniformSampler
+from nas_dynamic.sampling import Sampler, UniformSampler
 from nas_dynamic.training import DynamicTraining
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Sampling",
     "SamplingCallback",
     "SeededSampling",
+    "accept_of",
 ]
 
 GroupBy = str | Callable[[Architecture], Hashable] | None
@@ -50,6 +51,10 @@ class Sampling:
     def space(self) -> SearchSpace:
         """What is sampled from."""
         return search_space(self.module.model)
+
+    def sampler(self) -> Sampler | None:
+        """A sampler that draws as the training does from its start; None if it draws uniformly."""
+        return None
 
     def updates(self, trainer: pl.Trainer) -> float:
         """Number of updates of the weights in the whole training; inf if it has no end."""
@@ -140,6 +145,11 @@ class SeededSampling(_Replaced):
             for stream in range(2)
         )
 
+    def sampler(self) -> Sampler | None:
+        """Uniform, within the strategy's filter."""
+        accept = accept_of(self.module)
+        return None if accept is None else UniformSampler(self.space, accept=accept)
+
     def resample(self) -> dict[str, Any]:
         """Activate the subnet of the update, or one to validate."""
         trainer = self.module.trainer
@@ -211,22 +221,6 @@ class RecordedSampling(_Replaced):
         return trainer.num_training_batches
 
 
-class Sampler(Protocol):
-    """A sampler of the core."""
-
-    def sample(self) -> Architecture | Sequence[Architecture]:
-        """The subnet, or the subnets, of the next step."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """State, as plain data."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        ...
-
-
 class SamplerSampling(Sampling):
     """The subnets of each update from a sampler of the core.
 
@@ -286,6 +280,10 @@ class SamplerSampling(Sampling):
             self._group_by = group_by
             self._samplers.pop("training", None)
 
+    def sampler(self) -> Sampler | None:
+        """A new one, of the group that the subnets of an update are constrained to."""
+        return self._build(self._group_by)
+
     def weigh(self, training: DynamicTraining) -> None:
         """Take the weights of the losses from a training."""
         self.loss_weights = training.loss_weights
@@ -335,6 +333,14 @@ class SamplerSampling(Sampling):
 
 def _ones(architectures: Sequence[Architecture]) -> list[float]:
     return [1.0] * len(architectures)
+
+
+def accept_of(
+    module: RandomSamplingLightningModule,
+) -> Callable[[Architecture], bool] | None:
+    """The filter of a module's strategy, of an architecture."""
+    valid = module.filter
+    return None if valid is None else lambda architecture: valid(sample_of(architecture))
 
 
 def begins_update(trainer: pl.Trainer) -> bool:

@@ -11,9 +11,10 @@ import torch
 from nni.nas.oneshot.pytorch.sampling import RandomSamplingLightningModule
 from torch import nn
 
-from nas_dynamic.adapters.nni.sampling import Sampler, SamplerSampling
+from nas_dynamic.adapters.nni.sampling import SamplerSampling, accept_of
 from nas_dynamic.adapters.nni.space import activate, sample_of
 from nas_dynamic.architecture import Architecture, SearchSpace
+from nas_dynamic.sampling import Sampler
 
 __all__ = ["SamplerModule", "distillation_loss"]
 
@@ -61,8 +62,7 @@ class SamplerModule(RandomSamplingLightningModule):
     @property
     def accept(self) -> Callable[[Architecture], bool] | None:
         """The filter, of an architecture."""
-        valid = self.filter
-        return None if valid is None else lambda architecture: valid(sample_of(architecture))
+        return accept_of(self)
 
     def resample(self) -> dict[str, Any]:
         """Activate a subnet to validate."""

@@ -84,7 +84,8 @@ def dynamic(
             shape of the first training batch); or a function of an architecture.
         bounds: least and greatest complexity of the space, found by search if not given.
         gamma_by: `"complexity"`, the paper's γ; or `"rank"`, by the rank of the complexity among
-            uniformly drawn subnets: see `population` of `CaLR`.
+            subnets that the strategy draws, uniformly where a policy learns: see `population` of
+            `CaLR`.
         group_by: label or rule that groups subnets; see `MomentumSeparation`, and
             `default_label` for the label that is taken if none is given. The subnets of one
             update are sampled from one group, which takes a label.
@@ -235,7 +236,7 @@ class DynamicCallback(pl.Callback):
             complexity,
             total_steps=options["total_steps"] or self._total_steps(trainer),
             bounds=options["bounds"] or bounds_of(self.space, complexity),
-            population=population(self.space, complexity)
+            population=population(self.space, complexity, sampler=self.sampling.sampler())
             if options["gamma_by"] == "rank"
             else None,
             gamma_max=options["gamma_max"],

@@ -88,7 +88,7 @@ def attach(
             a function of an architecture.
         bounds: least and greatest complexity of the space, found by search if not given.
         gamma_by: `"complexity"`, the paper's γ; or `"rank"`, by the rank of the complexity among
-            uniformly drawn subnets: see `population` of `CaLR`.
+            subnets that `sampler` draws: see `population` of `CaLR`.
         group_by: label or rule that groups subnets; see `MomentumSeparation`, and
             `default_label` for the label that is taken if none is given.
         idle: what parameters outside of the subnet do in an update; see `DynamicTraining`, as for
@@ -122,7 +122,7 @@ def attach(
             measure,
             total_steps=total_steps,
             bounds=bounds or bounds_of(space, measure),
-            population=population(space, measure) if gamma_by == "rank" else None,
+            population=population(space, measure, sampler=sampler) if gamma_by == "rank" else None,
             gamma_max=gamma_max,
             gamma_min=gamma_min,
             curve=curve,

@@ -21,7 +21,7 @@ from nni.nas.strategy import (
 )
 from torch.nn.functional import cross_entropy
 
-from nas_dynamic.adapters.nni import DynamicCallback, activate, dynamic
+from nas_dynamic.adapters.nni import DynamicCallback, SandwichOneShot, activate, dynamic
 
 
 class Recorder(pl.Callback):
@@ -338,6 +338,28 @@ def test_gamma_by_rank_leaves_the_mean_of_log_gamma_at_0(classification):
     assert min(gammas) < 0.3 < 3 < max(gammas)
     for update in recorder.updates:
         assert update.gamma == training.calr.gamma(update.architecture)
+
+
+def test_gamma_by_rank_is_by_the_rank_among_subnets_that_pass_the_filter(classification):
+    def valid(sample):
+        return "conv_3x3" not in sample.values()
+
+    strategy = dynamic(RandomOneShot(filter=valid), gamma_by="rank")
+    _, trainer, recorder = fit(strategy, classification())
+    training = callback_of(trainer).training
+    subnets = [a for a in training.space if valid(a)]
+    gammas = [training.calr.gamma(architecture) for architecture in subnets]
+    assert len(subnets) == 4**6
+    assert np.mean(np.log(gammas)) == pytest.approx(0, abs=0.1)
+    assert all(valid(update.architecture) for update in recorder.updates)
+
+
+def test_gamma_by_rank_counts_the_subnets_of_a_sampler_as_often_as_it_draws_them(classification):
+    strategy = dynamic(SandwichOneShot(randoms=2), gamma_by="rank", momentum=False)
+    _, trainer, _ = fit(strategy, classification())
+    calr = callback_of(trainer).training.calr
+    # A quarter of all subnets is the largest, so that the middle of them has the rank 7/8.
+    assert calr.gamma_of(calr.c_max) == pytest.approx(4 ** (1 - 2 * 7 / 8), rel=0.01)
 
 
 def test_endless_trainer_is_refused(classification):

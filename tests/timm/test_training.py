@@ -257,6 +257,19 @@ def test_gamma_by_rank_leaves_the_mean_of_log_gamma_at_0():
     assert max(gammas) > 2
 
 
+def test_gamma_by_rank_is_by_the_rank_among_subnets_that_the_sampler_draws():
+    supernet = tiny_supernet()
+    label = supernet.space.labels[0]
+    kept = supernet.space.choices[label][0]
+    samplers = [UniformSampler(supernet.space, 1, lambda a: a[label] == kept) for _ in range(2)]
+    optimizer = create_optimizer_v2(supernet, opt="sgd", lr=0.1)
+    attached = attach(optimizer, supernet, total_steps=4, gamma_by="rank", sampler=samplers[0])
+    drawn = [samplers[0].sample() for _ in range(2000)]
+    assert drawn[:9] == [samplers[1].sample() for _ in range(9)]
+    gammas = [attached.training.calr.gamma(architecture) for architecture in drawn]
+    assert np.mean(np.log(gammas)) == pytest.approx(0, abs=0.1)
+
+
 def test_sampler_of_several_subnets_is_refused():
     supernet = tiny_supernet().train()
     optimizer = create_optimizer_v2(supernet, opt="sgd", lr=0.1)
