@@ -18,6 +18,10 @@ from nas_dynamic.architecture import Architecture
 __all__ = ["CURVES", "CaLR"]
 
 
+def _polynomial(progress: float) -> float:
+    return 1 - progress
+
+
 def _cosine(progress: float) -> float:
     return (1 + math.cos(math.pi * progress)) / 2
 
@@ -28,11 +32,15 @@ def _cosine_power(progress: float, power: float = 10.0) -> float:
 
 
 CURVES: dict[str, Callable[[float], float]] = {
-    "polynomial": lambda progress: 1 - progress,
+    "polynomial": _polynomial,
     "cosine": _cosine,
     "cosine-power": _cosine_power,
 }
 """Decay curves by name: progress in [0, 1] → decay ratio, from 1 to 0."""
+
+
+ROUNDING = 1e-9
+"""Relative difference of complexities that are equal but for rounding."""
 
 
 class CaLR:
@@ -208,6 +216,9 @@ class _Ranks:
                 + (f", from {values[0]:g}" if len(values) else "")
             )
         self.bounds = float(values[0]), float(values[-1])
+        # Sums of the same terms in another order, such as latencies, are the same complexity.
+        first = np.flatnonzero(np.r_[True, np.diff(values) > ROUNDING * values[1:]])
+        values, counts = values[first], np.add.reduceat(counts, first)
         self._values = values
         self._ranks = (np.cumsum(counts) - counts / 2) / counts.sum()
         content = values.tobytes() + counts.astype("<i8").tobytes()

@@ -254,12 +254,14 @@ def population(
         sampler = UniformSampler(space, seed)
     state = copy.deepcopy(sampler.state_dict())
     complexities: list[float] = []
-    while len(complexities) < samples:
-        drawn = sampler.sample()
-        for subnet in [drawn] if isinstance(drawn, Mapping) else drawn:
-            space.validate(subnet)
-            complexities.append(complexity(subnet))
-    sampler.load_state_dict(state)
+    try:
+        while len(complexities) < samples:
+            drawn = sampler.sample()
+            for subnet in [drawn] if isinstance(drawn, Mapping) else drawn:
+                space.validate(subnet)
+                complexities.append(complexity(subnet))
+    finally:
+        sampler.load_state_dict(state)
     return complexities
 
 

@@ -7,6 +7,7 @@ architecture: `ComplexityBins` and `Medoids`.
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from nas_dynamic.architecture import Architecture, SearchSpace
-from nas_dynamic.calr import checked_complexity
+from nas_dynamic.calr import ROUNDING, checked_complexity
 
 __all__ = [
     "ComplexityBins",
@@ -61,12 +62,16 @@ class ComplexityBins:
         """Bins that uniformly drawn subnets fill equally. Costs `samples` complexities."""
         generator = np.random.default_rng(seed)
         drawn = [complexity(space.sample(generator)) for _ in range(samples)]
-        inner = np.linspace(0, 1, groups + 1)[1:-1]
-        return cls(complexity, sorted(set(np.quantile(drawn, inner).tolist())))
+        edges: list[float] = []
+        for edge in np.quantile(drawn, np.linspace(0, 1, groups + 1)[1:-1]).tolist():
+            if not edges or edge > edges[-1] * (1 + ROUNDING):
+                edges.append(edge)
+        return cls(complexity, edges)
 
     def __call__(self, architecture: Architecture) -> int:
         """Number of the bin that the subnet falls into."""
-        return bisect.bisect_right(self.edges, checked_complexity(self.complexity, architecture))
+        complexity = checked_complexity(self.complexity, architecture)
+        return bisect.bisect_right(self.edges, complexity * (1 + ROUNDING))
 
     def definition(self) -> dict[str, Any]:
         """The edges, for comparison between runs."""
@@ -89,7 +94,10 @@ def default_label(space: SearchSpace, complexity: Callable[[Architecture], float
         return max(values) - min(values)
 
     spreads = {label: spread(label) for label in space.labels}
-    widest = [label for label, value in spreads.items() if value == max(spreads.values())]
+    greatest = max(spreads.values())
+    widest = [
+        label for label, value in spreads.items() if math.isclose(value, greatest, rel_tol=ROUNDING)
+    ]
     return widest[len(widest) // 2]
 
 

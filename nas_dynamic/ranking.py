@@ -243,6 +243,8 @@ def matched_tau(predicted: np.ndarray, true: np.ndarray, complexity: np.ndarray)
 
 def tau_within(predicted: np.ndarray, true: np.ndarray, classes: np.ndarray) -> float:
     """Kendall's τ-b over the pairs of one class, all classes together; nan without such pairs."""
+    # Ranks, since the difference of two infinite values has no sign.
+    predicted, true = stats.rankdata(predicted), stats.rankdata(true)
     agreement = predicted_apart = true_apart = 0.0
     for name in np.unique(classes):
         members = classes == name

@@ -114,9 +114,15 @@ class FairSampler:
     def sample(self) -> list[dict[str, Hashable]]:
         """The K subnets of the next step."""
 
+        held = {label: list(deck) for label, deck in self._decks.items()}
+        hands: dict[str, list[Hashable]] = {}
+
         def deal_step() -> list[dict[str, Hashable]]:
-            hands = {}
             for label in self.space.labels:
+                if label in hands:  # not accepted: cards go back, but the group keeps its turn
+                    if label == self.group_by:
+                        continue
+                    self._decks[label] = self._generator.permutation(held[label]).tolist()
                 if label == self.group_by:
                     hands[label] = [self._deal(label)] * self.subnets
                 else:

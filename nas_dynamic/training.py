@@ -229,10 +229,12 @@ class DynamicTraining:
         peaks = self._peaks_with(lrs)
         ratios = [lr / peak for lr, peak in zip(lrs, peaks, strict=True) if peak > 0] or [0.0]
         follows = self.calr is not None and self.calr.follows_scheduler
-        if follows and len(subnets) > 1 and max(ratios) - min(ratios) > 1e-6:
+        weighed = len(subnets) > 1 or (self.calr is not None and self.calr.anneal == "loss")
+        if follows and weighed and max(ratios) - min(ratios) > 1e-6:
             raise ValueError(
                 "param groups are at different parts of their lr schedules, so that one weight "
-                "for a subnet's loss cannot serve all; use one subnet a step, or one schedule"
+                "for a subnet's loss cannot serve all; use one schedule, or one subnet a step and "
+                "anneal='lr'"
             )
         self._weighed = [subnet.architecture for subnet in subnets]
         return self._planner.loss_weights(self._planner.factors(subnets, self.steps, ratios[0]))
@@ -271,7 +273,8 @@ class DynamicTraining:
             ratios = [
                 lr / peak if peak > 0 else 0.0 for lr, peak in zip(lrs, self._peaks, strict=True)
             ]
-            if not self.calr.follows_scheduler and min(ratios) < 1:
+            decayed = any(lr < peak for lr, peak in zip(lrs, self._peaks, strict=True))
+            if not self.calr.follows_scheduler and decayed:
                 self._planner.warn_once(
                     "decayed twice",
                     f"an lr scheduler has decayed the lr, and CaLR's {self.calr.curve!r} curve "

@@ -125,6 +125,14 @@ def test_a_population_may_leave_the_extremes_out():
     assert calr.gamma({"c": 1}) == calr.gamma({"c": 2}) == pytest.approx(4 ** (1 - 2 / 8))
 
 
+@pytest.mark.parametrize("curve", [*CURVES, "scheduler"])
+def test_calr_can_be_pickled(curve):
+    calr = CaLR(len, total_steps=9, bounds=(1, 16), curve=curve)
+    again = pickle.loads(pickle.dumps(calr))
+    assert again.definition() == calr.definition()
+    assert again.factor_of(2.0, 4, 0.5) == calr.factor_of(2.0, 4, 0.5)
+
+
 def test_populations_are_told_apart_by_the_definition():
     def definition(population: list[float] | None) -> dict[str, Any]:
         return CaLR(lambda a: 1, total_steps=9, bounds=(1, 9), population=population).definition()

@@ -12,9 +12,10 @@ import timm.optim
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import rankdata
 from torch import nn
 
-from nas_dynamic import ComplexityBins, MomentumSeparation, SearchSpace
+from nas_dynamic import CaLR, ComplexityBins, MomentumSeparation, SearchSpace
 from nas_dynamic.grouping import default_label
 from nas_dynamic.momentum import GroupStates
 
@@ -59,7 +60,25 @@ increasing = st.lists(st.floats(0.01, 1e9), min_size=1, max_size=6, unique=True)
 @given(increasing, st.floats(0.001, 1e10))
 def test_bins_are_those_of_numpy(edges: list[float], complexity: float):
     bins = ComplexityBins(lambda a: complexity, edges)
-    assert bins({}) == np.digitize(complexity, edges)
+    assert bins({}) == np.digitize(complexity * (1 + 1e-9), edges)
+
+
+def test_complexities_that_differ_by_rounding_are_the_same():
+    """Sums of .1 and .3 in another order, as those of a latency table."""
+    space = SearchSpace({f"layer{i}": [0.1, 0.3] for i in range(9)})
+    latency = lambda a: sum(a.values())  # noqa: E731
+    latencies = [latency(architecture) for architecture in space]
+    assert len(set(latencies)) > 10
+    assert default_label(space, latency) == "layer4"
+    bins = ComplexityBins.quantiles(space, latency, groups=4)
+    calr = CaLR(latency, total_steps=9, population=latencies)
+    longer = [sum(value == 0.3 for value in architecture.values()) for architecture in space]
+    for values in ([bins(a) for a in space], [round(calr.gamma(a), 9) for a in space]):
+        assert len(set(zip(longer, values, strict=True))) == 10
+    ranks = (rankdata(longer) - 0.5) / len(longer)
+    gammas = [calr.gamma(architecture) for architecture in space]
+    np.testing.assert_allclose(np.log(gammas), math.log(4) * (1 - 2 * ranks), atol=1e-12)
+    assert (calr.c_min, calr.c_max) == (min(latencies), max(latencies))
 
 
 def test_quantile_bins_are_filled_equally():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import rankdata
+from scipy.stats import kendalltau, rankdata
 
 from nas_dynamic.diagnostics import diagnose
 from nas_dynamic.ranking import (
@@ -234,6 +234,12 @@ def test_tau_within_classes_is_that_of_the_definition_over_pairs_of_one_class(ro
         assert math.isnan(found)
     else:
         assert found == pytest.approx(np.prod(signs, axis=1).sum() / math.sqrt(math.prod(apart)))
+
+
+def test_tau_within_classes_takes_infinite_values_for_ties():
+    true, classes = np.array([1.0, 2.0, 3.0, 4.0]), np.zeros(4)
+    diverged = np.array([-math.inf, -math.inf, 0.5, 1.0])
+    assert tau_within(diverged, true, classes) == pytest.approx(kendalltau([0, 0, 1, 2], true)[0])
 
 
 def test_a_tilt_to_large_subnets_raises_tau_and_leaves_the_matched_tau():

@@ -140,6 +140,24 @@ def test_constraint_holds_for_every_subnet_but_the_ends():
     assert all(map(small, randoms))
 
 
+def test_a_constraint_leaves_fair_turns_and_decks_as_they_are():
+    space = SearchSpace({"op": [0, 1, 2], "width": ["s", "m"], "group": ["x", "y"]})
+
+    def accept(architecture):
+        return list(architecture.values()) != [0, "s", "y"]
+
+    steps = []
+    sampler = FairSampler(space, 0, "group", accept)
+    for _ in range(200):
+        steps.append(sampler.sample())
+    turns = [subnets[0]["group"] for subnets in steps]
+    assert all({*turns[i : i + 2]} == {"x", "y"} for i in range(0, 200, 2))
+    for i in range(0, 200, 2):  # three subnets a step: two steps deal each width three times
+        widths = Counter(subnet["width"] for subnets in steps[i : i + 2] for subnet in subnets)
+        assert widths == {"s": 3, "m": 3}
+    assert all(accept(subnet) for subnets in steps for subnet in subnets)
+
+
 @pytest.mark.parametrize("sampler", [UniformSampler, FairSampler])
 def test_constraint_that_nothing_meets(sampler):
     with pytest.raises(RuntimeError, match="loosen the constraint"):

@@ -294,6 +294,17 @@ def test_param_groups_on_different_schedules_are_refused():
     scheduler.step()
     with pytest.raises(ValueError, match="different parts of their lr schedules"):
         dynamic.loss_weights(fair()[0])
+    assert dynamic.loss_weights(fair()[0][:1]) == [1.0]
+    dynamic.detach()
+    calr = make_calr(curve="scheduler", anneal="loss")
+    dynamic = DynamicTraining(optimizer, lambda: current, calr=calr)
+    assert dynamic.loss_weights([current]) == [1.0]
+    model.loss(batches()[0], current).backward()
+    optimizer.step()
+    scheduler.step()
+    with pytest.raises(ValueError, match="different parts of their lr schedules"):
+        dynamic.loss_weights([current])
+    dynamic.detach()
     # Where the weights depend on no schedule, they need not be alike.
     dynamic.detach()
     for calr, weights in ((None, [1.0, 1.0, 1.0]), (make_calr(), None)):

@@ -464,6 +464,14 @@ def test_warns_of_an_lr_that_is_decayed_twice():
     only_warning("CaLR(curve='scheduler')", loop)
 
 
+def test_a_param_group_that_is_not_trained_is_not_one_that_decays():
+    loop = Loop()
+    loop.optimizer.param_groups[1]["lr"] = 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loop.train(3)
+
+
 def test_warns_of_a_complexity_outside_the_bounds_and_takes_the_nearer_gamma():
     loop = Loop(calr=make_calr(bounds=(4.5, 5.5)))
     only_warning("outside CaLR's bounds (4.5, 5.5)", loop, steps=8)

@@ -94,7 +94,8 @@ def attach(
         idle: what parameters outside of the subnet do in an update; see `DynamicTraining`, as for
             the next one.
         nonfinite: what a step does whose gradients have an inf or a NaN.
-        sampler: draws one subnet an update; `UniformSampler` by default.
+        sampler: draws one subnet an update; `UniformSampler` by default. To resume, give a new
+            one of the same seed: with γ by rank, γ depends on what it draws first.
         seed: of the default sampler, the same on all ranks.
         check_ranks_every: where several processes train, the updates between two checks that they
             train the same subnets and have the same weights; see `RankAgreement`. None for none.
@@ -186,9 +187,9 @@ class _Sampling:
         # along with the optimizer behind them.
         def choose(module: Any, args: tuple[Any, ...]) -> None:
             if module is self.supernet and module.training:
-                if self._drawn_for != training.updates:
+                if self._drawn_for != self._turn:
                     self.drawn = self._sample()
-                    self._drawn_for = training.updates
+                    self._drawn_for = self._turn
                 module._select(self.drawn)
             else:
                 module._select(module.architecture)
@@ -227,9 +228,14 @@ class _Sampling:
             optimizer.register_load_state_dict_post_hook(load),
         ]
 
-    def trained(self) -> dict[str, Hashable]:
+    @property
+    def _turn(self) -> int:
+        # A subnet whose gradients are not finite would fail again: the next one takes its turn.
         assert self._training is not None
-        if self.drawn is None or self._drawn_for != self._training.updates:
+        return self._training.updates + self._training.skipped
+
+    def trained(self) -> dict[str, Hashable]:
+        if self.drawn is None or self._drawn_for != self._turn:
             raise RuntimeError(
                 "no subnet has been drawn for this update: its loss does not come from a call of "
                 "the supernet in training mode. Call supernet.train(), and the supernet itself, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,23 @@ def test_skipped_amp_step_keeps_subnet_weights_and_count():
     assert all(torch.equal(p, q) for p, q in zip(before, supernet.parameters(), strict=True))
     supernet(x)
     assert attached.drawn == drawn
+
+
+@pytest.mark.filterwarnings("ignore:step 1 is skipped")
+def test_the_next_subnet_follows_one_whose_gradients_are_not_finite():
+    supernet = tiny_supernet().train()
+    optimizer = create_optimizer_v2(supernet, opt="sgd", lr=0.1)
+    attached = attach(optimizer, supernet, total_steps=30, nonfinite="skip", seed=1)
+    twin = UniformSampler(supernet.space, seed=1)
+    drawn = []
+    for step in range(12):
+        optimizer.zero_grad()
+        loss = supernet(torch.randn(2, 3, 16, 16)).square().mean()
+        (loss * (math.inf if step % 3 == 1 else 1.0)).backward()
+        drawn.append(attached.drawn)
+        optimizer.step()
+    assert drawn == [twin.sample() for _ in range(12)]
+    assert (attached.training.updates, attached.training.skipped) == (8, 4)
 
 
 def test_gradient_checkpointing_recomputes_the_drawn_subnet():
