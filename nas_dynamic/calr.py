@@ -61,10 +61,10 @@ class CaLR:
         complexity: complexity of an architecture, > 0: parameters (as in the paper), MACs, latency.
         total_steps: T, the number of steps, one update each, of the whole training. Not needed
             with `curve="scheduler"`.
-        bounds: (C_min, C_max) of the space, in the units of `complexity`; of the population by
-            default. A complexity outside of them is clamped, so that γ stays within its own bounds.
+        bounds: (C_min, C_max) of the space, in the units of `complexity`, for the paper's γ. A
+            complexity outside of them is clamped, so that γ stays within its own bounds.
         population: complexities of subnets as they are sampled, such as those of
-            `nas_dynamic.complexity.population`, for γ by rank; None for the paper's γ.
+            `nas_dynamic.complexity.population`, in place of bounds: γ by rank.
         gamma_max: γ of the smallest subnet.
         gamma_min: γ of the largest subnet; 1/γ_max by default.
         curve: s. `"polynomial"` (1 − t/T, the paper's), `"cosine"`, `"cosine-power"`
@@ -108,13 +108,19 @@ class CaLR:
         self.anneal = anneal
         self.complexity = complexity
         self._ranks = None if population is None else _Ranks(population)
-        if bounds is None:
-            if self._ranks is None:
+        if self._ranks is not None:
+            if bounds is not None:
                 raise ValueError(
-                    "bounds are needed: complexities of the smallest and the largest subnet, such "
-                    "as nas_dynamic.complexity.bounds(space, complexity); or a population"
+                    "bounds and a population exclude each other: bounds are for γ by complexity, a "
+                    "population is for γ by rank"
                 )
             bounds = self._ranks.bounds
+        if bounds is None:
+            raise ValueError(
+                "a population is needed, complexities of subnets as they are sampled, such as "
+                "nas_dynamic.complexity.population(space, complexity), for γ by rank; or bounds, "
+                "nas_dynamic.complexity.bounds(space, complexity), for the paper's γ"
+            )
         self.c_min, self.c_max = _checked_bounds(bounds)
         self.gamma_max = float(gamma_max)
         if not (math.isfinite(gamma_max) and gamma_max > 0):
@@ -161,6 +167,10 @@ class CaLR:
             ValueError: the complexity is not a positive finite number.
         """
         return self.gamma_of(checked_complexity(self.complexity, architecture))
+
+    def covers(self, complexity: float) -> bool:
+        """Whether a complexity is within the bounds of the space; by rank there are none."""
+        return self._ranks is not None or self.c_min <= complexity <= self.c_max
 
     def gamma_of(self, complexity: float) -> float:
         """γ of a complexity, clamped to the bounds of the space."""
@@ -228,14 +238,18 @@ class _Ranks:
         return float(np.interp(complexity, self._values, self._ranks))
 
 
-def check_gamma_by(gamma_by: str) -> None:
-    """Check an adapter's option: γ by the complexity, or by its rank in a population.
+def check_gamma_by(gamma_by: str, bounds: tuple[float, float] | None = None) -> None:
+    """Check an adapter's options: γ by the rank of the complexity, or by the complexity.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is neither, or bounds are given that γ by rank has no use for.
     """
-    if gamma_by not in ("complexity", "rank"):
-        raise ValueError(f"gamma_by must be 'complexity' or 'rank', got {gamma_by!r}")
+    if gamma_by not in ("rank", "complexity"):
+        raise ValueError(f"gamma_by must be 'rank' or 'complexity', got {gamma_by!r}")
+    if gamma_by == "rank" and bounds is not None:
+        raise ValueError(
+            "bounds are for γ by complexity: give gamma_by='complexity' as well, or no bounds"
+        )
 
 
 def checked_complexity(

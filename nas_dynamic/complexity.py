@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ __all__ = [
     "bounds",
     "count_macs",
     "count_parameters",
+    "gamma_reference",
     "lookup",
     "measure_latency",
     "population",
@@ -263,6 +264,19 @@ def population(
     finally:
         sampler.load_state_dict(state)
     return complexities
+
+
+def gamma_reference(
+    space: SearchSpace,
+    complexity: Complexity,
+    gamma_by: Literal["rank", "complexity"],
+    bounds_given: tuple[float, float] | None,
+    new_sampler: Callable[[], Sampler | None],
+) -> dict[str, Any]:
+    """The argument of `CaLR` that γ is measured by: a population, or bounds, found if not given."""
+    if gamma_by == "rank":
+        return {"population": population(space, complexity, sampler=new_sampler())}
+    return {"bounds": bounds_given or bounds(space, complexity)}
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:

@@ -128,7 +128,7 @@ class Dynamic(_Section):
     curve: Literal["polynomial", "cosine", "cosine-power", "scheduler"] = "polynomial"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     complexity: Literal["parameters", "macs"] = "parameters"
-    gamma_by: Literal["complexity", "rank"] = "complexity"
+    gamma_by: Literal["rank", "complexity"] = "rank"
     group_by: str | None = None
     idle: Literal["coast", "freeze"] = "coast"
     nonfinite: Literal["ignore", "raise", "skip"] = "raise"

@@ -102,7 +102,7 @@ class Planner:
         if self.calr is None:
             return Subnet(dict(architecture), None, None)
         complexity = checked_complexity(self.calr.complexity, architecture)
-        if not self.calr.c_min <= complexity <= self.calr.c_max:
+        if not self.calr.covers(complexity):
             self.warn_once(
                 "outside bounds",
                 f"a subnet of complexity {complexity:g} is outside CaLR's bounds "

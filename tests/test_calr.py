@@ -119,8 +119,9 @@ def test_gamma_by_rank_is_log_linear_in_the_rank(population: list[float], gamma_
 
 
 def test_a_population_may_leave_the_extremes_out():
-    calr = CaLR(lambda a: a["c"], total_steps=9, bounds=(1, 16), population=[2, 4, 4, 8])
-    assert (calr.c_min, calr.c_max) == (1, 16)
+    calr = CaLR(lambda a: a["c"], total_steps=9, population=[2, 4, 4, 8])
+    assert (calr.c_min, calr.c_max) == (2, 8)
+    assert calr.covers(1)
     assert calr.gamma({"c": 4}) == pytest.approx(1)
     assert calr.gamma({"c": 1}) == calr.gamma({"c": 2}) == pytest.approx(4 ** (1 - 2 / 8))
 
@@ -135,7 +136,8 @@ def test_calr_can_be_pickled(curve):
 
 def test_populations_are_told_apart_by_the_definition():
     def definition(population: list[float] | None) -> dict[str, Any]:
-        return CaLR(lambda a: 1, total_steps=9, bounds=(1, 9), population=population).definition()
+        reference = {"population": population} if population else {"bounds": (1, 9)}
+        return CaLR(lambda a: 1, total_steps=9, **reference).definition()
 
     assert definition([1, 2, 9]) == definition([9, 1, 2]) != definition([1, 3, 9])
     assert definition([1, 2, 9]) != definition([1, 2, 2, 9])
@@ -258,8 +260,9 @@ def test_the_curve_scheduler_with_schedulers_of_torch(schedule: Any, complexity:
         ({"bounds": (0, 4)}, "must be positive finite"),
         ({"bounds": (1, math.nan)}, "must be positive finite"),
         ({"bounds": (1, math.inf)}, "must be positive finite"),
-        ({"bounds": None}, "bounds are needed"),
+        ({"bounds": None}, "a population is needed"),
         ({"bounds": None, "population": [3, 3]}, "nothing for CaLR to tell apart"),
+        ({"population": [1, 2]}, "bounds and a population exclude each other"),
         ({"population": []}, "at least one; got 0 different ones"),
         ({"population": [1, 0]}, "positive finite numbers, at least one; got 2 different"),
         ({"population": [1, math.nan]}, "positive finite numbers"),

@@ -26,8 +26,7 @@ from nas_dynamic.adapters.nni.sampling import (
 from nas_dynamic.adapters.nni.space import complexity_of
 from nas_dynamic.architecture import Architecture, SearchSpace
 from nas_dynamic.calr import CaLR, check_gamma_by
-from nas_dynamic.complexity import bounds as bounds_of
-from nas_dynamic.complexity import population
+from nas_dynamic.complexity import gamma_reference
 from nas_dynamic.distributed import RankAgreement, check_every, watch_ranks
 from nas_dynamic.grouping import default_label
 from nas_dynamic.momentum import MomentumSeparation
@@ -51,7 +50,7 @@ def dynamic(
     total_steps: int | None = None,
     complexity: Literal["parameters", "macs"] | Callable[[Architecture], float] = "parameters",
     bounds: tuple[float, float] | None = None,
-    gamma_by: Literal["complexity", "rank"] = "complexity",
+    gamma_by: Literal["rank", "complexity"] = "rank",
     group_by: str | Callable[[Architecture], Hashable] | None = None,
     anneal: Literal["lr", "loss"] = "lr",
     idle: Literal["coast", "freeze"] = "coast",
@@ -82,10 +81,11 @@ def dynamic(
             default.
         complexity: `"parameters"` and `"macs"` are worked out from the model space (MACs at the
             shape of the first training batch); or a function of an architecture.
-        bounds: least and greatest complexity of the space, found by search if not given.
-        gamma_by: `"complexity"`, the paper's γ; or `"rank"`, by the rank of the complexity among
-            subnets that the strategy draws, uniformly where a policy learns: see `population` of
-            `CaLR`.
+        bounds: least and greatest complexity of the space, for `gamma_by="complexity"`; found by
+            search if not given.
+        gamma_by: `"rank"`, of the complexity among subnets that the strategy draws (uniformly
+            drawn ones where it learns a policy), which keeps the mean lr: see `population` of
+            `CaLR`; or `"complexity"`, the paper's γ.
         group_by: label or rule that groups subnets; see `MomentumSeparation`, and
             `default_label` for the label that is taken if none is given. The subnets of one
             update are sampled from one group, which takes a label.
@@ -106,7 +106,7 @@ def dynamic(
     """
     sampling = sampling_factory(strategy)
     check_every(check_ranks_every)
-    check_gamma_by(gamma_by)
+    check_gamma_by(gamma_by, bounds)
     options = {
         name: value for name, value in locals().items() if name not in ("strategy", "sampling")
     }
@@ -235,10 +235,13 @@ class DynamicCallback(pl.Callback):
         return CaLR(
             complexity,
             total_steps=options["total_steps"] or self._total_steps(trainer),
-            bounds=options["bounds"] or bounds_of(self.space, complexity),
-            population=population(self.space, complexity, sampler=self.sampling.sampler())
-            if options["gamma_by"] == "rank"
-            else None,
+            **gamma_reference(
+                self.space,
+                complexity,
+                options["gamma_by"],
+                options["bounds"],
+                self.sampling.sampler,
+            ),
             gamma_max=options["gamma_max"],
             gamma_min=options["gamma_min"],
             curve=options["curve"],

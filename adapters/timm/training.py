@@ -11,8 +11,7 @@ from torch import nn
 
 from nas_dynamic.architecture import Architecture, SearchSpace
 from nas_dynamic.calr import CaLR, check_gamma_by
-from nas_dynamic.complexity import bounds as bounds_of
-from nas_dynamic.complexity import population
+from nas_dynamic.complexity import gamma_reference
 from nas_dynamic.distributed import RankAgreement, check_every, watch_ranks
 from nas_dynamic.grouping import default_label
 from nas_dynamic.momentum import MomentumSeparation
@@ -50,7 +49,7 @@ def attach(
     warmup_steps: int = 0,
     complexity: Literal["parameters", "macs"] | Callable[[Architecture], float] = "parameters",
     bounds: tuple[float, float] | None = None,
-    gamma_by: Literal["complexity", "rank"] = "complexity",
+    gamma_by: Literal["rank", "complexity"] = "rank",
     group_by: str | Callable[[Architecture], Hashable] | None = None,
     idle: Literal["coast", "freeze"] = "coast",
     nonfinite: Literal["ignore", "raise", "skip"] = "ignore",
@@ -86,9 +85,10 @@ def attach(
         warmup_steps: updates of linear warm-up.
         complexity: `"parameters"`; `"macs"` at the size of image that the model is made for; or
             a function of an architecture.
-        bounds: least and greatest complexity of the space, found by search if not given.
-        gamma_by: `"complexity"`, the paper's γ; or `"rank"`, by the rank of the complexity among
-            subnets that `sampler` draws: see `population` of `CaLR`.
+        bounds: least and greatest complexity of the space, for `gamma_by="complexity"`; found by
+            search if not given.
+        gamma_by: `"rank"`, of the complexity among subnets that `sampler` draws, which keeps the
+            mean lr: see `population` of `CaLR`; or `"complexity"`, the paper's γ.
         group_by: label or rule that groups subnets; see `MomentumSeparation`, and
             `default_label` for the label that is taken if none is given.
         idle: what parameters outside of the subnet do in an update; see `DynamicTraining`, as for
@@ -112,7 +112,7 @@ def attach(
             "mobile_supernet() or elastic_vit()"
         )
     check_every(check_ranks_every)
-    check_gamma_by(gamma_by)
+    check_gamma_by(gamma_by, bounds)
     measure = _measure(supernet, complexity)
     curve = curve or ("scheduler" if total_steps is None else "polynomial")
     sampling = _Sampling(supernet, sampler or UniformSampler(space, seed))
@@ -122,8 +122,7 @@ def attach(
         calr=CaLR(
             measure,
             total_steps=total_steps,
-            bounds=bounds or bounds_of(space, measure),
-            population=population(space, measure, sampler=sampler) if gamma_by == "rank" else None,
+            **gamma_reference(space, measure, gamma_by, bounds, lambda: sampler),
             gamma_max=gamma_max,
             gamma_min=gamma_min,
             curve=curve,

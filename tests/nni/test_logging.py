@@ -132,7 +132,7 @@ def test_values_are_those_of_the_formulas(logger, strategy, classification, tmp_
     evaluator = classification(
         logger=build(tmp_path, name="", version=""), log_every_n_steps=4, max_epochs=2
     )
-    recorder = fit(dynamic(strategy()), evaluator)
+    recorder = fit(dynamic(strategy(), gamma_by="complexity"), evaluator)
     values = losses(recorder, [[batch] for batch in evaluator.train_dataloaders] * 2)
     wanted = expected(recorder, values, every=4)
     found = read(tmp_path)

@@ -240,7 +240,9 @@ def test_macs_and_latency_like_complexities(classification):
     assert training.calr.c_max > 2 * training.calr.c_min
 
     convolutions = dynamic(
-        RandomOneShot(), complexity=lambda a: 1 + sum("conv" in op for op in a.values())
+        RandomOneShot(),
+        complexity=lambda a: 1 + sum("conv" in op for op in a.values()),
+        gamma_by="complexity",
     )
     _, trainer, _ = fit(convolutions, classification())
     calr = callback_of(trainer).training.calr
@@ -320,8 +322,9 @@ def test_missing_momentum_warns_with_the_remedy(classification):
         ({"complexity": "flops"}, "'parameters', 'macs' or a function"),
         ({"gamma_max": -1.0}, "gamma_max"),
         ({"curve": "linear"}, "choose one of polynomial"),
-        ({"bounds": (5, 2)}, "reversed"),
-        ({"gamma_by": "size"}, "gamma_by must be 'complexity' or 'rank'"),
+        ({"bounds": (5, 2), "gamma_by": "complexity"}, "reversed"),
+        ({"gamma_by": "size"}, "gamma_by must be 'rank' or 'complexity'"),
+        ({"bounds": (1, 9)}, "bounds are for γ by complexity"),
     ],
 )
 def test_bad_options(classification, options, message):
@@ -330,7 +333,7 @@ def test_bad_options(classification, options, message):
 
 
 def test_gamma_by_rank_leaves_the_mean_of_log_gamma_at_0(classification):
-    _, trainer, recorder = fit(dynamic(RandomOneShot(), gamma_by="rank"), classification())
+    _, trainer, recorder = fit(dynamic(RandomOneShot()), classification())
     training = callback_of(trainer).training
     generator = np.random.default_rng(1)
     gammas = [training.calr.gamma(training.space.sample(generator)) for _ in range(2000)]
@@ -344,7 +347,7 @@ def test_gamma_by_rank_is_by_the_rank_among_subnets_that_pass_the_filter(classif
     def valid(sample):
         return "conv_3x3" not in sample.values()
 
-    strategy = dynamic(RandomOneShot(filter=valid), gamma_by="rank")
+    strategy = dynamic(RandomOneShot(filter=valid))
     _, trainer, recorder = fit(strategy, classification())
     training = callback_of(trainer).training
     subnets = [a for a in training.space if valid(a)]
@@ -355,7 +358,7 @@ def test_gamma_by_rank_is_by_the_rank_among_subnets_that_pass_the_filter(classif
 
 
 def test_gamma_by_rank_counts_the_subnets_of_a_sampler_as_often_as_it_draws_them(classification):
-    strategy = dynamic(SandwichOneShot(randoms=2), gamma_by="rank", momentum=False)
+    strategy = dynamic(SandwichOneShot(randoms=2), momentum=False)
     _, trainer, _ = fit(strategy, classification())
     calr = callback_of(trainer).training.calr
     # A quarter of all subnets is the largest, so that the middle of them has the rank 7/8.

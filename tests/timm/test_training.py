@@ -187,7 +187,8 @@ def test_polynomial_decay_of_the_paper_over_total_steps():
 
 def test_bounds_and_default_group_come_from_the_space():
     supernet = tiny_supernet()
-    training = attach(create_optimizer_v2(supernet, opt="sgd", lr=0.1), supernet).training
+    optimizer = create_optimizer_v2(supernet, opt="sgd", lr=0.1)
+    training = attach(optimizer, supernet, gamma_by="complexity").training
     counts = [
         sum(p.numel() for p in supernet.extract(a).parameters())
         for a in (
@@ -254,8 +255,9 @@ def test_lookahead_is_refused_with_the_reason(name):
         ({"curve": "linear"}, "choose one of polynomial"),
         ({"total_steps": 0}, "total_steps must be a whole number, at least 1"),
         ({"idle": "drift"}, "idle must be"),
-        ({"bounds": (5, 2)}, "reversed"),
-        ({"gamma_by": "size"}, "gamma_by must be 'complexity' or 'rank'"),
+        ({"bounds": (5, 2), "gamma_by": "complexity"}, "reversed"),
+        ({"gamma_by": "size"}, "gamma_by must be 'rank' or 'complexity'"),
+        ({"bounds": (1, 9)}, "bounds are for γ by complexity"),
     ],
 )
 def test_bad_options(options, message):
@@ -269,7 +271,7 @@ def test_bad_options(options, message):
 def test_gamma_by_rank_leaves_the_mean_of_log_gamma_at_0():
     supernet = tiny_supernet()
     optimizer = create_optimizer_v2(supernet, opt="sgd", lr=0.1)
-    attached = attach(optimizer, supernet, total_steps=4, gamma_by="rank")
+    attached = attach(optimizer, supernet, total_steps=4)
     gammas = [attached.training.calr.gamma(architecture) for architecture in supernet.space]
     assert np.mean(np.log(gammas)) == pytest.approx(0, abs=1e-9)
     assert max(gammas) > 2
@@ -281,7 +283,7 @@ def test_gamma_by_rank_is_by_the_rank_among_subnets_that_the_sampler_draws():
     kept = supernet.space.choices[label][0]
     samplers = [UniformSampler(supernet.space, 1, lambda a: a[label] == kept) for _ in range(2)]
     optimizer = create_optimizer_v2(supernet, opt="sgd", lr=0.1)
-    attached = attach(optimizer, supernet, total_steps=4, gamma_by="rank", sampler=samplers[0])
+    attached = attach(optimizer, supernet, total_steps=4, sampler=samplers[0])
     drawn = [samplers[0].sample() for _ in range(2000)]
     assert drawn[:9] == [samplers[1].sample() for _ in range(9)]
     gammas = [attached.training.calr.gamma(architecture) for architecture in drawn]
@@ -299,7 +301,10 @@ def test_sampler_of_several_subnets_is_refused():
 def test_sampler_of_another_space_is_refused():
     supernet = tiny_supernet().train()
     optimizer = create_optimizer_v2(supernet, opt="sgd", lr=0.1)
-    attach(optimizer, supernet, sampler=UniformSampler(SearchSpace({"layer": ["a", "b"]})))
+    sampler = UniformSampler(SearchSpace({"layer": ["a", "b"]}))
+    with pytest.raises(ValueError, match=r"chooses nothing for 'blocks\.1\.0'"):
+        attach(optimizer, supernet, sampler=sampler)
+    attach(optimizer, supernet, calr=False, sampler=sampler)
     with pytest.raises(ValueError, match=r"chooses nothing for 'blocks\.1\.0'"):
         supernet(torch.randn(2, 3, 16, 16))
 
