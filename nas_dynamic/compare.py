@@ -14,13 +14,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from nas_dynamic.adapters.nni.supernet import build_subnet
+from nas_dynamic.adapters.nni.supernet import build_optimizer, build_subnet
 from nas_dynamic.architecture import Architecture
 from nas_dynamic.config import Config
 from nas_dynamic.console import Display
 from nas_dynamic.data import ImageData, batch_loader
 from nas_dynamic.evaluation import Score, evaluate
-from nas_dynamic.experiment import check_started, device_of, kept_seed, load_data
+from nas_dynamic.experiment import check_started, checked_data, device_of, kept_seed
 from nas_dynamic.paired import Difference
 from nas_dynamic.ranking import bias, matched_tau, tau
 from nas_dynamic.records import RunError, environment, write_json
@@ -86,6 +86,7 @@ def compare(
 
     Raises:
         RunError: the configuration is static itself; the folder was started with another one.
+        ConfigError: an arm cannot be trained; nothing is written.
     """
     if not (config.dynamic.calr or config.dynamic.momentum):
         raise RunError("dynamic.calr and dynamic.momentum are off: there is nothing to compare")
@@ -93,8 +94,11 @@ def compare(
     arms = {"static": static_arm(config), "dynamic": config}
     for name, arm in arms.items():
         arms[name] = arm = arm.model_copy(update={"name": f"{config.name}-{name}"})
-        _open(folder / name, arm, seeds)
-    data = load_data(config.data)
+        if (folder / name / "config.json").exists():
+            check_started(folder / name, arm.model_dump(mode="json"), but=["seeds"])
+    data = checked_data(*arms.values())
+    for name, arm in arms.items():
+        _begin(folder / name, arm, seeds)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     for seed in seeds:
         for name, arm in arms.items():
@@ -156,11 +160,10 @@ def stand_alone(
     def measure(architecture: Architecture) -> tuple[float, float]:
         torch.manual_seed(seed)
         model = build_subnet(config, data.classes, architecture).to(device)
-        optimizer = getattr(torch.optim, config.optimizer.name)
         train_alone(
             model,
             data.train,
-            optimizer(model.parameters(), **config.optimizer.kwargs),
+            build_optimizer(config, model.parameters()),
             epochs=epochs,
             batch_size=config.batch_size,
             precision=config.precision,
@@ -279,14 +282,13 @@ def _difference(measured: dict[str, dict[str, list[Any]]], measure: str) -> dict
     }
 
 
-def _open(folder: Path, config: Config, seeds: Sequence[int]) -> None:
-    """Begin the folder of an arm, or check that it is of the same configuration."""
-    path, wanted = folder / "config.json", config.model_dump(mode="json")
+def _begin(folder: Path, config: Config, seeds: Sequence[int]) -> None:
+    """Begin the folder of an arm, or go on with it for more seeds."""
+    path = folder / "config.json"
     if path.exists():
-        check_started(folder, wanted, but=["seeds"])
         seeds = sorted({*seeds, *json.loads(path.read_text())["seeds"]})
-    write_json(path, wanted | {"seeds": list(seeds)})
     write_json(folder / "environment.json", environment(device_of(config.device)))
+    write_json(path, config.model_dump(mode="json") | {"seeds": list(seeds)})
 
 
 def _number(measure: str, value: float, sign: str = "") -> str:

@@ -270,8 +270,8 @@ def gamma_reference(
     space: SearchSpace,
     complexity: Complexity,
     gamma_by: Literal["rank", "complexity"],
-    bounds_given: tuple[float, float] | None,
-    new_sampler: Callable[[], Sampler | None],
+    bounds_given: tuple[float, float] | None = None,
+    new_sampler: Callable[[], Sampler | None] = lambda: None,
 ) -> dict[str, Any]:
     """The argument of `CaLR` that γ is measured by: a population, or bounds, found if not given."""
     if gamma_by == "rank":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +21,7 @@ with extra("experiment"):
     from pydantic import model_validator as _model_validator
 
 __all__ = [
+    "FOREIGN",
     "Config",
     "ConfigError",
     "Data",
@@ -27,8 +30,10 @@ __all__ = [
     "Scheduler",
     "Scoring",
     "Space",
+    "kwargs_of",
     "load",
     "parse",
+    "refusing",
 ]
 
 Kwargs = dict[str, Any]
@@ -38,6 +43,34 @@ Count = Annotated[int, Field(ge=1)]
 
 class ConfigError(RunError):
     """A configuration is not valid; the message names every key that is at fault."""
+
+
+FOREIGN = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError)
+"""What torch and NNI raise as well, where a value does not suit them."""
+
+
+@contextlib.contextmanager
+def refusing(key: str, *kinds: type[Exception]) -> Iterator[None]:
+    """What a value of the configuration raises where it is used, as an error that names its key.
+
+    For the calls alone that take values as they are in the file: elsewhere a TypeError is a bug.
+
+    Args:
+        key: the beginning of the message.
+        kinds: of error, beside TypeError and ValueError.
+
+    Raises:
+        ConfigError: instead of those.
+    """
+    refused: tuple[type[Exception], ...] = (TypeError, ValueError, *kinds)
+    try:
+        yield
+    except ConfigError:
+        raise
+    except refused as error:
+        # A KeyError's text is the key alone, and an assertion may have none.
+        said = repr(error) if isinstance(error, KeyError) else str(error) or repr(error)
+        raise ConfigError(f"{key}: {said.splitlines()[0]}") from error
 
 
 def _check_call(module: Any, name: str, base: type, kwargs: Kwargs) -> None:
@@ -89,7 +122,7 @@ class Data(_Section):
     augment: bool = True
     download: bool = False
     workers: Annotated[int, Field(ge=0)] = 0
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 class Optimizer(_Section):
@@ -118,6 +151,11 @@ class Scheduler(_Section):
         return self
 
 
+def kwargs_of(section: str, chosen: Space | Optimizer | Scheduler) -> str:
+    """The beginning of a message on arguments that do not suit what they are for."""
+    return f"{section}.kwargs are {chosen.kwargs}, which do not suit {chosen.name}"
+
+
 class Dynamic(_Section):
     """Options of `dynamic()`. `calr` and `momentum` off and `idle: freeze`: static training."""
 
@@ -138,7 +176,7 @@ class Scoring(_Section):
     """Which subnets are scored after training, and how."""
 
     subnets: Annotated[int, Field(ge=2)] = 100
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     batch_size: Count = 256
     batch_norm: Literal["recalibrate", "batch", "running"] = "recalibrate"
     calibration_batches: Count = 8
@@ -157,7 +195,7 @@ class Config(_Section):
     epochs: Count | None = None
     steps: Count | None = None
     batch_size: Count = 64
-    gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    gradient_clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     seeds: Annotated[list[int], Field(min_length=1)] = [0]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"

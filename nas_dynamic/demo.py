@@ -17,7 +17,7 @@ from nas_dynamic.architecture import architecture_text
 from nas_dynamic.compare import stand_alone
 from nas_dynamic.config import Config, parse
 from nas_dynamic.console import Display
-from nas_dynamic.experiment import device_of, load_data, run_seed
+from nas_dynamic.experiment import checked_data, device_of, run_seed
 from nas_dynamic.figures import Arm, overview
 from nas_dynamic.ranking import Estimate, kendall, spearman
 from nas_dynamic.records import environment, write_json
@@ -97,8 +97,8 @@ def run_demo(demo: Demo, out: Path, display: Display) -> dict[str, Any]:
     """
     folder = out / "demo"
     configs = [demo.config(dynamic=False), demo.config(dynamic=True)]
+    data = checked_data(*configs)
     _begin(folder, configs)
-    data = load_data(configs[0].data)
     arms = []
     for config in configs:
         results = []

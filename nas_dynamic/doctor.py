@@ -49,6 +49,8 @@ PARTS = (
         ),
         "nni,experiment",
     ),
+    ("nas_dynamic.search", "searches for subnets", ("lightgbm", "pymoo", "scipy"), "search"),
+    ("nas_dynamic.tables", "truth tables in parquet files", ("pandas", "pyarrow"), "parquet"),
 )
 
 
@@ -132,7 +134,8 @@ def _part(module: str, purpose: str, packages: tuple[str, ...], extra: str) -> F
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NNI's import is full of them
         try:
-            importlib.import_module(module)
+            for name in (*packages, module):  # a module may import some only where it uses them
+                importlib.import_module(name)
         except Exception as error:  # whatever a broken installation raises is the finding
             remedy = f"in a new environment: pip install 'nas-dynamic[{extra}]'"
             return Finding(module, "broken", f"{type(error).__name__}: {error}; {remedy}")

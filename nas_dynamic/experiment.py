@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from nas_dynamic.adapters.nni import activate
+from nas_dynamic.adapters.nni.preflight import check_trainable
 from nas_dynamic.adapters.nni.supernet import TrainedSupernet, train_supernet
 from nas_dynamic.architecture import Architecture, SearchSpace
-from nas_dynamic.config import Config
+from nas_dynamic.config import Config, refusing
 from nas_dynamic.config import Data as DataConfig
 from nas_dynamic.console import Display
 from nas_dynamic.data import (
@@ -35,6 +36,7 @@ from nas_dynamic.score_file import digest, kept_scores
 
 __all__ = [
     "check_started",
+    "checked_data",
     "device_of",
     "kept_seed",
     "load_data",
@@ -51,8 +53,9 @@ Key = tuple[tuple[str, Hashable], ...]
 def run(config: Config, out: Path, display: Display, *, resume: bool = False) -> dict[str, Any]:
     """Train and score every seed of a configuration, in the folder `out / config.name`.
 
-    The folder holds config.json and environment.json from the start; of each seed last.ckpt,
-    scores.jsonl and result.json; results.json and overview.png at the end.
+    The folder holds config.json and environment.json from the start, which is once the
+    configuration is known to be trainable; of each seed last.ckpt, scores.jsonl and result.json;
+    results.json and overview.png at the end.
 
     Args:
         config: what to run.
@@ -66,10 +69,12 @@ def run(config: Config, out: Path, display: Display, *, resume: bool = False) ->
     Raises:
         RunError: the folder holds a finished run; an unfinished one without `resume`; or one of
             another configuration.
+        ConfigError: the configuration cannot be trained; nothing is written.
     """
     folder = out / config.name
-    _open(folder, config, resume)
-    data = load_data(config.data)
+    _check_folder(folder, config, resume)
+    data = checked_data(config)
+    _begin(folder, config)
     results = [kept_seed(config, data, seed, display, folder) for seed in config.seeds]
     overview(folder / "overview.png", [Arm(config.name, results)])
     summary = {
@@ -180,18 +185,32 @@ def _macs(trained: TrainedSupernet, architectures: Iterable[Architecture]) -> li
         return [None] * len(architectures)
 
 
+def checked_data(*configs: Config) -> ImageData:
+    """The images of configurations that share them, once all of these are known to be trainable.
+
+    Raises:
+        ConfigError: one of them is not.
+        FileNotFoundError: the images are not there.
+    """
+    data = load_data(configs[0].data)
+    for config in configs:
+        check_trainable(config, data, device_of(config.device))
+    return data
+
+
 def load_data(config: DataConfig) -> ImageData:
     """The images that a configuration names."""
-    if config.name == "digits":
-        return digits(config.validation, config.test, config.seed)
     split: dict[str, Any] = {
         "validation": config.validation,
         "seed": config.seed,
         "augment": config.augment,
     }
-    if config.name == "ImageFolder":
-        return image_folder(config.root, config.size, **split)
-    return torchvision_set(config.name, config.root, download=config.download, **split)
+    with refusing("data"):
+        if config.name == "digits":
+            return digits(config.validation, config.test, config.seed)
+        if config.name == "ImageFolder":
+            return image_folder(config.root, config.size, **split)
+        return torchvision_set(config.name, config.root, download=config.download, **split)
 
 
 def device_of(name: str) -> torch.device:
@@ -262,12 +281,9 @@ def score(
     return kept_scores(folder / "scores.jsonl", depends_on, architectures, score_missing)
 
 
-def _open(folder: Path, config: Config, resume: bool) -> None:
-    """Begin the folder of a run, or check that it can be gone on with."""
-    wanted = config.model_dump(mode="json")
+def _check_folder(folder: Path, config: Config, resume: bool) -> None:
+    """Check that a run can begin in a folder, or be gone on with."""
     if not (folder / "config.json").exists():
-        write_json(folder / "config.json", wanted)
-        write_json(folder / "environment.json", environment(device_of(config.device)))
         return
     if (folder / "results.json").exists():
         raise RunError(
@@ -279,7 +295,13 @@ def _open(folder: Path, config: Config, resume: bool) -> None:
             f"{folder} holds an unfinished run; go on with it by --resume, choose another name, "
             "or remove the folder"
         )
-    check_started(folder, wanted)
+    check_started(folder, config.model_dump(mode="json"))
+
+
+def _begin(folder: Path, config: Config) -> None:
+    if not (folder / "config.json").exists():
+        write_json(folder / "environment.json", environment(device_of(config.device)))
+        write_json(folder / "config.json", config.model_dump(mode="json"))
 
 
 def check_started(folder: Path, wanted: dict[str, Any], *, but: Collection[str] = ()) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -127,12 +128,13 @@ def test_demo(tmp_path):
     assert (again["truth"], again["arms"]) == (results["truth"], results["arms"])
 
 
+SMALLEST = {
+    "name": "NasBench201",
+    "kwargs": {"stem_out_channels": 4, "num_modules_per_stack": 1},
+}
 CONFIG = {
     "name": "small",
-    "space": {
-        "name": "NasBench201",
-        "kwargs": {"stem_out_channels": 4, "num_modules_per_stack": 1},
-    },
+    "space": SMALLEST,
     "data": {"name": "digits", "validation": 0.4},
     "optimizer": {"kwargs": {"lr": 0.05, "momentum": 0.9}},
     "scheduler": {"name": "CosineAnnealingLR", "kwargs": {"T_max": 24}},
@@ -142,6 +144,10 @@ CONFIG = {
     "seeds": [0],
     "device": "cpu",
 }
+
+
+WITHOUT_SCHEDULER = {"dynamic": {}, "scheduler": None}
+"""Changes of `CONFIG` that leave its lr to CaLR alone."""
 
 
 def write(path: Path, **changes) -> str:
@@ -269,16 +275,103 @@ def test_resume_with_no_sound_checkpoint_is_a_clear_error(killed, capsys):
         ({"space": {"name": "torch.nn:Identity"}}, "it must give an NNI ModelSpace"),
         (
             {"space": {"name": "NasBench201", "kwargs": {"channels": 4}}},
-            "space.kwargs do not suit NasBench201",
+            "space.kwargs are {'channels': 4}, which do not suit NasBench201: ",
         ),
+        (
+            {"space": {"name": "NasBench201", "kwargs": {"stem_out_channels": "x"}}},
+            "space.kwargs are {'stem_out_channels': 'x'}, which do not suit NasBench201: ",
+        ),
+        (
+            {"space": {"name": "NasBench201", "kwargs": {"stem_out_channels": -4}}},
+            "which do not suit NasBench201: Trying to create tensor with negative dimension",
+        ),
+        ({"space": {"name": "DARTS", "kwargs": {"dataset": "x"}}}, "Unsupported dataset: x"),
+        (
+            {"space": SMALLEST | {"kwargs": SMALLEST["kwargs"] | {"num_labels": 3}}},
+            "it must give logits of shape (2, 10), one for each of 10 classes: see space.kwargs",
+        ),
+        ({"space": {"name": "NasBench101"}}, "'NasBench101', which makes no supernet: "),
+        ({"space": {"name": "AutoFormer"}}, "space AutoFormer cannot take images of 3×8×8: "),
+        ({"space": {"name": ":space"}}, "it must be module:callable"),
+        ({"space": {"name": "math:pi"}}, "which is a float; it must be a callable"),
+        (
+            {"dynamic": {"group_by": "nonsense"}},
+            "dynamic: group_by='nonsense' is no label of the space; labels are 'cell/0_1', ",
+        ),
+        ({"dynamic": {"gamma_max": 0.5}}, "dynamic: gamma_min must lie in 0 < gamma_min <= "),
+        ({"dynamic": {"warmup_steps": 999}}, "dynamic: warmup_steps must lie in 0 <= "),
+        (
+            {"dynamic": {"complexity": "macs", "gamma_max": 0.5}},
+            "dynamic: gamma_min must lie in 0 < gamma_min <= ",
+        ),
+        ({"optimizer": {"name": "LBFGS"}}, "optimizer.name is 'LBFGS': LBFGS is not supported: "),
+        (
+            {"optimizer": {"kwargs": {"lr": "abc"}}},
+            "optimizer.kwargs are {'lr': 'abc'}, which do not suit SGD: ",
+        ),
+        ({"optimizer": {"name": "Adam", "kwargs": {"betas": [0.9]}}}, "do not suit Adam: "),
+        (
+            {"optimizer": {"name": "SparseAdam"}, "dynamic": {"idle": "freeze"}},
+            "optimizer: SparseAdam cannot step: SparseAdam does not support dense gradients",
+        ),
+        ({"scheduler": {"name": "StepLR"}}, "scheduler.kwargs are {}, which do not suit StepLR: "),
+        (
+            {"scheduler": {"name": "StepLR", "kwargs": {"step_size": "x"}}},
+            "scheduler.kwargs are {'step_size': 'x'}, which do not suit StepLR: ",
+        ),
+        ({"batch_size": 4000}, "batch_size is 4000, and there are 808 training images"),
+        ({"device": "cuda:99"}, "device is 'cuda:99', which cannot be used: "),
+        ({"data": {"name": "digits", "validation": 0.001}}, "data: The test_size = 2 should be"),
         ({"data": {"name": "ImageFolder", "root": "nowhere"}}, "nowhere/train does not exist"),
-        ({"epochz": 3}, "epochz is not a key; did you mean epochs?"),
     ],
 )
-def test_configuration_that_cannot_run(changes, message, tmp_path, capsys):
-    config = write(tmp_path / "config.yaml", **changes)
-    assert main(["train", config, "--out", str(tmp_path)]) == 1
-    assert message in capsys.readouterr().err
+def test_configuration_that_cannot_run_is_refused_in_a_line(changes, message, tmp_path, capsys):
+    importlib.import_module("nas_dynamic.experiment")
+    capsys.readouterr()  # what NNI's first import prints is no part of the message
+    config = write(tmp_path / "config.yaml", **WITHOUT_SCHEDULER | changes)
+    assert main(["train", config, "--out", str(tmp_path / "runs")]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("nas-dynamic: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_unknown_key_is_refused(tmp_path, capsys):
+    config = write(tmp_path / "config.yaml", epochz=3)
+    assert main(["train", config, "--out", str(tmp_path / "runs")]) == 1
+    assert "epochz is not a key; did you mean epochs?" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_configuration_that_was_refused_trains_once_it_is_mended(tmp_path, capsys):
+    short = WITHOUT_SCHEDULER | {"epochs": None, "steps": 2, "scoring": {"subnets": 2}}
+    out = ["--out", str(tmp_path)]
+    for typo in ({"group_by": "nonsense"}, {"group_by": "cell/0_1", "gamma_max": 0.5}):
+        assert main(["train", write(tmp_path / "config.yaml", **short | {"dynamic": typo}), *out])
+    mended = {"group_by": "cell/0_1", "gamma_max": 0.5, "gamma_min": 0.5}
+    config = write(tmp_path / "config.yaml", **short | {"dynamic": mended})
+    assert main(["train", config, *out]) == 0, capsys.readouterr().err
+    results = json.loads((tmp_path / "small/results.json").read_text())
+    assert results["seeds"][0]["group_by"] == "cell/0_1"
+
+
+def test_a_demo_that_cannot_run_leaves_the_last_one(tmp_path, capsys):
+    earlier = tmp_path / "demo/results.json"
+    earlier.parent.mkdir()
+    earlier.write_text("{}")
+    assert main([*DEMO, "--device", "cuda:99", "--out", str(tmp_path)]) == 1
+    assert "device is 'cuda:99', which cannot be used: " in capsys.readouterr().err
+    assert list(tmp_path.glob("**/*.json")) == [earlier]
+
+
+def test_a_bug_in_a_space_of_ones_own_keeps_its_traceback(tmp_path, monkeypatch):
+    (tmp_path / "buggy_space.py").write_text("def space(num_labels):\n    return {}['bug']\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = write(tmp_path / "config.yaml", space={"name": "buggy_space:space"})
+    with pytest.raises(KeyError, match="bug"):
+        main(["train", config, "--out", str(tmp_path / "runs")])
+    assert not (tmp_path / "runs").exists()
 
 
 def test_space_of_ones_own_and_steps(tmp_path, monkeypatch):

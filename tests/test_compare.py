@@ -111,7 +111,7 @@ def test_arms_differ_in_the_method_alone():
 
 def test_finalists_can_be_told_apart_without_the_test_images(tmp_path):
     config = parse(TINY)
-    data = module.load_data(config.data)
+    data = experiment.load_data(config.data)
     labels = search_space(build_space(config, data.classes)).labels
     architecture = dict.fromkeys(labels, "conv_3x3")
     found = {}
@@ -123,6 +123,15 @@ def test_finalists_can_be_told_apart_without_the_test_images(tmp_path):
         images = len(getattr(data, on))
         assert score.accuracy * images == pytest.approx(round(score.accuracy * images))
     assert found["test"].accuracy != found["validation"].accuracy
+
+
+def test_arms_are_checked_ahead_of_both(tmp_path, capsys):
+    config = write(tmp_path / "config.yaml", dynamic={"group_by": "nonsense"})
+    assert main(["compare", config, "--out", str(tmp_path / "runs"), *OPTIONS]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("nas-dynamic: dynamic: group_by='nonsense' is no label of the space")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_static_configuration_has_nothing_to_compare(tmp_path, capsys):

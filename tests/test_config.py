@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from nas_dynamic.config import ConfigError, load, parse
@@ -38,6 +40,9 @@ def test_defaults_are_filled_in():
         ({"data": {"name": "mnist"}}, "data.name is 'mnist': should be 'digits', 'CIFAR10'"),
         ({"data": {}}, "data.name is missing"),
         ({"data": {"name": "digits", "validation": 1.0}}, "data.validation is 1.0"),
+        ({"data": {"name": "digits", "seed": -1}}, "data.seed is -1: should be greater than or"),
+        ({"scoring": {"seed": -1}}, "scoring.seed is -1: should be greater than or equal to 0"),
+        ({"gradient_clip": math.inf}, "gradient_clip is inf: should be a finite number"),
         ({"device": "gpu"}, "device is 'gpu'"),
         ({"precision": 16}, "precision is 16: should be '32', 'bf16-mixed' or '16-mixed'"),
         ({"name": "../elsewhere"}, "name is '../elsewhere'"),

@@ -8,7 +8,7 @@ import inspect
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,19 @@ from nas_dynamic.adapters.nni.space import (
 from nas_dynamic.adapters.nni.trace import Progress, Trace
 from nas_dynamic.adapters.nni.training import dynamic
 from nas_dynamic.architecture import Architecture, SearchSpace
-from nas_dynamic.config import Config, ConfigError
+from nas_dynamic.config import FOREIGN, Config, ConfigError, kwargs_of, refusing
 from nas_dynamic.data import ImageData, batch_loader
 
-__all__ = ["Progress", "TrainedSupernet", "build_space", "build_subnet", "train_supernet"]
+__all__ = [
+    "Progress",
+    "TrainedSupernet",
+    "build_optimizer",
+    "build_scheduler",
+    "build_space",
+    "build_subnet",
+    "quiet",
+    "train_supernet",
+]
 
 
 @dataclass(frozen=True)
@@ -70,25 +79,51 @@ def build_space(config: Config, classes: int) -> ModelSpace:
     """
     name, kwargs = config.space.name, dict(config.space.kwargs)
     factory = _space_factory(name)
-    # The classes of model spaces hide their arguments: NNI wraps `__init__`.
-    if inspect.isclass(factory) and issubclass(factory, ModelSpace):
-        takes_classes = vars(hub).get(name) is factory and not issubclass(factory, hub.NDS)
-    else:
-        takes_classes = "num_labels" in inspect.signature(factory).parameters
-    if takes_classes:
-        kwargs.setdefault("num_labels", classes)
-    try:
+    of_hub = vars(hub).get(name) is factory
+    # What else a space of one's own raises may be a bug in it.
+    with refusing(kwargs_of("space", config.space), *(FOREIGN if of_hub else ())):
+        # The classes of model spaces hide their arguments: NNI wraps `__init__`.
+        if inspect.isclass(factory) and issubclass(factory, ModelSpace):
+            takes_classes = of_hub and not issubclass(factory, hub.NDS)
+        else:
+            takes_classes = "num_labels" in inspect.signature(factory).parameters
+        if takes_classes:
+            kwargs.setdefault("num_labels", classes)
         model_space = factory(**kwargs)
-    except TypeError as error:
-        if "argument" not in str(error):
-            raise
-        raise ConfigError(f"space.kwargs do not suit {name}: {error}") from error
     if not isinstance(model_space, ModelSpace):
         raise ConfigError(
             f"space.name is {name!r}, which gives a {type(model_space).__name__}; "
             "it must give an NNI ModelSpace"
         )
     return model_space
+
+
+def build_optimizer(
+    config: Config, parameters: Iterable[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
+    """The optimizer of a configuration.
+
+    Raises:
+        ConfigError: it does not take the arguments, or the parameters.
+    """
+    chosen = config.optimizer
+    with refusing(kwargs_of("optimizer", chosen), *FOREIGN):
+        return getattr(torch.optim, chosen.name)(parameters, **chosen.kwargs)
+
+
+def build_scheduler(
+    config: Config, optimizer: torch.optim.Optimizer
+) -> torch.optim.lr_scheduler.LRScheduler | None:
+    """The lr scheduler of a configuration, if it has one.
+
+    Raises:
+        ConfigError: it does not take the arguments.
+    """
+    chosen = config.scheduler
+    if chosen is None:
+        return None
+    with refusing(kwargs_of("scheduler", chosen), *FOREIGN):
+        return getattr(torch.optim.lr_scheduler, chosen.name)(optimizer, **chosen.kwargs)
 
 
 def build_subnet(config: Config, classes: int, architecture: Architecture) -> torch.nn.Module:
@@ -126,7 +161,7 @@ def train_supernet(
     else:
         resumed = None
     loading = {"seed": seed, "workers": config.data.workers, "loader": DataLoader}
-    with _quiet():
+    with quiet():
         evaluator = Lightning(
             _Classification(config, data.classes),
             Trainer(
@@ -173,16 +208,16 @@ class _Classification(ClassificationModule):
         self.config = config
 
     def configure_optimizers(self) -> Any:
-        chosen, scheduled = self.config.optimizer, self.config.scheduler
-        optimizer = getattr(torch.optim, chosen.name)(self.parameters(), **chosen.kwargs)
-        if scheduled is None:
+        optimizer = build_optimizer(self.config, self.parameters())
+        scheduler = build_scheduler(self.config, optimizer)
+        if scheduler is None:
             return optimizer
-        scheduler = getattr(torch.optim.lr_scheduler, scheduled.name)
+        assert self.config.scheduler is not None
         return {
             "optimizer": optimizer,
             "lr_scheduler": {
-                "scheduler": scheduler(optimizer, **scheduled.kwargs),
-                "interval": scheduled.interval,
+                "scheduler": scheduler,
+                "interval": self.config.scheduler.interval,
             },
         }
 
@@ -195,10 +230,18 @@ class _Classification(ClassificationModule):
 def _space_factory(name: str) -> Callable[..., Any]:
     if ":" in name:
         module, _, attribute = name.partition(":")
+        if not module or module.startswith("."):
+            raise ConfigError(f"space.name is {name!r}; it must be module:callable, absolute")
         try:
-            return getattr(importlib.import_module(module), attribute)
+            factory = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise ConfigError(f"space.name is {name!r}: cannot import it: {error}") from error
+        if not callable(factory):
+            raise ConfigError(
+                f"space.name is {name!r}, which is a {type(factory).__name__}; it must be a "
+                "callable that returns an NNI ModelSpace"
+            )
+        return factory
     known = [
         key
         for key, value in vars(hub).items()
@@ -238,11 +281,16 @@ HINTS = (
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the hosts' hints off the terminal; their warnings about this training still show."""
+def quiet(*, warned: bool = False) -> Iterator[None]:
+    """Keep the hosts' hints off the terminal; their warnings about this training still show.
+
+    Args:
+        warned: keep the warnings off as well, which the training itself gives.
+    """
+    least = logging.ERROR if warned else logging.WARNING
 
     def worth_showing(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.WARNING and not record.getMessage().startswith(HINTS)
+        return record.levelno >= least and not record.getMessage().startswith(HINTS)
 
     loggers = [logging.getLogger(name) for name in ("nni", "pytorch_lightning")]
     handlers = [handler for logger in loggers for handler in logger.handlers]
@@ -250,7 +298,7 @@ def _quiet() -> Iterator[None]:
         handler.addFilter(worth_showing)
     try:
         with warnings.catch_warnings():
-            for hint in HINTS:
+            for hint in ("",) if warned else HINTS:
                 warnings.filterwarnings("ignore", re.escape(hint))
             yield
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal, TypeVar
 
 import pytorch_lightning as pl
@@ -206,7 +206,7 @@ class DynamicCallback(pl.Callback):
         self.space = self.sampling.space
         optimizer = _weight_optimizer(trainer)
         complexity = complexity_of(self.options["complexity"], module.model, self.space, trainer)
-        momentum = self._momentum(optimizer, complexity)
+        momentum = build_momentum(self.options, self.space, complexity, optimizer)
         self.sampling.constrain(momentum.group_by if momentum else None)
         self.training = DynamicTraining(
             optimizer,
@@ -232,22 +232,15 @@ class DynamicCallback(pl.Callback):
                 "FairOneShot(); leave it at 'lr'"
             )
         assert self.space is not None
-        return CaLR(
+        total_steps = options["total_steps"] or self._total_steps(trainer)
+        reference = gamma_reference(
+            self.space,
             complexity,
-            total_steps=options["total_steps"] or self._total_steps(trainer),
-            **gamma_reference(
-                self.space,
-                complexity,
-                options["gamma_by"],
-                options["bounds"],
-                self.sampling.sampler,
-            ),
-            gamma_max=options["gamma_max"],
-            gamma_min=options["gamma_min"],
-            curve=options["curve"],
-            warmup_steps=options["warmup_steps"],
-            anneal=options["anneal"],
+            options["gamma_by"],
+            options["bounds"],
+            self.sampling.sampler,
         )
+        return build_calr(options, complexity, total_steps, reference)
 
     def _total_steps(self, trainer: pl.Trainer) -> int:
         steps = self.sampling.updates(trainer)
@@ -257,32 +250,6 @@ class DynamicCallback(pl.Callback):
                 "give max_epochs or max_steps to the evaluator, or dynamic(…, total_steps=…)"
             )
         return int(steps)
-
-    def _momentum(
-        self, optimizer: torch.optim.Optimizer, complexity: Callable[[Architecture], float]
-    ) -> MomentumSeparation | None:
-        if not self.options["momentum"]:
-            return None
-        if isinstance(optimizer, torch.optim.SGD) and not any(
-            group["momentum"] for group in optimizer.param_groups
-        ):
-            warnings.warn(
-                "SGD has no momentum here, so there is none to separate: NNI's Classification "
-                "passes lr and weight decay only. Give it one with "
-                "Classification(optimizer=functools.partial(SGD, momentum=0.9), …), or say "
-                "dynamic(…, momentum=False)",
-                UserWarning,
-                stacklevel=2,
-            )
-            return None
-        assert self.space is not None
-        group_by = self.options["group_by"] or default_label(self.space, complexity)
-        if isinstance(group_by, str) and group_by not in self.space.choices:
-            raise ValueError(
-                f"group_by={group_by!r} is no label of the space; "
-                f"labels are {', '.join(map(repr, self.space.labels))}"
-            )
-        return MomentumSeparation(group_by)
 
     def on_train_batch_end(
         self,
@@ -322,6 +289,63 @@ class DynamicCallback(pl.Callback):
                 metrics[f"dynamic/loss/{group}"] = loss
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=update.step)
+
+
+def build_calr(
+    options: Mapping[str, Any],
+    complexity: Callable[[Architecture], float],
+    total_steps: int,
+    reference: Mapping[str, Any],
+) -> CaLR:
+    """CaLR by the options of `dynamic`, with a `gamma_reference`.
+
+    Raises:
+        ValueError: names the option and what it may be.
+    """
+    return CaLR(
+        complexity,
+        total_steps=total_steps,
+        **reference,
+        gamma_max=options["gamma_max"],
+        gamma_min=options["gamma_min"],
+        curve=options["curve"],
+        warmup_steps=options["warmup_steps"],
+        anneal=options["anneal"],
+    )
+
+
+def build_momentum(
+    options: Mapping[str, Any],
+    space: SearchSpace,
+    complexity: Callable[[Architecture], float],
+    optimizer: torch.optim.Optimizer,
+) -> MomentumSeparation | None:
+    """Momentum separation by the options of `dynamic`; None where there is nothing to separate.
+
+    Raises:
+        ValueError: the space has no such label.
+    """
+    if not options["momentum"]:
+        return None
+    if isinstance(optimizer, torch.optim.SGD) and not any(
+        group["momentum"] for group in optimizer.param_groups
+    ):
+        warnings.warn(
+            "SGD has no momentum here, so there is none to separate: NNI's Classification "
+            "passes lr and weight decay only. Give it one with "
+            "Classification(optimizer=functools.partial(SGD, momentum=0.9), …), or say "
+            "dynamic(…, momentum=False)",
+            UserWarning,
+            stacklevel=2,
+        )
+        return None
+    group_by = options["group_by"] or default_label(space, complexity)
+    if isinstance(group_by, str) and group_by not in space.choices:
+        raise ValueError(
+            f"group_by={group_by!r} is no label of the space; "
+            f"labels are {', '.join(map(repr, space.labels))}"
+        )
+    return MomentumSeparation(group_by)
 
 
 def _weight_optimizer(trainer: pl.Trainer) -> torch.optim.Optimizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import torch
 
 from nas_dynamic import CaLR
 from nas_dynamic.cli import main
-from nas_dynamic.doctor import examine, print_findings
+from nas_dynamic.doctor import PARTS, examine, print_findings
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 def doctor(first: str = "") -> subprocess.CompletedProcess[str]:
@@ -59,6 +62,30 @@ def test_a_missing_framework_is_absent_with_the_remedy():
     (line,) = (x for x in result.stdout.splitlines() if "adapters.timm" in x)
     assert line.startswith("absent")
     assert "pip install 'nas-dynamic[timm]'" in line
+
+
+@pytest.mark.parametrize(
+    ("package", "part", "extra"),
+    [
+        ("lightgbm", "nas_dynamic.search", "search"),
+        ("pymoo", "nas_dynamic.search", "search"),
+        ("pyarrow", "nas_dynamic.tables", "parquet"),
+    ],
+)
+def test_parts_that_lack_a_package_of_their_extra(
+    package: str, part: str, extra: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    found = {finding.name: finding for finding in examine()}
+    assert found[part].state == "absent"
+    assert f"need {package}: pip install 'nas-dynamic[{extra}]'" in found[part].detail
+
+
+def test_every_extra_is_looked_at():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    looked_at = {extra for *_, extras in PARTS for extra in extras.split(",")}
+    # enas is for one strategy of NNI's, dev for the tests, and all has nothing of its own.
+    assert looked_at == project["optional-dependencies"].keys() - {"enas", "dev", "all"}
 
 
 def test_a_broken_framework_is_told_with_the_remedy(tmp_path: Path):
