@@ -45,13 +45,35 @@ HALF_WIDTH = 0.05
 
 
 def static_arm(config: Config) -> Config:
-    """The usual training: no CaLR, one momentum, idle parameters left alone.
+    """The usual training: one lr for all subnets, one momentum, idle parameters left alone.
 
-    Where the configuration has no lr scheduler, since CaLR decays the lr, it has a cosine decay.
+    Where the configuration has no lr scheduler, since CaLR decays the lr, it has a cosine decay,
+    after the warm-up of the configuration.
+
+    Raises:
+        RunError: CaLR would warm up beside a scheduler.
     """
-    content = config.model_dump()
+    content, dynamic = config.model_dump(), config.dynamic
     content["dynamic"] |= {"calr": False, "momentum": False, "idle": "freeze"}
-    if config.scheduler is None and config.dynamic.calr:
+    if dynamic.calr and dynamic.warmup_steps:
+        if config.scheduler is not None:
+            raise RunError(
+                f"dynamic.warmup_steps is {dynamic.warmup_steps} beside scheduler "
+                f"{config.scheduler.name}, with which the static arm would train without a "
+                "warm-up; leave warmup_steps out, or take a scheduler that warms up, such as "
+                "OneCycleLR, with dynamic.curve: scheduler"
+            )
+        # No scheduler of a configuration warms up linearly and then decays; γ = 1 does, for all
+        # subnets alike, and the rest costs least to look up.
+        content["dynamic"] |= {
+            "calr": True,
+            "gamma_max": 1.0,
+            "gamma_min": 1.0,
+            "curve": "cosine",
+            "complexity": "parameters",
+            "gamma_by": "complexity",
+        }
+    elif dynamic.calr and config.scheduler is None:
         content["scheduler"] = {
             "name": "CosineAnnealingLR",
             "kwargs": {"T_max": config.epochs or config.steps},
