@@ -25,6 +25,7 @@ from nas_dynamic.paired import Difference
 from nas_dynamic.ranking import bias, matched_tau, tau
 from nas_dynamic.records import RunError, environment, write_json
 from nas_dynamic.standalone import Truth, train_alone
+from nas_dynamic.support import COAST_ONLY
 
 __all__ = ["compare", "print_comparison", "stand_alone", "static_arm"]
 
@@ -51,8 +52,15 @@ def static_arm(config: Config) -> Config:
     after the warm-up of the configuration.
 
     Raises:
-        RunError: CaLR would warm up beside a scheduler.
+        RunError: CaLR would warm up beside a scheduler, or the optimizer cannot freeze.
     """
+    kwargs = config.optimizer.kwargs
+    if config.optimizer.name == "SGD" and kwargs.get("fused") and kwargs.get("momentum"):
+        ((fused, reason),) = COAST_ONLY.items()
+        raise RunError(
+            "optimizer.kwargs has fused: true, and idle parameters freeze in the static arm, "
+            f"which {fused} cannot: {reason}; leave fused out"
+        )
     content, dynamic = config.model_dump(), config.dynamic
     content["dynamic"] |= {"calr": False, "momentum": False, "idle": "freeze"}
     if dynamic.calr and dynamic.warmup_steps:

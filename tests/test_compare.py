@@ -141,6 +141,16 @@ def test_a_warm_up_beside_a_scheduler_is_refused_ahead_of_any_training(tmp_path,
     assert not (tmp_path / "small-compare").exists()
 
 
+def test_an_optimizer_that_cannot_freeze_is_refused_ahead_of_any_training(tmp_path, capsys):
+    kwargs = {"lr": 0.05, "momentum": 0.9, "fused": True}
+    config = write(tmp_path / "config.yaml", optimizer={"kwargs": kwargs})
+    assert main(["compare", config, "--out", str(tmp_path), *OPTIONS]) == 1
+    error = capsys.readouterr().err
+    assert "SGD(fused=True, momentum=…) cannot" in error
+    assert "leave fused out" in error
+    assert not (tmp_path / "small-compare").exists()
+
+
 def test_finalists_can_be_told_apart_without_the_test_images(tmp_path):
     config = parse(TINY)
     data = module.load_data(config.data)
