@@ -22,7 +22,7 @@ from nas_dynamic.data import ImageData, batch_loader
 from nas_dynamic.evaluation import Score, evaluate
 from nas_dynamic.experiment import check_started, device_of, kept_seed, load_data
 from nas_dynamic.paired import Difference
-from nas_dynamic.ranking import bias, matched_tau, tau
+from nas_dynamic.ranking import bias, comparable_loss, matched_tau, tau
 from nas_dynamic.records import RunError, environment, write_json
 from nas_dynamic.standalone import Truth, train_alone
 from nas_dynamic.support import COAST_ONLY
@@ -279,11 +279,10 @@ def _verdict(comparison: dict[str, Any]) -> str:
 
 
 def _measures(result: dict[str, Any], truth: np.ndarray) -> dict[str, float | None]:
-    accuracies, losses, sizes = (
-        _array(subnet[key] for subnet in result["subnets"])
-        for key in ("accuracy", "loss", "parameters")
+    accuracies, sizes = (
+        _array(subnet[key] for subnet in result["subnets"]) for key in ("accuracy", "parameters")
     )
-    ranking = -np.where(np.isnan(losses), math.inf, losses)  # what diverged comes last
+    ranking = -_array(comparable_loss(subnet["loss"]) for subnet in result["subnets"])
     return {
         "tau": _plain(tau(ranking, truth)),
         "tau_matched": _plain(matched_tau(ranking, truth, sizes)),
