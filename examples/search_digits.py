@@ -32,7 +32,7 @@ from nas_dynamic.data import ImageData
 from nas_dynamic.demo import Demo
 from nas_dynamic.experiment import load_data, sample_architectures, score
 from nas_dynamic.problem import Objective
-from nas_dynamic.ranking import tau
+from nas_dynamic.ranking import comparable_loss, tau
 from nas_dynamic.score_file import digest
 from nas_dynamic.search import search
 from nas_dynamic.search_result import Evaluation, SearchResult
@@ -68,7 +68,7 @@ def main() -> None:
             print(f"seed {seed}: {len(distinct)} distinct networks of {args.budget} scored")
             # With so few images the loss tells subnets apart better than the accuracy does.
             losses = alone([e.architecture for e in finalists], "loss", "validation").mean(0)
-            best = finalists[int(losses.argmin())]
+            best = finalists[int(np.argmin([comparable_loss(loss) for loss in losses]))]
             reached, others = alone([best.architecture]).mean(), accuracies.mean(0)
             better = int((others > reached).sum())
             places.append(better / len(others))
@@ -126,7 +126,8 @@ def distinct_networks(found: SearchResult) -> list[Evaluation]:
     """
     distinct: dict[tuple[float, float], Evaluation] = {}
     for e in sorted(found.evaluations, key=lambda e: e.values["parameters"]):
-        distinct.setdefault((round(e.values["loss"], 6), e.values["accuracy"]), e)
+        loss = comparable_loss(e.values["loss"])
+        distinct.setdefault((round(loss, 6), e.values["accuracy"]), e)
     return [distinct[key] for key in sorted(distinct)]
 
 

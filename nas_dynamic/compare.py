@@ -22,9 +22,10 @@ from nas_dynamic.data import ImageData, batch_loader
 from nas_dynamic.evaluation import Score, evaluate
 from nas_dynamic.experiment import check_started, checked_data, device_of, kept_seed
 from nas_dynamic.paired import Difference
-from nas_dynamic.ranking import bias, matched_tau, tau
+from nas_dynamic.ranking import bias, comparable_loss, matched_tau, tau
 from nas_dynamic.records import RunError, environment, write_json
 from nas_dynamic.standalone import Truth, train_alone
+from nas_dynamic.support import COAST_ONLY
 
 __all__ = ["compare", "print_comparison", "stand_alone", "static_arm"]
 
@@ -45,13 +46,42 @@ HALF_WIDTH = 0.05
 
 
 def static_arm(config: Config) -> Config:
-    """The usual training: no CaLR, one momentum, idle parameters left alone.
+    """The usual training: one lr for all subnets, one momentum, idle parameters left alone.
 
-    Where the configuration has no lr scheduler, since CaLR decays the lr, it has a cosine decay.
+    Where the configuration has no lr scheduler, since CaLR decays the lr, it has a cosine decay,
+    after the warm-up of the configuration.
+
+    Raises:
+        RunError: CaLR would warm up beside a scheduler, or the optimizer cannot freeze.
     """
-    content = config.model_dump()
+    kwargs = config.optimizer.kwargs
+    if config.optimizer.name == "SGD" and kwargs.get("fused") and kwargs.get("momentum"):
+        ((fused, reason),) = COAST_ONLY.items()
+        raise RunError(
+            "optimizer.kwargs has fused: true, and idle parameters freeze in the static arm, "
+            f"which {fused} cannot: {reason}; leave fused out"
+        )
+    content, dynamic = config.model_dump(), config.dynamic
     content["dynamic"] |= {"calr": False, "momentum": False, "idle": "freeze"}
-    if config.scheduler is None and config.dynamic.calr:
+    if dynamic.calr and dynamic.warmup_steps:
+        if config.scheduler is not None:
+            raise RunError(
+                f"dynamic.warmup_steps is {dynamic.warmup_steps} beside scheduler "
+                f"{config.scheduler.name}, with which the static arm would train without a "
+                "warm-up; leave warmup_steps out, or take a scheduler that warms up, such as "
+                "OneCycleLR, with dynamic.curve: scheduler"
+            )
+        # No scheduler of a configuration warms up linearly and then decays; γ = 1 does, for all
+        # subnets alike, and the rest costs least to look up.
+        content["dynamic"] |= {
+            "calr": True,
+            "gamma_max": 1.0,
+            "gamma_min": 1.0,
+            "curve": "cosine",
+            "complexity": "parameters",
+            "gamma_by": "complexity",
+        }
+    elif dynamic.calr and config.scheduler is None:
         content["scheduler"] = {
             "name": "CosineAnnealingLR",
             "kwargs": {"T_max": config.epochs or config.steps},
@@ -252,11 +282,10 @@ def _verdict(comparison: dict[str, Any]) -> str:
 
 
 def _measures(result: dict[str, Any], truth: np.ndarray) -> dict[str, float | None]:
-    accuracies, losses, sizes = (
-        _array(subnet[key] for subnet in result["subnets"])
-        for key in ("accuracy", "loss", "parameters")
+    accuracies, sizes = (
+        _array(subnet[key] for subnet in result["subnets"]) for key in ("accuracy", "parameters")
     )
-    ranking = -np.where(np.isnan(losses), math.inf, losses)  # what diverged comes last
+    ranking = -_array(comparable_loss(subnet["loss"]) for subnet in result["subnets"])
     return {
         "tau": _plain(tau(ranking, truth)),
         "tau_matched": _plain(matched_tau(ranking, truth, sizes)),

@@ -31,6 +31,7 @@ from nas_dynamic.data import (
 )
 from nas_dynamic.evaluation import Score, score_subnets
 from nas_dynamic.figures import Arm, overview
+from nas_dynamic.ranking import comparable_loss
 from nas_dynamic.records import RunError, environment, write_json
 from nas_dynamic.score_file import digest, kept_scores
 
@@ -164,7 +165,9 @@ def run_seed(
         "seconds": trace.cost["seconds"],
         "group_by": trace.group_by,
         "mean_accuracy": statistics.mean(subnet["accuracy"] for subnet in subnets),
-        "best": max(subnets, key=lambda subnet: (subnet["accuracy"], -subnet["loss"])),
+        "best": max(
+            subnets, key=lambda subnet: (subnet["accuracy"], -comparable_loss(subnet["loss"]))
+        ),
         "subnets": subnets,
         "validation_images": len(data.validation),
         "cost": trace.cost,

@@ -20,6 +20,7 @@ with extra("experiment"):
 __all__ = [
     "Estimate",
     "bootstrap_interval",
+    "comparable_loss",
     "complexity_bias",
     "complexity_convergence",
     "estimate",
@@ -54,6 +55,11 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def comparable_loss(loss: float | None) -> float:
+    """A loss to compare subnets by: inf for a network that diverged (NaN, in files null)."""
+    return math.inf if loss is None or math.isnan(loss) else loss
 
 
 def kendall(predicted: Values, true: Values, *, resamples: int = 1000, seed: int = 0) -> Estimate:

@@ -62,7 +62,8 @@ def search(
 
     Raises:
         ValueError: no objective, a budget below 1, limits that no architecture meets, or scores
-            that are too few, lack a name, or are not finite.
+            that are too few, lack a name, or are not finite where an objective or a limit
+            reads them.
         RunError: the file holds another search.
     """
     if not objectives or budget < 1:
@@ -130,11 +131,12 @@ class _Run:
         scores = iter(self.score([self.problem.space.decode(key) for key in new]) if new else ())
         new_keys = set(new)
         for key in keys:
-            if key in new_keys:
-                self.records.add(key, self._scored(scores, len(new)))
-            elif key not in known:
+            if key not in new_keys and key not in known:
                 return None
-            evaluation = self._evaluation(key, known[key])
+            scored = self._scored(scores, len(new)) if key in new_keys else known[key]
+            evaluation = self._evaluation(key, scored)
+            if key in new_keys:
+                self.records.add(key, scored)
             self.evaluations.append(evaluation)
             self._told.add(key)
             costs.append([o.cost(evaluation.values) for o in self.problem.objectives])
@@ -147,23 +149,29 @@ class _Run:
 
     def _scored(self, scores: Iterator[Mapping[str, float]], asked: int) -> dict[str, float]:
         try:
-            scored = {name: float(value) for name, value in next(scores).items()}
+            return {name: float(value) for name, value in next(scores).items()}
         except StopIteration:
             raise ValueError(f"score gave fewer values than the {asked} subnets asked") from None
-        unusable = {name: value for name, value in scored.items() if not math.isfinite(value)}
-        if unusable:
-            raise ValueError(f"scores must be finite numbers, got {unusable}")
-        return scored
 
     def _evaluation(self, key: Key, scored: Mapping[str, float]) -> Evaluation:
         architecture = self.problem.space.decode(key)
         values = {**scored, **self.problem.measured(architecture)}
-        wanted = {o.name for o in self.problem.objectives if o.value is None}
-        missing = (wanted | self.problem.limits.names) - set(values)
+        objectives = self.problem.objectives
+        read = {o.name for o in objectives if o.value is None} | self.problem.limits.names
+        missing = read - set(values)
         if missing:
             raise ValueError(
                 f"neither the scores nor the measures give {sorted(missing)}; "
                 f"they give {sorted(values)}"
+            )
+        unusable = {
+            name: scored[name] for name in read & set(scored) if not math.isfinite(scored[name])
+        }
+        unusable |= {o.name: math.nan for o in objectives if math.isnan(o.cost(values))}
+        if unusable:
+            raise ValueError(
+                f"what objectives and limits read must be finite numbers, got {unusable} "
+                f"for {architecture}"
             )
         return Evaluation(architecture, values, self.problem.limits.violation(values) == 0)
 
@@ -183,8 +191,12 @@ class _Records:
     def __init__(self, journal: Journal | None, problem: Problem) -> None:
         self.journal, self.problem = journal, problem
         lines = journal.lines if journal else []
+        # A score that no objective reads may be NaN, which JSON has null for.
         self.scores: dict[Key, dict[str, float]] = {
-            tuple(line["encoding"]): line["scores"] for line in lines
+            tuple(line["encoding"]): {
+                name: math.nan if score is None else score for name, score in line["scores"].items()
+            }
+            for line in lines
         }
 
     def add(self, key: Key, scores: dict[str, float]) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import re
 import shutil
@@ -17,7 +18,10 @@ import torch
 import yaml
 from scipy.stats import kendalltau
 
+from nas_dynamic import experiment
 from nas_dynamic.cli import main
+from nas_dynamic.report.run_folder import read_runs
+from nas_dynamic.report.tables import scores
 from tests.reference import assert_identical
 
 # So small networks compute faster, and always the same, with one thread.
@@ -178,6 +182,32 @@ def test_a_supernet_without_finite_weights_is_scored_and_reported(tmp_path):
     results = json.loads((tmp_path / "small/results.json").read_text())
     assert None in [subnet["loss"] for subnet in results["seeds"][0]["subnets"]]
     assert main(["report", str(tmp_path / "small")]) == 0
+
+
+def test_a_subnet_that_diverged_is_not_the_best(tmp_path, monkeypatch):
+    train_supernet = experiment.train_supernet
+
+    def spoiled(*arguments, **options):
+        trained = train_supernet(*arguments, **options)
+        with torch.no_grad():
+            for name, parameter in trained.model.named_parameters():
+                if ".conv_3x3." in name:
+                    parameter.fill_(torch.nan)
+            # Every subnet then says 0, as one whose logits are NaN does.
+            trained.model.classifier.bias[0] = 1e3
+        return trained
+
+    monkeypatch.setattr(experiment, "train_supernet", spoiled)
+    config = write(tmp_path / "config.yaml", epochs=1, scoring={"subnets": 12})
+    assert main(["train", config, "--out", str(tmp_path)]) == 0
+    (result,) = json.loads((tmp_path / "small/results.json").read_text())["seeds"]
+    losses = [subnet["loss"] for subnet in result["subnets"]]
+    assert losses[0] is None, "max must have it first, to be tempted"
+    assert len({subnet["accuracy"] for subnet in result["subnets"]}) == 1
+    best = min(range(12), key=lambda n: math.inf if losses[n] is None else losses[n])
+    assert result["best"] == result["subnets"][best]
+    (run,) = read_runs([tmp_path / "small"])
+    assert scores([run]).rows[0][4] == f"{result['best']['parameters']:,}"
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ from scipy import stats
 from nas_dynamic import compare as module
 from nas_dynamic import experiment, ranking
 from nas_dynamic.adapters.nni import search_space
-from nas_dynamic.adapters.nni.supernet import build_space
+from nas_dynamic.adapters.nni.supernet import build_space, train_supernet
 from nas_dynamic.cli import main
 from nas_dynamic.compare import stand_alone, static_arm
 from nas_dynamic.config import parse
 from nas_dynamic.console import Display
+from nas_dynamic.experiment import load_data
 from tests.test_cli import CONFIG
 
 TINY = CONFIG | {"epochs": 2, "scheduler": None, "dynamic": {}}
@@ -107,6 +109,47 @@ def test_arms_differ_in_the_method_alone():
     }
     kept = parse(CONFIG)
     assert static_arm(kept).scheduler == kept.scheduler
+
+
+@pytest.mark.parametrize("budget", [{"epochs": 2}, {"steps": 14}], ids=str)
+def test_both_arms_warm_up_alike(budget):
+    warmup, peak = 4, 0.05
+    budget = {"epochs": None} | budget
+    dynamic = parse(TINY | budget | {"dynamic": {"warmup_steps": warmup, "gamma_by": "rank"}})
+    data = load_data(dynamic.data)
+    lrs = {}
+    for name, config in {"static": static_arm(dynamic), "dynamic": dynamic}.items():
+        trained = train_supernet(config, data, 0, progress=lambda done, total: None)
+        lrs[name] = [row["lr"] for row in trained.trace.rows]
+        assert (trained.trace.group_by is None) == (name == "static")
+    steps = len(lrs["static"])
+    decay = [
+        peak * (1 + math.cos(math.pi * t / (steps - warmup))) / 2 for t in range(steps - warmup)
+    ]
+    ramp = [peak * (t + 1) / warmup for t in range(warmup)]
+    assert lrs["static"] == pytest.approx(ramp + decay)
+    assert lrs["dynamic"][:warmup] == lrs["static"][:warmup]
+    assert lrs["dynamic"][warmup + 1 :] != lrs["static"][warmup + 1 :]
+
+
+def test_a_warm_up_beside_a_scheduler_is_refused_ahead_of_any_training(tmp_path, capsys):
+    changes = {"scheduler": CONFIG["scheduler"], "dynamic": {"warmup_steps": 4}}
+    config = write(tmp_path / "config.yaml", **changes)
+    assert main(["compare", config, "--out", str(tmp_path), *OPTIONS]) == 1
+    error = capsys.readouterr().err
+    assert "warmup_steps is 4 beside scheduler CosineAnnealingLR" in error
+    assert "dynamic.curve: scheduler" in error
+    assert not (tmp_path / "small-compare").exists()
+
+
+def test_an_optimizer_that_cannot_freeze_is_refused_ahead_of_any_training(tmp_path, capsys):
+    kwargs = {"lr": 0.05, "momentum": 0.9, "fused": True}
+    config = write(tmp_path / "config.yaml", optimizer={"kwargs": kwargs})
+    assert main(["compare", config, "--out", str(tmp_path), *OPTIONS]) == 1
+    error = capsys.readouterr().err
+    assert "SGD(fused=True, momentum=…) cannot" in error
+    assert "leave fused out" in error
+    assert not (tmp_path / "small-compare").exists()
 
 
 def test_finalists_can_be_told_apart_without_the_test_images(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -102,10 +103,24 @@ def test_finalists_are_distinct_networks(example):
         evaluation("large", 0.9, 0.3, 300),
         evaluation("small", 0.9, 0.3 + 1e-9, 100),  # the same network but for what has no effect
         evaluation("best", 0.9, 0.2, 200),
+        evaluation("diverged", 0.9, math.nan, 50),
         evaluation("other", 0.8, 0.3, 100),
     ]
     found = example.distinct_networks(SearchResult([], evaluations))
-    assert [e.architecture["layer"] for e in found] == ["best", "other", "small"]
+    assert [e.architecture["layer"] for e in found] == ["best", "other", "small", "diverged"]
+
+
+def test_a_finalist_that_diverged_is_not_taken(run, tmp_path):
+    first = re.search(r"found .*, [\d.]+% with", run()[2])[0]
+    for path in tmp_path.glob("stand-alone-*.json"):
+        kept = json.loads(path.read_text())
+        if (kept["depends_on"]["on"], kept["depends_on"]["seed"]) == ("validation", 0):
+            for entry in kept["truth"]:
+                if f"found {' '.join(map(str, entry['architecture'].values()))}," in first:
+                    entry["loss"] = None
+            path.write_text(json.dumps(kept))
+    told = run()[2]
+    assert re.search(r"found .*, [\d.]+% with", told)[0] != first
 
 
 def test_what_was_measured_is_kept(run, monkeypatch):

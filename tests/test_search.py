@@ -408,9 +408,40 @@ def test_a_file_of_another_search_is_refused(tmp_path):
     [
         (lambda asked: [{"accuracy": 1.0}], "fewer values than the 20 subnets"),
         (lambda asked: [{"accuracy": math.nan}] * 20, "must be finite.*nan"),
+        (lambda asked: [{"accuracy": math.inf}] * 20, "must be finite.*inf"),
         (lambda asked: [{"loss": 1.0}] * 20, r"neither .* give \['accuracy'\]"),
     ],
 )
-def test_scores_that_cannot_be_used_are_refused(score, message):
+def test_scores_that_cannot_be_used_are_refused(score, message, tmp_path):
+    path = tmp_path / "search.jsonl"
     with pytest.raises(ValueError, match=message):
-        search(SPACE, score, [ACCURACY], budget=30)
+        search(SPACE, score, [ACCURACY], budget=30, path=path)
+    kept = [json.loads(line)["scores"] for line in path.read_text().splitlines()[1:]]
+    assert all(entry == {"accuracy": 1.0} for entry in kept)
+
+
+def test_a_score_that_nothing_reads_may_be_nan(tmp_path):
+    path = tmp_path / "search.jsonl"
+    counting = Counting(lambda asked: [s | {"loss": math.nan} for s in scores(asked)])
+    found = search(SPACE, counting, [ACCURACY], budget=12, path=path)
+    again = search(SPACE, counting, [ACCURACY], budget=12, path=path)
+    assert len(counting.asked) == 12
+    without = search(SPACE, scores, [ACCURACY], budget=12)
+    for result in (found, again):
+        assert all(math.isnan(e.values["loss"]) for e in result.evaluations)
+        assert [e.architecture for e in result.evaluations] == [
+            e.architecture for e in without.evaluations
+        ]
+
+
+@pytest.mark.parametrize(
+    "reading",
+    [
+        {"objectives": [Objective("loss")]},
+        {"objectives": [Objective("sum", value=lambda v: v["accuracy"] + v["loss"])]},
+        {"objectives": [ACCURACY], "at_most": {"loss": 1.0}},
+    ],
+)
+def test_a_nan_that_something_reads_is_refused(reading):
+    with pytest.raises(ValueError, match=r"must be finite numbers, got .*nan.* for \{"):
+        search(SPACE, lambda asked: [{"accuracy": 1, "loss": math.nan}] * 20, budget=5, **reading)

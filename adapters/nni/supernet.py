@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import inspect
 import logging
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -154,22 +155,27 @@ def train_supernet(
     """
     pl.seed_everything(seed, verbose=False)
     model_space = build_space(config, data.classes)
-    trace = Trace(progress)
     resumed = folder / "last.ckpt" if folder is not None else None
     if resumed is not None and checkpoints.exists(resumed):
         checkpoints.load(resumed)  # where none is sound, say so ahead of all else
     else:
         resumed = None
     loading = {"seed": seed, "workers": config.data.workers, "loader": DataLoader}
+    batches = batch_loader(data.train, config.batch_size, shuffle=True, **loading)
+    steps = config.steps or (config.epochs or 0) * len(batches)
+    trace = Trace(progress, steps)
     with quiet():
         evaluator = Lightning(
             _Classification(config, data.classes),
             Trainer(
-                max_epochs=config.epochs or -1,
-                max_steps=config.steps or -1,
+                max_epochs=math.ceil(steps / len(batches)),
                 gradient_clip_val=config.gradient_clip,
                 precision=config.precision,
-                callbacks=[trace, *([_every_epoch(folder)] if folder is not None else [])],
+                callbacks=[
+                    trace,
+                    _StopAfter(steps),
+                    *([_every_epoch(folder)] if folder is not None else []),
+                ],
                 logger=False,
                 enable_checkpointing=folder is not None,
                 plugins=[SafeCheckpoints()],
@@ -179,11 +185,13 @@ def train_supernet(
                 limit_val_batches=0,
                 **_accelerator(config.device),
             ),
-            train_dataloaders=batch_loader(data.train, config.batch_size, shuffle=True, **loading),
+            train_dataloaders=batches,
             val_dataloaders=batch_loader(data.validation, config.batch_size, **loading),
             fit_kwargs={"ckpt_path": resumed} if resumed is not None else None,
         )
-        strategy = dynamic(RandomOneShot(), seed=seed, **config.dynamic.model_dump())
+        strategy = dynamic(
+            RandomOneShot(), seed=seed, total_steps=steps, **config.dynamic.model_dump()
+        )
         experiment = NasExperiment(model_space, evaluator, strategy)
         try:
             experiment.run()
@@ -225,6 +233,22 @@ class _Classification(ClassificationModule):
         # A run that was stopped while it scored resumes with no epoch left, and so no metric.
         if self.trainer.callback_metrics:
             super().on_fit_end()
+
+
+class _StopAfter(pl.Callback):
+    """Ends a training after so many updates, inside an epoch as well.
+
+    In place of `max_steps`, under which Lightning resumes from the end of an epoch with one batch
+    of the next one, and then begins the epoch after it: other batches, and an lr scheduler that
+    is an epoch ahead.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
+        if trainer.global_step >= self.steps:
+            trainer.should_stop = True
 
 
 def _space_factory(name: str) -> Callable[..., Any]:

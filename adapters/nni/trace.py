@@ -37,6 +37,7 @@ class Trace(pl.Callback):
 
     Args:
         progress: told the number of updates.
+        total: number of updates of the whole training.
 
     Attributes:
         rows: what updates used, at most `MAX_ROWS` of them, evenly spaced; each with step, lr,
@@ -49,8 +50,9 @@ class Trace(pl.Callback):
         group_by: what momentum separation groups by; None without it.
     """
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, total: int) -> None:
         self.progress = progress
+        self.total = total
         self.rows: list[dict[str, Any]] = []
         self.updates = 0
         self.groups: Counter[str] = Counter()
@@ -92,7 +94,6 @@ class Trace(pl.Callback):
         """Find the training to record, and begin to measure."""
         self._meter = CostMeter(pl_module.device, before=self._cost)
         self.parameters = subnet_parameters(pl_module.model)
-        self.total = int(trainer.estimated_stepping_batches)
         self.every = -(-self.total // MAX_ROWS)
         self.pair_every = max(LEAST_PAIR_DISTANCE, -(-self.total // MAX_PAIRS))
         callbacks = trainer.callbacks  # type: ignore[attr-defined]

@@ -242,12 +242,15 @@ class DynamicCallback(pl.Callback):
         )
         return build_calr(options, complexity, total_steps, reference)
 
-    def _total_steps(self, trainer: pl.Trainer) -> int:
+    def _total_steps(self, trainer: pl.Trainer) -> int | None:
+        if self.options["curve"] == "scheduler":  # which knows by itself when it ends
+            return None
         steps = self.sampling.updates(trainer)
         if not math.isfinite(steps):
             raise ValueError(
                 "the trainer has no end (max_epochs=-1), so the lr cannot decay towards it; "
-                "give max_epochs or max_steps to the evaluator, or dynamic(…, total_steps=…)"
+                "give max_epochs or max_steps to the evaluator, dynamic(…, total_steps=…), "
+                "or an lr scheduler and dynamic(…, curve='scheduler')"
             )
         return int(steps)
 
@@ -294,7 +297,7 @@ class DynamicCallback(pl.Callback):
 def build_calr(
     options: Mapping[str, Any],
     complexity: Callable[[Architecture], float],
-    total_steps: int,
+    total_steps: int | None,
     reference: Mapping[str, Any],
 ) -> CaLR:
     """CaLR by the options of `dynamic`, with a `gamma_reference`.

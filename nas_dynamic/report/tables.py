@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nas_dynamic.architecture import architecture_text
-from nas_dynamic.ranking import Estimate
+from nas_dynamic.ranking import Estimate, comparable_loss
 from nas_dynamic.report.run_folder import Run, Seed
 from nas_dynamic.report.statistics import Ranked, pareto
 from nas_dynamic.report.words import (
@@ -57,7 +57,7 @@ def scores(runs: Sequence[Run]) -> Table:
     rows = []
     for run in runs:
         for seed in run.seeds:
-            best = max(seed.subnets, key=lambda subnet: (subnet.accuracy, -(subnet.loss or 0)))
+            best = max(seed.subnets, key=lambda s: (s.accuracy, -comparable_loss(s.loss)))
             accuracies = [subnet.accuracy for subnet in seed.subnets]
             rows.append(
                 [

@@ -12,9 +12,14 @@ from nas_dynamic.adapters.nni.supernet import train_supernet
 from nas_dynamic.adapters.nni.trace import Trace
 from nas_dynamic.config import parse
 from nas_dynamic.experiment import load_data
+from tests.reference import assert_identical
 
 
 def train(folder=None, progress=lambda done, total: None, **changes):
+    return trained(folder, progress, **changes).trace
+
+
+def trained(folder=None, progress=lambda done, total: None, **changes):
     config = parse(
         {
             "space": {
@@ -27,7 +32,7 @@ def train(folder=None, progress=lambda done, total: None, **changes):
         }
         | changes
     )
-    return train_supernet(config, load_data(config.data), 0, progress=progress, folder=folder).trace
+    return train_supernet(config, load_data(config.data), 0, progress=progress, folder=folder)
 
 
 @pytest.fixture
@@ -120,6 +125,40 @@ def test_a_resumed_training_has_the_record_of_an_unbroken_one(tmp_path, small_bo
         resumed.group_by,
     )
     assert again.cost["seconds"] <= resumed.cost["seconds"]
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        {"name": "StepLR", "kwargs": {"step_size": 1, "gamma": 0.5}, "interval": "epoch"},
+        {"name": "LinearLR", "kwargs": {"total_iters": 20}, "interval": "step"},
+    ],
+    ids=["epoch", "step"],
+)
+@pytest.mark.parametrize("budget", [{"epochs": 4}, {"steps": 28}, {"steps": 25}], ids=str)
+def test_any_budget_is_resumed_to_the_bit(budget, scheduler, tmp_path):
+    batches, stop_at = 7, 16
+    steps = budget.get("steps", 4 * batches)
+    changes = budget | {"scheduler": scheduler}
+    unbroken = trained(**changes)
+    assert [row["step"] for row in unbroken.trace.rows] == list(range(steps))
+
+    def stop(done, total):
+        assert total == steps
+        if done == stop_at:
+            raise Stop
+
+    with pytest.raises(Stop):
+        trained(tmp_path, stop, **changes)
+    told = []
+    resumed = trained(tmp_path, lambda done, total: told.append(done), **changes)
+    assert told == list(range(2 * batches + 1, steps + 1))
+    told.clear()
+    again = trained(tmp_path, lambda done, total: told.append(done), **changes)
+    assert told == []
+    for other in (resumed, again):
+        assert other.trace.rows == unbroken.trace.rows
+        assert_identical(other.model.state_dict(), unbroken.model.state_dict())
 
 
 def test_a_loss_that_is_not_finite_is_none():

@@ -255,8 +255,14 @@ def test_filter_of_the_strategy_holds(classification):
     assert {update.architecture["cell/0_1"] for update in recorder.updates} == {"conv_3x3"}
 
 
-def test_scheduler_of_the_evaluator_is_bent(classification):
-    evaluator = classification(max_epochs=2)
+class Stop(pl.Callback):
+    def on_train_batch_end(self, trainer, *arguments):
+        trainer.should_stop = trainer.global_step >= 12
+
+
+@pytest.mark.parametrize("end", [{"max_epochs": 2}, {"max_epochs": -1, "callbacks": [Stop()]}])
+def test_scheduler_of_the_evaluator_is_bent(end, classification):
+    evaluator = classification(**end)
     module = evaluator.module
     build = type(module).configure_optimizers
 
@@ -273,6 +279,7 @@ def test_scheduler_of_the_evaluator_is_bent(classification):
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(
         torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.05), 12
     )
+    assert len(recorder.updates) == 12
     for update in recorder.updates:
         ratio = cosine.get_last_lr()[0] / 0.05
         assert update.lr[0] == pytest.approx(0.05 * ratio**update.gamma)
