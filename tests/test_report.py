@@ -384,6 +384,9 @@ def write_truth(path: Path, run: Path, drop: int = 0) -> dict[str, float]:
 def test_truth_from_a_file(name, runs, tmp_path):
     truth = write_truth(tmp_path / name, runs / "tiny", drop=2)
     column = "accuracy" if name.endswith("json") else "top1"
+    if name.endswith("csv"):  # a row that says the same again is no contradiction
+        lines = (tmp_path / name).read_text().splitlines()
+        (tmp_path / name).write_text("\n".join([*lines, lines[-1]]))
     page = page_of([runs / "tiny"], tmp_path, truth=tmp_path / name, truth_column=column)
     rows = {row[0]: row[1:] for row in page.tables["Diagnostics over 6 subnets"][1:]}
     for result in read(runs / "tiny/results.json")["seeds"]:
@@ -421,6 +424,16 @@ def test_truth_file_that_does_not_fit(runs, tmp_path, capsys):
     (tmp_path / "other.json").write_text('[{"architecture": {"layer": "conv"}, "accuracy": "?"}]')
     assert "'?', which is no finite number" in refused(tmp_path / "other.json")
     assert "is no file" in refused(tmp_path / "nowhere.csv")
+    write_truth(tmp_path / "twice.json", runs / "tiny")
+    rows = json.loads((tmp_path / "twice.json").read_text())
+    (tmp_path / "twice.json").write_text(json.dumps([*rows, rows[0] | {"accuracy": 0.25}]))
+    assert "has the values 0.5 and 0.25 for {" in refused(tmp_path / "twice.json")
+    write_truth(tmp_path / "twice.csv", runs / "tiny")
+    first = (tmp_path / "twice.csv").read_text().splitlines()[1]
+    with (tmp_path / "twice.csv").open("a") as file:
+        file.write(first.rpartition(",")[0] + ",25\n")
+    message = refused(tmp_path / "twice.csv", "--truth-column", "top1")
+    assert "has the values 50.0 and 25.0 for {" in message
     assert not (tmp_path / "page.html").exists()
 
 

@@ -79,7 +79,7 @@ def extract(supernet: ModelSpace, architecture: Architecture) -> nn.Module:
         )
     plain = architecture_of(dict(architecture))
     search_space(supernet).validate(plain)
-    subnet = _Extraction(sample_of(plain)).of(supernet)
+    subnet = _Extraction(sample_of(plain, supernet)).of(supernet)
     vars(subnet).pop("freeze", None)  # of a supernet that SupernetEvaluator has scored
     return subnet
 

@@ -157,7 +157,7 @@ class SeededSampling(_Replaced):
             return self._valid(self._validation)
         if begins_update(trainer) or not self.architectures:
             self.architectures = [architecture_of(self._valid(self._training))]
-        activate(self.module, self.architectures[0])
+        activate(self.module.model, self.architectures[0])
         return dict(self.architectures[0])
 
     def _valid(self, generator: np.random.RandomState) -> dict[str, Any]:
@@ -168,7 +168,7 @@ class SeededSampling(_Replaced):
         for mutable in self.module.model.simplify().values():
             if not isinstance(mutable, Constraint):
                 mutable.random(memo=sample, random_state=generator)
-        activate(self.module, sample)
+        activate(self.module.model, sample)
         return sample
 
     def state_dict(self) -> dict[str, Any]:
@@ -340,7 +340,9 @@ def accept_of(
 ) -> Callable[[Architecture], bool] | None:
     """The filter of a module's strategy, of an architecture."""
     valid = module.filter
-    return None if valid is None else lambda architecture: valid(sample_of(architecture))
+    if valid is None:
+        return None
+    return lambda architecture: valid(sample_of(architecture, module.model))
 
 
 def begins_update(trainer: pl.Trainer) -> bool:

@@ -68,7 +68,7 @@ class SamplerModule(RandomSamplingLightningModule):
         """Activate a subnet to validate."""
         architecture = self.sampling.draw_validation()
         activate(self.model, architecture)
-        return sample_of(architecture)
+        return sample_of(architecture, self.model)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Mean over the subnets of the update of their weighed losses."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal
 
@@ -36,6 +37,9 @@ __all__ = [
     "subnet_macs",
     "subnet_parameters",
 ]
+
+_MULTIPLE: weakref.WeakKeyDictionary[ModelSpace, frozenset[str]] = weakref.WeakKeyDictionary()
+"""What `_multiple` has found: the walk takes as long as an activation, up to 100 ms."""
 
 _MEMO_LIMIT = 16384
 """A part of a supernet is looked up as a whole if it has at most this many variants."""
@@ -75,17 +79,32 @@ def architecture_of(sample: dict[str, Any]) -> dict[str, Hashable]:
     }
 
 
-def sample_of(architecture: Architecture) -> dict[str, Any]:
-    """NNI's sample from an architecture: the inverse of `architecture_of`."""
+def sample_of(architecture: Architecture, model_space: ModelSpace) -> dict[str, Any]:
+    """NNI's sample from an architecture: the inverse of `architecture_of`.
+
+    Choices of several values are lists; a candidate that is a tuple by itself stays one.
+    """
+    multiple = _multiple(model_space)
     return {
-        label: list(value) if isinstance(value, tuple) else value
+        label: list(value) if label in multiple and isinstance(value, tuple) else value
         for label, value in architecture.items()
     }
 
 
-def activate(supernet: nn.Module, architecture: Architecture) -> None:
+def _multiple(model_space: ModelSpace) -> frozenset[str]:
+    """Labels of the choices of several values at once."""
+    if model_space not in _MULTIPLE:
+        _MULTIPLE[model_space] = frozenset(
+            str(label)
+            for label, mutable in model_space.simplify().items()
+            if isinstance(mutable, CategoricalMultiple)
+        )
+    return _MULTIPLE[model_space]
+
+
+def activate(supernet: ModelSpace, architecture: Architecture) -> None:
     """Make the supernet compute one subnet, until the next activation or sampling."""
-    sample = sample_of(architecture)
+    sample = sample_of(architecture, supernet)
     for module in supernet.modules():
         if isinstance(module, BaseSuperNetModule):
             module.resample(memo=sample)
@@ -255,7 +274,7 @@ def _repeat(module: PathSamplingRepeat, space: SearchSpace) -> tuple[Count, froz
     single, used = _sum(0, [transformation] if transformation is not None else [], space)
     labels |= used
 
-    depth = _memoised(lambda a: module.depth_choice.freeze(sample_of(a)), depth_labels, space)
+    depth = _memoised(lambda a: module.depth_choice.freeze(dict(a)), depth_labels, space)
 
     def count_blocks(architecture: Architecture) -> int:
         deep = depth(architecture)
@@ -302,7 +321,7 @@ def mixed_arguments(module: MixedOperation, sample: dict[str, Any]) -> dict[str,
 
 def _mixed_operation(module: MixedOperation) -> tuple[Count, frozenset[str]]:
     def count(architecture: Architecture) -> int:
-        sliced = module.freeze_weight(**mixed_arguments(module, sample_of(architecture)))
+        sliced = module.freeze_weight(**mixed_arguments(module, dict(architecture)))
         trainable = {name for name, p in module.named_parameters() if p.requires_grad}
         return sum(
             tensor.numel()

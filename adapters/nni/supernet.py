@@ -129,7 +129,8 @@ def build_scheduler(
 
 def build_subnet(config: Config, classes: int, architecture: Architecture) -> torch.nn.Module:
     """A stand-alone subnet of the space of a configuration, with new weights."""
-    return build_space(config, classes).freeze(sample_of(architecture))
+    model_space = build_space(config, classes)
+    return model_space.freeze(sample_of(architecture, model_space))
 
 
 def train_supernet(

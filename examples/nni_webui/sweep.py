@@ -92,7 +92,8 @@ def truth(size: Size, out: Path, progress: Callable[[int, int], None]) -> list[f
 
     def measure(architecture: dict[str, Any]) -> tuple[float, float]:
         torch.manual_seed(0)
-        model = space(size, data).freeze(sample_of(architecture))
+        model_space = space(size, data)
+        model = model_space.freeze(sample_of(architecture, model_space))
         sgd = torch.optim.SGD(model.parameters(), size.lr, 0.9, weight_decay=5e-4, nesterov=True)
         epochs, batch_size = size.alone_epochs, size.batch_size
         train_alone(model, data.train, sgd, epochs=epochs, batch_size=batch_size)

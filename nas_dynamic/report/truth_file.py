@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nas_dynamic.records import RunError
-from nas_dynamic.report.run_folder import Run, architecture_key, read_json
+from nas_dynamic.report.run_folder import Key, Run, architecture_key, read_json
 from nas_dynamic.tables import read_rows
 
 __all__ = ["with_truth"]
@@ -25,7 +25,8 @@ def with_truth(runs: Sequence[Run], path: Path, column: str = "accuracy") -> lis
     architecture, a column for each label. Values beyond 1 are taken for percent.
 
     Raises:
-        RunError: the file is of another form, or has none of the subnets of a run.
+        RunError: the file is of another form, has several values for one architecture, or has
+            none of the subnets of a run.
     """
     try:
         if path.suffix == ".json":
@@ -38,7 +39,14 @@ def with_truth(runs: Sequence[Run], path: Path, column: str = "accuracy") -> lis
 
 
 def _matched(run: Run, pairs: Pairs, path: Path) -> Run:
-    known = {architecture_key(architecture): _number(value) for architecture, value in pairs}
+    known: dict[Key, float] = {}
+    for architecture, text in pairs:
+        key, value = architecture_key(architecture), _number(text)
+        if known.setdefault(key, value) != value:
+            raise ValueError(
+                f"{path} has the values {known[key]} and {value} for {architecture}; average "
+                "them, or choose one"
+            )
     scale = 100 if max(known.values(), default=0) > 1 else 1
     truth = {key: known[key] / scale for key in run.keys if key in known}
     if run.subnets and not truth:

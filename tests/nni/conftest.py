@@ -5,6 +5,7 @@ import functools
 import pytest
 
 pytest.importorskip("nni")
+import nni
 import torch
 from nni.nas.evaluator.pytorch import Classification, DataLoader
 from nni.nas.hub.pytorch import (
@@ -15,6 +16,25 @@ from nni.nas.hub.pytorch import (
     ProxylessNAS,
     ShuffleNetSpace,
 )
+from nni.nas.nn.pytorch import InputChoice, ModelSpace, MutableConv2d, Repeat
+
+
+class Kernels(ModelSpace):
+    """Candidates that are tuples by themselves, beside a choice of several inputs."""
+
+    def __init__(self):
+        super().__init__()
+        first, second = (nni.choice(f"kernel{i}", [(1, 3), (3, 1), (3, 3)]) for i in range(2))
+        self.stem = MutableConv2d(3, 8, kernel_size=first)
+        self.middle = MutableConv2d(8, 8, kernel_size=second)
+        self.blocks = Repeat(lambda i: torch.nn.Conv2d(8, 8, 1), nni.choice("depth", [1, 2, 3]))
+        self.inputs = InputChoice(n_candidates=4, n_chosen=2, label="inputs")
+        self.classifier = torch.nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.blocks(self.middle(self.stem(x)).relu()).mean((2, 3))
+        return self.classifier(self.inputs([x, 2 * x, x.exp(), x.cos()]))
+
 
 # name → model space at small size, and the shape of its images
 HUB = {
@@ -40,6 +60,7 @@ HUB = {
         (3, 16, 16),
     ),
     "DARTS": (lambda: DARTS(width=4, num_cells=3), (3, 16, 16)),
+    "tuples": (Kernels, (3, 8, 8)),
     "DARTS-width-depth": (lambda: DARTS(width=(4, 8), num_cells=(6, 9)), (3, 16, 16)),
 }
 

@@ -77,7 +77,7 @@ def test_subnets_compute_what_the_supernet_does_and_share_nothing(name):
             assert torch.equal(output, supernet(x))
         outputs.add(output.sum().item())
         if name in HUB:  # elsewhere NNI freezes another model than the supernet trains
-            alone = model_space.freeze(sample_of(architecture)).eval()
+            alone = model_space.freeze(sample_of(architecture, model_space)).eval()
             alone.load_state_dict(subnet.state_dict())
             with torch.no_grad():
                 assert torch.equal(alone(x), output)
@@ -173,7 +173,7 @@ def test_recalibrated_score_is_that_of_the_subnet_recalibrated_alone(name):
     calibration, scored = [(images[:8], labels[:8]), (images[8:14], labels[8:14])], images[14:]
     evaluator = SupernetEvaluator([(scored, labels[14:])], calibration=calibration)
     for architecture in architectures(supernet, 3):
-        in_supernet = evaluator.score(supernet, sample_of(architecture))
+        in_supernet = evaluator.score(supernet, sample_of(architecture, supernet))
         subnet = extract(supernet, architecture)
         assert evaluator.evaluate(subnet) == in_supernet.accuracy
         # Torch's own cumulative average.

@@ -28,7 +28,7 @@ def test_parameters_and_macs_equal_those_of_the_frozen_subnet(hub):
     generator = np.random.default_rng(0)
     for i in range(12):
         architecture = space.sample(generator)
-        subnet = model_space.freeze(sample_of(architecture))
+        subnet = model_space.freeze(sample_of(architecture, model_space))
         assert parameters(architecture) == count_parameters(subnet)
         if i < 3:
             example = torch.zeros(1, *shape, device="meta")
@@ -49,7 +49,7 @@ def test_parameters_of_a_proxyless_supernet(hub):
             for label in search_space(supernet).labels
             if "/in_repeat_" in label
         }
-        subnet = model_space.freeze(sample_of(architecture))
+        subnet = model_space.freeze(sample_of(architecture, model_space))
         assert parameters(architecture | blocks) == count_parameters(subnet)
 
 
@@ -83,9 +83,10 @@ def test_activation_decides_what_the_supernet_computes(hub):
 
 
 def test_sample_round_trip(hub):
-    space = search_space(hub[0]())
+    model_space = hub[0]()
+    space = search_space(model_space)
     architecture = space.sample(np.random.default_rng(3))
-    assert architecture_of(sample_of(architecture)) == architecture
+    assert architecture_of(sample_of(architecture, model_space)) == architecture
     space.validate(architecture)
 
 
