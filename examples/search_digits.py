@@ -26,7 +26,7 @@ import torch
 from nas_dynamic.adapters.nni.supernet import TrainedSupernet, train_supernet
 from nas_dynamic.architecture import Architecture
 from nas_dynamic.compare import stand_alone
-from nas_dynamic.config import Config
+from nas_dynamic.config import Config, Dynamic
 from nas_dynamic.console import Display
 from nas_dynamic.data import ImageData
 from nas_dynamic.demo import Demo
@@ -42,7 +42,9 @@ def main() -> None:
     args = parse_args()
     torch.set_num_threads(1)
     demo = Demo(args.seed, args.epochs, args.alone_epochs, args.subnets, 4, "cpu", "32")
-    config = demo.config(dynamic=True)
+    # The paper's γ, with which the figures of docs/search.md were made.
+    dynamic = Dynamic(gamma_by="complexity")
+    config = demo.config(dynamic=True).model_copy(update={"dynamic": dynamic})
     data = load_data(config.data)
     places = []
     with Display() as display:
