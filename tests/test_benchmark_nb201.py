@@ -458,6 +458,17 @@ def test_gamma_of_the_arms():
         assert 0.25 <= gammas[name].min() < gammas[name].max() <= 4
 
 
+def test_gamma_by_size_and_depth_is_by_the_mean_of_the_two_ranks():
+    def ranks(measure):
+        values = np.array([measure(architecture) for architecture in SPACE])
+        return [(values < value).sum() + ((values == value).sum() + 1) / 2 for value in values]
+
+    expected = rankdata(np.add(ranks(parameters), ranks(depth)))
+    calr = ARMS["calq-both"].calr(10)
+    gammas = np.array([calr.gamma(architecture) for architecture in SPACE])
+    assert np.all(rankdata(-gammas.round(9)) == expected)
+
+
 def test_depth_counts_convolutions_of_the_longest_path():
     paths = [["3←0"], ["1←0", "3←1"], ["2←0", "3←2"], ["1←0", "2←1", "3←2"]]
     for architecture in SPACE:
@@ -526,8 +537,16 @@ def test_command_line_scores_once_and_prints_a_table(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*arguments, "--images", "500"])
     assert "multiple of 256" in capsys.readouterr().err
-    main(["--results", str(results), "table"])
-    assert "τ − static" in capsys.readouterr().out
+    main(["--results", str(results), "table", "--against", "ms"])
+    printed = capsys.readouterr().out
+    assert "− ms" in printed
+    for measure in ("tau", "tau_loss", "mean_accuracy"):
+        averaged = [row for row in rows if row["scored"] == "averaged"]
+        static, ms = (
+            np.mean([float(row[measure]) for row in averaged if row["arm"] == arm])
+            for arm in ("static", "ms")
+        )
+        assert f"{static - ms:+.3f}" in printed
     main(["--results", str(results), "table", "--seeds", "1"])
     printed = capsys.readouterr().out
     means = [float(row["tau"]) for row in rows if row["arm"] == "static" and row["seed"] == "1"]
@@ -581,6 +600,24 @@ def test_differences_are_paired_by_seed_within_a_setting():
     ]
     (difference,) = paired_differences(rows).values()
     assert sorted(difference.values) == pytest.approx([0.02, 0.05])
+
+
+def test_differences_are_to_the_same_edge_where_it_was_run():
+    row = dict.fromkeys(SETTING, "1") | {"idle": "coast", "scored": "last", "seed": "0"}
+    rows = [
+        row | {"arm": "static", "edge": "", "tau": ".5"},
+        row | {"arm": "ms", "edge": "3←0", "tau": ".6"},
+        row | {"arm": "ms", "edge": "1←0", "tau": ".8"},
+        row | {"arm": "dynamic", "edge": "1←0", "tau": ".9"},
+        row | {"arm": "dynamic", "edge": "2←0", "tau": ".9"},
+    ]
+    found = {
+        key[-2:]: float(difference.mean)
+        for key, difference in paired_differences(rows, against="ms").items()
+    }
+    assert found == pytest.approx(
+        {("", "static"): -0.1, ("1←0", "dynamic"): 0.1, ("2←0", "dynamic"): 0.3}
+    )
 
 
 def test_regret_is_what_the_best_of_those_ranked_first_lacks():

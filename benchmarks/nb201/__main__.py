@@ -18,7 +18,13 @@ from benchmarks.nb201.arms import ARMS
 from benchmarks.nb201.data import Images, load_images, load_table
 from benchmarks.nb201.kernels import LANES, TORCH
 from benchmarks.nb201.rankings import print_rankings
-from benchmarks.nb201.report import BASELINE, append_result, draw_figure, print_tables
+from benchmarks.nb201.report import (
+    BASELINE,
+    DEFAULT_EDGE,
+    append_result,
+    draw_figure,
+    print_tables,
+)
 from benchmarks.nb201.scoring import measures, score
 from benchmarks.nb201.supernet import EDGES
 from benchmarks.nb201.training import IDLE, SAMPLERS, Run, Training
@@ -50,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--arms", type=_names(ARMS), default=["static", "dynamic"], metavar="A,B")
     run.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,5-9")
     run.add_argument("--idle", type=_names(IDLE), default=["coast"], help=", ".join(IDLE))
-    run.add_argument("--edge", type=_names(EDGES), default=["3←0"], help="grouping edges")
+    run.add_argument("--edge", type=_names(EDGES), default=[DEFAULT_EDGE], help="grouping edges")
     run.add_argument(
         "--sampler", choices=SAMPLERS, default="uniform", help="fair: five subnets an update"
     )
@@ -72,8 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(alone)
 
     table = commands.add_parser("table", help="print means, paired differences and intervals")
-    table.set_defaults(command=lambda options: print_tables(options.results, options.seeds))
+    table.set_defaults(command=lambda o: print_tables(o.results, o.seeds, o.against))
     table.add_argument("--seeds", type=_seeds, metavar="0,1,5-9", help="all by default")
+    table.add_argument(
+        "--against", choices=ARMS, default=BASELINE, metavar="ARM", help="static by default"
+    )
     rankings = commands.add_parser(
         "rankings", help="print the bias of the rankings, and what seeds have in common"
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from scipy.stats import rankdata
 
 from benchmarks.nb201.supernet import OPERATIONS, SPACE, depth, parameters
 from nas_dynamic import Architecture, CaLR
@@ -77,6 +78,18 @@ class _Annealed(CaLR):
         return super().definition() | {"share": self.share}
 
 
+def _size_and_depth(architecture: Architecture) -> float:
+    """Mean rank of the architecture in the space, by its parameter count and by its depth."""
+    measures = (parameters, depth)
+    return sum(_mean_ranks(measure)[measure(architecture)] for measure in measures) / 2
+
+
+@functools.cache
+def _mean_ranks(measure: Callable[[Architecture], float]) -> dict[float, float]:
+    complexities = _complexities(measure)
+    return dict(zip(complexities.tolist(), rankdata(complexities).tolist(), strict=True))
+
+
 ARMS = {
     "static": Arm("cosine", "one"),
     "poly": Arm("polynomial", "one"),
@@ -94,8 +107,11 @@ ARMS = {
     "calq": Arm("polynomial", "rank"),
     "calq-cosine": Arm("cosine", "rank"),
     "calq-ms": Arm("polynomial", "rank", separate=True),
+    "calq-ms-2": Arm("polynomial", "rank", separate=True, gamma_max=2.0),
+    "calq-ms-8": Arm("polynomial", "rank", separate=True, gamma_max=8.0),
     "calq-anneal": Arm("polynomial", "rank", anneal=0.1),
     "calq-depth": Arm("polynomial", "rank", complexity=depth),
+    "calq-both": Arm("polynomial", "rank", complexity=_size_and_depth),
 }
 """Arms by name. `static` is the usual training: one cosine decay, one momentum."""
 

@@ -17,6 +17,7 @@ from nas_dynamic.paired import Difference
 
 __all__ = [
     "BASELINE",
+    "DEFAULT_EDGE",
     "SETTING",
     "append_result",
     "draw_figure",
@@ -27,12 +28,15 @@ __all__ = [
 ]
 
 BASELINE = "static"
+DEFAULT_EDGE = "3←0"
 HALF_WIDTH = 0.02
 """Half the width that an interval of τ should have."""
 
 Rows = list[dict[str, str]]
-MEASURES = {"tau": "accuracy", "tau_loss": "loss"}
+TAUS = {"tau": "by the accuracy", "tau_loss": "by the loss"}
 """Columns with a τ, and the score of the subnets that it is of."""
+MEASURES = {name: f"τ {score}" for name, score in TAUS.items()} | {"mean_accuracy": "mean accuracy"}
+"""Columns that arms are compared by."""
 SETTING = (
     *("sampler", "channels", "cells", "size", "batch", "updates"),
     *("architectures", "images"),
@@ -62,17 +66,26 @@ def append_result(path: Path, row: dict[str, Any]) -> None:
         writer.writerow(row)
 
 
-def paired_differences(rows: Rows, measure: str = "tau") -> dict[tuple[str, ...], Difference]:
-    """Differences by (*SETTING, scored, idle, edge, arm), paired by seed within the setting."""
-    static = {}
-    for row in rows:
-        if row["arm"] == BASELINE:
-            static[_pair_key(row)] = float(row[measure])
+def paired_differences(
+    rows: Rows, measure: str = "tau", against: str = BASELINE
+) -> dict[tuple[str, ...], Difference]:
+    """Differences by (*SETTING, scored, idle, edge, arm), paired by seed within the setting.
+
+    An arm with an edge is compared with the same edge `against`, if that was run; all others
+    with the default edge, or that of arms without edges.
+    """
+    baseline = {
+        (*_pair_key(row), row["edge"]): float(row[measure]) for row in rows if row["arm"] == against
+    }
     differences = defaultdict(list)
     for row in rows:
-        if row["arm"] != BASELINE and _pair_key(row) in static:
-            difference = float(row[measure]) - static[_pair_key(row)]
-            differences[_arm_key(row)].append(difference)
+        if row["arm"] == against:
+            continue
+        for edge in (row["edge"], DEFAULT_EDGE, ""):
+            value = baseline.get((*_pair_key(row), edge))
+            if value is not None:
+                differences[_arm_key(row)].append(float(row[measure]) - value)
+                break
     return {key: Difference(np.array(values)) for key, values in differences.items()}
 
 
@@ -84,18 +97,18 @@ def _arm_key(row: dict[str, str]) -> tuple[str, ...]:
     return tuple(row[key] for key in (*SETTING, "scored", "idle", "edge", "arm"))
 
 
-def print_tables(path: Path, seeds: Collection[int] | None = None) -> None:
-    """Print a table for each setting, kind of weights and score, of all seeds or some."""
+def print_tables(path: Path, seeds: Collection[int] | None = None, against: str = BASELINE) -> None:
+    """Print a table for each setting, kind of weights and measure, of all seeds or some."""
     rows = [row for row in read_results(path) if seeds is None or int(row["seed"]) in seeds]
-    console = Console(width=150, highlight=False)
+    console = Console(width=154, highlight=False)
     blocks = defaultdict(list)
     for row in rows:
         blocks[tuple(row[key] for key in (*SETTING, "scored"))].append(row)
     for members in blocks.values():
         first = members[0]
-        for measure, score in MEASURES.items():
+        for measure, title in MEASURES.items():
             console.print(
-                f"\nτ of the {score}; {first['scored']} weights, "
+                f"\n{title}; {first['scored']} weights, "
                 f"{first['sampler']} sampling, "
                 f"{int(first['updates']):,} updates of batch {first['batch']}, "
                 f"C={first['channels']}, N={first['cells']}, {first['size']} pixels wide, "
@@ -103,30 +116,34 @@ def print_tables(path: Path, seeds: Collection[int] | None = None) -> None:
                 f"Parameter count alone: {float(first['tau_parameters']):.3f}, "
                 f"MACs: {float(first['tau_macs']):.3f}"
             )
-            console.print(_table(members, measure, paired_differences(rows, measure)))
+            differences = paired_differences(rows, measure, against)
+            console.print(_table(members, measure, differences, against))
 
 
-def _table(rows: Rows, measure: str, differences: dict[tuple[str, ...], Difference]) -> Table:
+def _table(
+    rows: Rows, measure: str, differences: dict[tuple[str, ...], Difference], against: str
+) -> Table:
     table = Table(
-        *("arm", "idle", "edge", "n", "τ", "sd", "of scoring", "accuracy", "regret@1"),
-        *("regret@10", f"τ − {BASELINE}", "n", "95% t", "95% bootstrap"),
-        f"seeds for ±{HALF_WIDTH:g}",
+        *("arm", "idle", "edge", "n", "mean", "sd", "of scoring"),
+        *("regret@1", "regret@10", f"− {against}", "n", "95% t", "95% bootstrap"),
+        f"n for ±{HALF_WIDTH:g}",
     )
     by_arm = defaultdict(list)
     for row in rows:
         by_arm[_arm_key(row)].append(row)
     for key, members in by_arm.items():
-        tau = _column(members, measure)
-        of_scoring = np.sqrt(np.mean(_column(members, f"{measure}_deviation") ** 2))
+        values = _column(members, measure)
+        of_scoring = ""
+        if measure in TAUS:
+            of_scoring = f"{np.sqrt(np.mean(_column(members, f'{measure}_deviation') ** 2)):.3f}"
         cells = [
             members[0]["arm"],
             members[0]["idle"],
             members[0]["edge"],
             str(len(members)),
-            f"{tau.mean():.3f}",
-            f"{tau.std(ddof=1):.3f}" if len(members) > 1 else "",
-            f"{of_scoring:.3f}",
-            f"{_column(members, 'mean_accuracy').mean():.3f}",
+            f"{values.mean():.3f}",
+            f"{values.std(ddof=1):.3f}" if len(members) > 1 else "",
+            of_scoring,
             f"{_column(members, 'regret_1').mean():.2f}",
             f"{_column(members, 'regret_10').mean():.2f}",
         ]
@@ -160,7 +177,7 @@ def draw_figure(path: Path, output: Path) -> None:
     import matplotlib.pyplot as plt
 
     rows = read_results(path)
-    differences = {name: paired_differences(rows, name) for name in MEASURES}
+    differences = {name: paired_differences(rows, name) for name in TAUS}
     settings: dict[tuple[int, str], dict[str, tuple[str, ...]]] = defaultdict(dict)
     for key in differences["tau"]:
         row = dict(zip((*SETTING, "scored", "idle", "edge", "arm"), key, strict=True))
@@ -179,19 +196,19 @@ def draw_figure(path: Path, output: Path) -> None:
             lines.append((f"{arm} ({len(differences['tau'][key].values)})", key))
     figure, axes = plt.subplots(
         1,
-        len(MEASURES),
+        len(TAUS),
         figsize=(9, 0.9 + 0.27 * len(lines)),
         sharex=True,
         sharey=True,
         layout="constrained",
     )
-    for axis, (measure, score) in zip(axes, MEASURES.items(), strict=True):
+    for axis, (measure, score) in zip(axes, TAUS.items(), strict=True):
         for position, (_, line) in enumerate(lines):
             if line is not None:
                 _draw_difference(axis, position, differences[measure][line])
         axis.axvline(0, color="0.3", linewidth=0.8)
         axis.tick_params(left=False)
-        axis.set_xlabel(f"τ − {BASELINE}, by the {score}")
+        axis.set_xlabel(f"τ − {BASELINE}, {score}")
     axes[0].set_yticks(range(len(lines)), [name for name, _ in lines])
     for label, (_, line) in zip(axes[0].get_yticklabels(), lines, strict=True):
         label.set_fontweight("normal" if line is not None else "bold")
