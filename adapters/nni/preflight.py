@@ -16,6 +16,7 @@ from nas_dynamic.adapters.nni.supernet import (
     build_scheduler,
     build_space,
     quiet,
+    updates_of,
 )
 from nas_dynamic.adapters.nni.training import build_calr, build_momentum
 from nas_dynamic.architecture import Architecture, SearchSpace
@@ -52,8 +53,7 @@ def check_trainable(config: Config, data: ImageData, device: torch.device) -> No
             parameters = lookup(space, subnet_parameters(supernet))
         optimizer = build_optimizer(config, supernet.parameters())
         scheduler = build_scheduler(config, optimizer)
-        updates = config.steps or batches * (config.epochs or 0)
-        _check_dynamic(config, optimizer, space, parameters, updates)
+        _check_dynamic(config, optimizer, space, parameters, updates_of(config, batches))
         activate(supernet, space.sample(np.random.default_rng(0)))
         _check_images(config, data, device, supernet)
         with refusing(f"optimizer: {config.optimizer.name} cannot step", *FOREIGN):

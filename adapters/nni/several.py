@@ -13,7 +13,7 @@ from torch import nn
 
 from nas_dynamic.adapters.nni.sampling import SamplerSampling, accept_of
 from nas_dynamic.adapters.nni.space import activate, sample_of
-from nas_dynamic.architecture import Architecture, SearchSpace
+from nas_dynamic.architecture import SearchSpace
 from nas_dynamic.sampling import Sampler
 
 __all__ = ["SamplerModule", "distillation_loss"]
@@ -56,13 +56,8 @@ class SamplerModule(RandomSamplingLightningModule):
             several=several,
             space=space,
             seed=seed,
-            accept=self.accept,
+            accept=accept_of(self),
         )
-
-    @property
-    def accept(self) -> Callable[[Architecture], bool] | None:
-        """The filter, of an architecture."""
-        return accept_of(self)
 
     def resample(self) -> dict[str, Any]:
         """Activate a subnet to validate."""

@@ -16,7 +16,7 @@ from nni.nas.oneshot.pytorch.strategy import RandomOneShot
 from pytorch_lightning import LightningModule
 
 from nas_dynamic.adapters.nni.few_shot import FewShotEvaluator, SplitRule, Supernet, owner
-from nas_dynamic.adapters.nni.sampling import Sampler, Sampling, SamplingCallback
+from nas_dynamic.adapters.nni.sampling import Sampler, Sampling, SamplingCallback, accept_of
 from nas_dynamic.adapters.nni.several import SamplerModule
 from nas_dynamic.adapters.nni.space import complexity_of
 from nas_dynamic.architecture import Architecture, SearchSpace
@@ -98,7 +98,7 @@ class FairOneShot(SamplerOneShot):
         self, module: SamplerModule, space: SearchSpace, group_by: str | None
     ) -> Sampler:
         """Permutations of the candidates of each choice."""
-        return FairSampler(space, self.seed, group_by, module.accept)
+        return FairSampler(space, self.seed, group_by, accept_of(module))
 
 
 class SandwichOneShot(SamplerOneShot):
@@ -140,7 +140,7 @@ class SandwichOneShot(SamplerOneShot):
         """The ends of the space and random subnets."""
         complexity = complexity_of(self.complexity, module.model, space, module.trainer)
         return SandwichSampler(
-            space, complexity, self.randoms, self.seed, group_by, accept=module.accept
+            space, complexity, self.randoms, self.seed, group_by, accept=accept_of(module)
         )
 
 
@@ -185,7 +185,7 @@ class FewShotOneShot(SamplerOneShot):
         self, module: SamplerModule, space: SearchSpace, group_by: str | None
     ) -> Sampler:
         """Uniformly drawn subnets."""
-        return UniformSampler(space, self.seed, module.accept)
+        return UniformSampler(space, self.seed, accept_of(module))
 
     def mutate_evaluator(self, evaluator: Lightning) -> Lightning:
         """NNI's hook: an evaluator that trains the supernet and then the sub-supernets."""

@@ -46,6 +46,7 @@ __all__ = [
     "build_subnet",
     "quiet",
     "train_supernet",
+    "updates_of",
 ]
 
 
@@ -133,6 +134,11 @@ def build_subnet(config: Config, classes: int, architecture: Architecture) -> to
     return model_space.freeze(sample_of(architecture, model_space))
 
 
+def updates_of(config: Config, batches: int) -> int:
+    """Number of optimizer updates in the budget of a configuration, of so many batches an epoch."""
+    return config.steps or (config.epochs or 0) * batches
+
+
 def train_supernet(
     config: Config,
     data: ImageData,
@@ -163,7 +169,7 @@ def train_supernet(
         resumed = None
     loading = {"seed": seed, "workers": config.data.workers, "loader": DataLoader}
     batches = batch_loader(data.train, config.batch_size, shuffle=True, **loading)
-    steps = config.steps or (config.epochs or 0) * len(batches)
+    steps = updates_of(config, len(batches))
     trace = Trace(progress, steps)
     with quiet():
         evaluator = Lightning(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from timm.utils import unwrap_model
@@ -15,25 +15,12 @@ from nas_dynamic.complexity import gamma_reference
 from nas_dynamic.distributed import RankAgreement, check_every, watch_ranks
 from nas_dynamic.grouping import default_label
 from nas_dynamic.momentum import MomentumSeparation
-from nas_dynamic.sampling import UniformSampler
+from nas_dynamic.sampling import Sampler, UniformSampler
 from nas_dynamic.training import DynamicTraining
 
-__all__ = ["Attached", "Sampler", "attach"]
+__all__ = ["Attached", "attach"]
 
 CHECKPOINT_KEY = "dynamic_sampling"
-
-
-class Sampler(Protocol):
-    """What draws the subnet of each update."""
-
-    def sample(self) -> Architecture:
-        """The next subnet."""
-
-    def state_dict(self) -> Mapping[str, Any]:
-        """State as plain data."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
 
 
 def attach(

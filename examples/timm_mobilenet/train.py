@@ -36,6 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "opt_kwargs": {"fused": True},
         "lr": 4e-3,
         "align": True,
+        "gamma_by": "rank",
     },
     "paper": {
         "width": 1.0,
@@ -48,6 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "opt_kwargs": {},
         "lr": 0.5,
         "align": False,
+        "gamma_by": "complexity",
     },
 }
 
@@ -103,7 +105,9 @@ def train(supernet: Supernet, data: Images, args: argparse.Namespace, folder: Pa
     )
     # Both arms draw the same subnets.
     dynamic = folder.name == "dynamic"
-    attached = attach(optimizer, model, calr=dynamic, momentum=dynamic, seed=args.seed)
+    attached = attach(
+        optimizer, model, calr=dynamic, momentum=dynamic, gamma_by=args.gamma_by, seed=args.seed
+    )
     fit(model, optimizer, data, args, folder, args.epochs, args.warmup_epochs)
     attached.detach()
 
@@ -265,6 +269,11 @@ def parse_args() -> argparse.Namespace:
         "--align",
         action=argparse.BooleanOptionalAction,
         help="start the candidates of a layer alike; by default in the small preset only",
+    )
+    parser.add_argument(
+        "--gamma-by",
+        choices=("rank", "complexity"),
+        help="complexity: the paper's γ, default of the paper preset; else by rank",
     )
     parser.add_argument("--subnets", type=int, default=30, help="random subnets to choose among")
     parser.add_argument("--seed", type=int, default=0)
