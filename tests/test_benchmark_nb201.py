@@ -494,7 +494,7 @@ def test_the_final_anneal_bends_the_last_tenth_alone():
 
 def test_peak_learning_rate_of_the_arms():
     assert ARMS["static"].lr == ARMS["dynamic"].lr == 0.025
-    arm = ARMS["dynamic-visits"]
+    arm = ARMS["calq-ms-visits"]
     moved = sum(arm.lr * arm.momentum**age for age in range(200))
     assert moved == pytest.approx(sum(0.025 * 0.9**age for age in range(2000)))
 

@@ -97,18 +97,15 @@ ARMS = {
     "calr": Arm("polynomial", "complexity"),
     "ms": Arm("cosine", "one", separate=True),
     "dynamic": Arm("polynomial", "complexity", separate=True),
-    # A group comes up once in five updates: its momentum then reaches back as far as a common one.
-    "dynamic-visits": Arm(
-        "polynomial", "complexity", separate=True, momentum=MOMENTUM ** len(OPERATIONS)
-    ),
-    "calr-2": Arm("polynomial", "complexity", gamma_max=2.0),
-    "calr-8": Arm("polynomial", "complexity", gamma_max=8.0),
-    "dynamic-8": Arm("polynomial", "complexity", separate=True, gamma_max=8.0),
     "calq": Arm("polynomial", "rank"),
     "calq-cosine": Arm("cosine", "rank"),
     "calq-ms": Arm("polynomial", "rank", separate=True),
     "calq-ms-2": Arm("polynomial", "rank", separate=True, gamma_max=2.0),
     "calq-ms-8": Arm("polynomial", "rank", separate=True, gamma_max=8.0),
+    # A group comes up once in five updates: its momentum then reaches back as far as a common one.
+    "calq-ms-visits": Arm(
+        "polynomial", "rank", separate=True, momentum=MOMENTUM ** len(OPERATIONS)
+    ),
     "calq-anneal": Arm("polynomial", "rank", anneal=0.1),
     "calq-depth": Arm("polynomial", "rank", complexity=depth),
     "calq-both": Arm("polynomial", "rank", complexity=_size_and_depth),
