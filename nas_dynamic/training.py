@@ -16,7 +16,7 @@ from nas_dynamic.gradients import Standstill, all_finite, by_gradient, lend_zero
 from nas_dynamic.momentum import GroupStates, MomentumSeparation, Restorable
 from nas_dynamic.resume import CHECKPOINT_KEY, Saved, read
 from nas_dynamic.support import check_lookahead, check_supported
-from nas_dynamic.update import Planner, Subnet, Update
+from nas_dynamic.update import Planner, Update
 
 __all__ = ["DynamicTraining"]
 
@@ -118,11 +118,9 @@ class DynamicTraining:
         self.last: Update | None = None
         """What the last update used, for logging."""
         self._planner = Planner(calr, momentum, space)
-        self._weighed: list[Architecture] = []
         self._parts = (0, 1)  # updates made of this step, and the number that it takes
         self._architecture = architecture
         self._states = GroupStates(optimizer, momentum.max_groups) if momentum else None
-        self._peaks: list[float] = []
         self._pending: _Pending | None = None
         self._closure: Callable[..., Any] | None = None
         self._standstill = Standstill(optimizer)
@@ -185,9 +183,12 @@ class DynamicTraining:
         if not trained or not self._finite(trained):
             self._standstill.begin(trained)
             return
-        peaks = self._peaks
-        update = self._plan(param_groups)
+        check_lookahead(self.optimizer)  # it may have been wrapped after attachment
+        update = self._planner.plan(param_groups, self._architecture(), self.steps)
+        if self._states is not None:
+            self._states.check_room(update.group)
         # Nothing below raises: an error leaves weights, state and count as they were.
+        peaks = self._planner.begin()
         scheduled = [group["lr"] for group in param_groups]
         undo = self._states.switch(update.group) if self._states is not None else _nothing
         for group, lr in zip(param_groups, update.lr, strict=True):
@@ -223,21 +224,7 @@ class DynamicTraining:
         does. For a single subnet the weight is 1. With `CaLR(anneal="loss")` the weights are
         f(α_k), and the lr is left alone.
         """
-        subnets = self._planner.subnets(architectures)
-        lrs = self._lrs()
-        # A group whose lr has always been 0 trains nothing.
-        peaks = self._peaks_with(lrs)
-        ratios = [lr / peak for lr, peak in zip(lrs, peaks, strict=True) if peak > 0] or [0.0]
-        follows = self.calr is not None and self.calr.follows_scheduler
-        weighed = len(subnets) > 1 or (self.calr is not None and self.calr.anneal == "loss")
-        if follows and weighed and max(ratios) - min(ratios) > 1e-6:
-            raise ValueError(
-                "param groups are at different parts of their lr schedules, so that one weight "
-                "for a subnet's loss cannot serve all; use one schedule, or one subnet a step and "
-                "anneal='lr'"
-            )
-        self._weighed = [subnet.architecture for subnet in subnets]
-        return self._planner.loss_weights(self._planner.factors(subnets, self.steps, ratios[0]))
+        return self._planner.loss_weights(self.optimizer.param_groups, architectures, self.steps)
 
     def split(self, architectures: Sequence[Architecture]) -> list[list[Architecture]]:
         """The subnets of one step in lists of one momentum group each, for one update a list.
@@ -258,60 +245,6 @@ class DynamicTraining:
         self._parts = (0, len(lists))
         return list(lists.values())
 
-    def _plan(self, param_groups: list[dict[str, Any]]) -> Update:
-        """What the update will use; changes nothing but the peaks of the scheduled lr."""
-        check_lookahead(self.optimizer)  # it may have been wrapped after attachment
-        subnets = self._planner.subnets(self._architecture())
-        group = self._planner.group(subnets)
-        if self._states is not None:
-            self._states.check_room(group)
-        self._check_weighed(subnets)
-        factors = [1.0] * len(param_groups)
-        if self.calr is not None:
-            lrs = self._lrs()
-            self._peaks = self._peaks_with(lrs)
-            ratios = [
-                lr / peak if peak > 0 else 0.0 for lr, peak in zip(lrs, self._peaks, strict=True)
-            ]
-            decayed = any(lr < peak for lr, peak in zip(lrs, self._peaks, strict=True))
-            if not self.calr.follows_scheduler and decayed:
-                self._planner.warn_once(
-                    "decayed twice",
-                    f"an lr scheduler has decayed the lr, and CaLR's {self.calr.curve!r} curve "
-                    "decays it again. Use CaLR(curve='scheduler') to bend the scheduler's decay "
-                    "instead, or remove the scheduler",
-                )
-            factors = [
-                self._planner.lr_factor(self._planner.factors(subnets, self.steps, ratio))
-                for ratio in ratios
-            ]
-        return Update(
-            step=self.steps,
-            subnets=subnets,
-            factor=tuple(factors),
-            lr=tuple(g["lr"] * factor for g, factor in zip(param_groups, factors, strict=True)),
-            group=group,
-        )
-
-    def _check_weighed(self, subnets: Sequence[Subnet]) -> None:
-        """Losses that need weights must have been given those of just these subnets."""
-        if self.calr is None or (len(subnets) == 1 and self.calr.anneal == "lr"):
-            return
-        if self._weighed != [subnet.architecture for subnet in subnets]:
-            raise RuntimeError(
-                f"the losses of this update's {len(subnets)} subnets need weights: multiply each "
-                "by its entry of DynamicTraining.loss_weights(architectures) ahead of backward, "
-                "with the architectures in the order that `architecture` returns them"
-            )
-
-    def _lrs(self) -> list[float]:
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
-
-    def _peaks_with(self, lrs: list[float]) -> list[float]:
-        # Peaks of updates only: a warm-up may lower the lr after attachment and before the first.
-        known = self._peaks + [0.0] * (len(lrs) - len(self._peaks))
-        return [max(peak, lr) for peak, lr in zip(known, lrs, strict=True)]
-
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         pending = self._restore()
         if pending is None:
@@ -331,12 +264,12 @@ class DynamicTraining:
         # found_inf itself. Other optimizers are not stepped at all then.
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
-            self._peaks = pending.peaks
+            self._planner.peaks = pending.peaks
             pending.undo()
             return
         self.updates += 1
         self.last = pending.update
-        self._weighed = []  # weights are of one update
+        self._planner.weighed = []  # weights are of one update
         made, parts = self._parts
         self._parts = (made + 1, parts) if made + 1 < parts else (0, 1)
         self.steps += made + 1 >= parts
@@ -382,7 +315,7 @@ class DynamicTraining:
             steps=self.steps,
             skipped=self.skipped,
             parts=self._parts,
-            peaks=list(self._peaks),
+            peaks=list(self._planner.peaks),
             groups=None if self._states is None else self._states.state_dict(),
         )
         state_dict[CHECKPOINT_KEY] = saved.state_dict(self._definition())
@@ -407,8 +340,8 @@ class DynamicTraining:
         self.steps = saved.steps
         self.skipped = saved.skipped
         self._parts = saved.parts
-        self._peaks = saved.peaks
-        self._weighed = []
+        self._planner.peaks = saved.peaks
+        self._planner.weighed = []
         self.last = None
         if self._states is not None and groups is not None:
             self._states.restore(groups)

@@ -70,7 +70,13 @@ class Update:
 
 
 class Planner:
-    """The pure part of an update: architectures → subnets → factors and group, or an error."""
+    """From what was sampled to what an update will use, or an error; no tensor is touched.
+
+    Attributes:
+        peaks: the greatest lr that each param group was scheduled at in an update so far; empty
+            ahead of the first, and without CaLR.
+        weighed: the architectures that `loss_weights` was called with for the coming update.
+    """
 
     def __init__(
         self,
@@ -81,7 +87,93 @@ class Planner:
         self.calr = calr
         self.momentum = momentum
         self.space = space
+        self.peaks: list[float] = []
+        self.weighed: list[Architecture] = []
+        self._next_peaks: list[float] = []
         self._warned: set[str] = set()
+
+    def plan(
+        self,
+        param_groups: Sequence[Mapping[str, Any]],
+        architectures: Architecture | Sequence[Architecture] | None,
+        step: int,
+    ) -> Update:
+        """The coming update, of the subnets that the host says it sampled."""
+        subnets = self.subnets(architectures)
+        group = self.group(subnets)
+        self._check_weighed(subnets)
+        factors = [1.0] * len(param_groups)
+        if self.calr is not None:
+            lrs = _lrs(param_groups)
+            self._next_peaks = peaks = self._peaks_with(lrs)
+            if not self.calr.follows_scheduler and lrs != peaks:
+                self.warn_once(
+                    "decayed twice",
+                    f"an lr scheduler has decayed the lr, and CaLR's {self.calr.curve!r} curve "
+                    "decays it again. Use CaLR(curve='scheduler') to bend the scheduler's decay "
+                    "instead, or remove the scheduler",
+                )
+            factors = [
+                self._lr_factor(
+                    self._factors(self.calr, subnets, step, lr / peak if peak > 0 else 0.0)
+                )
+                for lr, peak in zip(lrs, peaks, strict=True)
+            ]
+        return Update(
+            step=step,
+            subnets=subnets,
+            factor=tuple(factors),
+            lr=tuple(g["lr"] * factor for g, factor in zip(param_groups, factors, strict=True)),
+            group=group,
+        )
+
+    def begin(self) -> list[float]:
+        """Begin the update that was planned; the peaks ahead of it, to go back to."""
+        before, self.peaks = self.peaks, self._next_peaks
+        return before
+
+    def _peaks_with(self, lrs: list[float]) -> list[float]:
+        # Peaks of updates only: a warm-up may lower the lr after attachment and before the first.
+        known = self.peaks + [0.0] * (len(lrs) - len(self.peaks))
+        return [max(peak, lr) for peak, lr in zip(known, lrs, strict=True)]
+
+    def loss_weights(
+        self,
+        param_groups: Sequence[Mapping[str, Any]],
+        architectures: Sequence[Architecture],
+        step: int,
+    ) -> list[float]:
+        """The weight of each subnet's loss; see `DynamicTraining.loss_weights`."""
+        subnets = self.subnets(architectures)
+        weights = [1.0] * len(subnets)
+        if self.calr is not None:
+            # A group whose lr has always been 0 trains nothing.
+            lrs = _lrs(param_groups)
+            peaks = self._peaks_with(lrs)
+            ratios = [lr / peak for lr, peak in zip(lrs, peaks, strict=True) if peak > 0] or [0.0]
+            weighed = len(subnets) > 1 or self.calr.anneal == "loss"
+            if self.calr.follows_scheduler and weighed and max(ratios) - min(ratios) > 1e-6:
+                raise ValueError(
+                    "param groups are at different parts of their lr schedules, so that one "
+                    "weight for a subnet's loss cannot serve all; use one schedule, or one subnet "
+                    "a step and anneal='lr'"
+                )
+            factors = self._factors(self.calr, subnets, step, ratios[0])
+            common = self._lr_factor(factors)
+            weights = [factor / common if common > 0 else 1.0 for factor in factors]
+        self.weighed = [subnet.architecture for subnet in subnets]
+        return weights
+
+    def _check_weighed(self, subnets: Sequence[Subnet]) -> None:
+        """Losses that need weights must have been given those of just these subnets."""
+        if self.calr is None or (len(subnets) == 1 and self.calr.anneal == "lr"):
+            return
+        if self.weighed != [subnet.architecture for subnet in subnets]:
+            raise RuntimeError(
+                f"the losses of this update's {len(subnets)} subnets need weights: multiply each "
+                "by its entry of DynamicTraining.loss_weights(architectures) ahead of backward, "
+                "with the architectures in the order that `architecture` returns them"
+            )
 
     def subnets(
         self, architectures: Architecture | Sequence[Architecture] | None
@@ -125,35 +217,33 @@ class Planner:
             )
         return next(iter(groups))
 
-    def factors(self, subnets: Sequence[Subnet], step: int, lr_ratio: float) -> list[float]:
-        """f(α_k): CaLR's factor of every subnet, 1 without CaLR."""
-        if self.calr is None:
-            return [1.0] * len(subnets)
-        total_steps = self.calr.total_steps
-        if total_steps is not None and step >= total_steps:
+    def _factors(
+        self, calr: CaLR, subnets: Sequence[Subnet], step: int, lr_ratio: float
+    ) -> list[float]:
+        """f(α_k): CaLR's factor of every subnet."""
+        if calr.total_steps is not None and step >= calr.total_steps:
             raise RuntimeError(
-                f"all {total_steps} steps of CaLR's total_steps are done: the lr would be zero. "
-                "Give CaLR the number of steps of the whole training"
+                f"all {calr.total_steps} steps of CaLR's total_steps are done: the lr would be "
+                "zero. Give CaLR the number of steps of the whole training"
             )
         return [
-            self.calr.factor_of(subnet.gamma, step, lr_ratio)
+            calr.factor_of(subnet.gamma, step, lr_ratio)
             for subnet in subnets
             if subnet.gamma is not None
         ]
 
-    def lr_factor(self, factors: Sequence[float]) -> float:
+    def _lr_factor(self, factors: Sequence[float]) -> float:
         """What the scheduled lr is multiplied by: mean_k f(α_k), or 1 if losses anneal alone."""
         if self.calr is not None and self.calr.anneal == "loss":
             return 1.0
         return sum(factors) / len(factors)
-
-    def loss_weights(self, factors: Sequence[float]) -> list[float]:
-        """The weight of every subnet's loss: f(α_k) over what the lr is multiplied by."""
-        common = self.lr_factor(factors)
-        return [factor / common if common > 0 else 1.0 for factor in factors]
 
     def warn_once(self, kind: str, message: str) -> None:
         """Warn the first time that something of this kind is seen."""
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, UserWarning, stacklevel=2)
+
+
+def _lrs(param_groups: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [float(group["lr"]) for group in param_groups]
