@@ -23,7 +23,8 @@ from nni.nas.strategy.base import Strategy
 
 from benchmarks.strategies import quiet, train
 from nas_dynamic.adapters.nni import SupernetEvaluator, dynamic, extract
-from nas_dynamic.data import batch_loader, calibration_batches, digits
+from nas_dynamic.data import batch_loader, calibration_batches
+from nas_dynamic.data_sets import digits
 from nas_dynamic.evaluation import evaluate, recalibrate
 
 STRATEGIES: dict[str, Callable[[int], Strategy]] = {

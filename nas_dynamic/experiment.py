@@ -21,14 +21,8 @@ from nas_dynamic.architecture import Architecture, SearchSpace
 from nas_dynamic.config import Config, refusing
 from nas_dynamic.config import Data as DataConfig
 from nas_dynamic.console import Display
-from nas_dynamic.data import (
-    ImageData,
-    batch_loader,
-    calibration_batches,
-    digits,
-    image_folder,
-    torchvision_set,
-)
+from nas_dynamic.data import ImageData, batch_loader, calibration_batches
+from nas_dynamic.data_sets import digits, image_folder, torchvision_set
 from nas_dynamic.evaluation import Score, score_subnets
 from nas_dynamic.figures import Arm, overview
 from nas_dynamic.ranking import comparable_loss

@@ -7,15 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from nas_dynamic import data as data_module
-from nas_dynamic.data import (
-    Images,
-    batch_loader,
-    calibration_batches,
-    digits,
-    image_folder,
-    torchvision_set,
-)
+from nas_dynamic import data_sets
+from nas_dynamic.data import Images, batch_loader, calibration_batches
+from nas_dynamic.data_sets import DataError, digits, image_folder, torchvision_set
 
 
 def rows(images: Images) -> list[bytes]:
@@ -122,7 +116,7 @@ def folder(tmp_path):
 
 def test_image_folder_is_the_same_in_memory_and_from_disk(folder, monkeypatch):
     in_memory = image_folder(folder, 8, validation=0.3)
-    monkeypatch.setattr(data_module, "IN_MEMORY", 0)
+    monkeypatch.setattr(data_sets, "IN_MEMORY", 0)
     from_disk = image_folder(folder, 8, validation=0.3)
     assert torch.is_tensor(in_memory.train.pixels)
     assert not torch.is_tensor(from_disk.train.pixels)
@@ -150,6 +144,30 @@ def test_missing_data_says_how_to_get_it(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds train/CLASS"):
         image_folder(tmp_path, 8)
     with pytest.raises(FileNotFoundError, match="set download to true"):
+        torchvision_set("FashionMNIST", tmp_path)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("kept", [0, 8, 60, -60])
+def test_damaged_image_is_named(folder, monkeypatch, in_memory, kept):
+    monkeypatch.setattr(data_sets, "IN_MEMORY", 2**30 if in_memory else 0)
+    damaged = folder / "train" / "dog" / "3.png"
+    damaged.write_bytes(damaged.read_bytes()[:kept])
+    with pytest.raises(DataError, match=f"{damaged} cannot be read as an image"):
+        image_folder(folder, 8)
+
+
+def test_set_that_cannot_be_fetched_or_read_says_why(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"FashionMNIST cannot be fetched into .*file"):
+        torchvision_set("FashionMNIST", tmp_path / "file", download=True)
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for name, magic in (("images-idx3", 3), ("labels-idx1", 1)):
+            header = np.array([0x800 + magic, 40, *[28] * (magic - 1)], dtype=">i4").tobytes()
+            (raw / f"{part}-{name}-ubyte").write_bytes(header + b"cut off")
+    with pytest.raises(DataError, match="FashionMNIST cannot be read from"):
         torchvision_set("FashionMNIST", tmp_path)
 
 

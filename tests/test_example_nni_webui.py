@@ -24,7 +24,8 @@ import requests
 
 from nas_dynamic import checkpoint
 from nas_dynamic.adapters.nni import activate, extract
-from nas_dynamic.data import batch_loader, calibration_batches, digits
+from nas_dynamic.data import batch_loader, calibration_batches
+from nas_dynamic.data_sets import digits
 from nas_dynamic.evaluation import evaluate, recalibrate, score_subnets
 
 FOLDER = Path(__file__).parent.parent / "examples" / "nni_webui"

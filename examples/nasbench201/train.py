@@ -38,7 +38,8 @@ from nas_dynamic import (
     partition,
 )
 from nas_dynamic.complexity import bounds, lookup
-from nas_dynamic.data import ImageData, batch_loader, digits, image_folder, torchvision_set
+from nas_dynamic.data import ImageData, batch_loader
+from nas_dynamic.data_sets import digits, image_folder, torchvision_set
 from nas_dynamic.evaluation import score_subnets
 from nas_dynamic.ranking import kendall
 

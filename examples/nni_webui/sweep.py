@@ -27,7 +27,8 @@ from nni.nas.strategy import RandomOneShot
 
 from nas_dynamic.adapters.nni import FairOneShot, SandwichOneShot, activate, dynamic, search_space
 from nas_dynamic.adapters.nni.space import sample_of
-from nas_dynamic.data import ImageData, batch_loader, calibration_batches, digits
+from nas_dynamic.data import ImageData, batch_loader, calibration_batches
+from nas_dynamic.data_sets import digits
 from nas_dynamic.evaluation import evaluate, score_subnets
 from nas_dynamic.experiment import sample_architectures
 from nas_dynamic.ranking import tau as kendall_tau

@@ -6,7 +6,8 @@ from nni.nas.hub.pytorch import NasBench201
 from nni.nas.strategy import RandomOneShot
 
 from nas_dynamic.adapters.nni import activate, search_space, subnet_parameters
-from nas_dynamic.data import batch_loader, calibration_batches, digits
+from nas_dynamic.data import batch_loader, calibration_batches
+from nas_dynamic.data_sets import digits
 from nas_dynamic.evaluation import score_subnets
 from nas_dynamic.evolution import Evolution
 from nas_dynamic.problem import Objective
