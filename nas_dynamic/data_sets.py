@@ -79,7 +79,7 @@ def torchvision_set(
         try:
             part = getattr(datasets, name)(root, train=train, download=download)
         except (AssertionError, OSError, RuntimeError, ValueError) as error:
-            if isinstance(error, RuntimeError) and not download:
+            if "download=True" in str(error):  # torchvision's advice where there is no file
                 raise FileNotFoundError(
                     f"{name} is not in {root}; set download to true to fetch it ({error})"
                 ) from error
