@@ -575,9 +575,9 @@ def test_command_line_scores_once_and_prints_a_table(tmp_path, capsys):
     main(alone)
     assert (tmp_path / "alone.csv").read_text() == trained
     assert "3 networks; τ of those trained alone" in capsys.readouterr().out
-    figure = tmp_path / "figure.png"
-    main(["--results", str(results), "figure", "--output", str(figure)])
-    assert Image.open(figure).size[0] > 100
+    main(["--results", str(results), "figure", "--folder", str(tmp_path / "figures")])
+    for name in ("nb201_differences.png", "nb201_budgets.png"):
+        assert Image.open(tmp_path / "figures" / name).size[0] > 100
 
 
 def test_differences_are_paired_by_seed_within_a_setting():

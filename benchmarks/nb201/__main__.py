@@ -22,7 +22,6 @@ from benchmarks.nb201.report import (
     BASELINE,
     DEFAULT_EDGE,
     append_result,
-    draw_figure,
     print_tables,
 )
 from benchmarks.nb201.scoring import measures, score
@@ -89,10 +88,19 @@ def _parser() -> argparse.ArgumentParser:
     rankings.set_defaults(command=lambda o: print_rankings(o.results, o.runs, o.table))
     rankings.add_argument("--table", type=Path, default=Path("data/nb201.csv.gz"))
     rankings.add_argument("--runs", type=Path, default=Path("runs/nb201"))
-    figure = commands.add_parser("figure", help="draw the paired differences")
-    figure.set_defaults(command=lambda options: draw_figure(options.results, options.output))
-    figure.add_argument("--output", type=Path, default=Path("runs/nb201/differences.png"))
+    figure = commands.add_parser(
+        "figure", help="draw the paired differences: of all arms, and over the budget"
+    )
+    figure.set_defaults(command=_draw)
+    figure.add_argument("--folder", type=Path, default=Path("runs/nb201"))
     return parser
+
+
+def _draw(options: argparse.Namespace) -> None:
+    from benchmarks.nb201.figures import draw_arms, draw_budgets
+
+    draw_arms(options.results, options.folder / "nb201_differences.png")
+    draw_budgets(options.results, options.folder / "nb201_budgets.png")
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:

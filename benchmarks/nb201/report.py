@@ -19,8 +19,8 @@ __all__ = [
     "BASELINE",
     "DEFAULT_EDGE",
     "SETTING",
+    "TAUS",
     "append_result",
-    "draw_figure",
     "interval",
     "paired_differences",
     "print_tables",
@@ -167,64 +167,3 @@ def _column(rows: Rows, name: str) -> np.ndarray:
 def interval(ends: tuple[float, float]) -> str:
     """Both ends as text; empty for an interval that is not bounded."""
     return f"{ends[0]:+.3f} … {ends[1]:+.3f}" if math.isfinite(ends[0]) else ""
-
-
-def draw_figure(path: Path, output: Path) -> None:
-    """Draw each arm's paired differences, their mean and t-interval, below its setting's name."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = read_results(path)
-    differences = {name: paired_differences(rows, name) for name in TAUS}
-    settings: dict[tuple[int, str], dict[str, tuple[str, ...]]] = defaultdict(dict)
-    for key in differences["tau"]:
-        row = dict(zip((*SETTING, "scored", "idle", "edge", "arm"), key, strict=True))
-        setting = f"{int(row['updates']):,} updates, C={row['channels']}, {row['idle']}"
-        if row["sampler"] != "uniform":
-            setting += f", {row['sampler']} sampling"
-        if row["scored"] != "last":
-            setting += f", {row['scored']} weights"
-        settings[int(row["updates"]), setting][f"{row['arm']} {row['edge']}".strip()] = key
-    if not settings:
-        raise ValueError(f"{path} has no arm to compare with {BASELINE!r} on the same seed")
-    lines: list[tuple[str, tuple[str, ...] | None]] = []
-    for (_, setting), arms in sorted(settings.items()):
-        lines.append((setting, None))
-        for arm, key in arms.items():
-            lines.append((f"{arm} ({len(differences['tau'][key].values)})", key))
-    figure, axes = plt.subplots(
-        1,
-        len(TAUS),
-        figsize=(9, 0.9 + 0.27 * len(lines)),
-        sharex=True,
-        sharey=True,
-        layout="constrained",
-    )
-    for axis, (measure, score) in zip(axes, TAUS.items(), strict=True):
-        for position, (_, line) in enumerate(lines):
-            if line is not None:
-                _draw_difference(axis, position, differences[measure][line])
-        axis.axvline(0, color="0.3", linewidth=0.8)
-        axis.tick_params(left=False)
-        axis.set_xlabel(f"τ − {BASELINE}, {score}")
-    axes[0].set_yticks(range(len(lines)), [name for name, _ in lines])
-    for label, (_, line) in zip(axes[0].get_yticklabels(), lines, strict=True):
-        label.set_fontweight("normal" if line is not None else "bold")
-    axes[0].set_ylim(len(lines) - 0.4, -0.6)
-    figure.supxlabel(
-        "grey: seeds (their number); blue: their mean, with its 95% interval (t)",
-        fontsize="medium",
-    )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=150)
-    print(output)
-
-
-def _draw_difference(axis: Any, position: int, difference: Difference) -> None:
-    axis.plot(difference.values, [position] * len(difference.values), ".", color="0.6")
-    low, high = difference.t_interval()
-    if len(difference.values) > 2:  # of two seeds it is as wide as the figure
-        axis.plot([low, high], [position] * 2, "-", color="C0")
-    axis.plot(difference.mean, position, "o", color="C0")
