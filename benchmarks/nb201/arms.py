@@ -93,6 +93,7 @@ def _mean_ranks(measure: Callable[[Architecture], float]) -> dict[float, float]:
 ARMS = {
     "static": Arm("cosine", "one"),
     "poly": Arm("polynomial", "one"),
+    "poly-ms": Arm("polynomial", "one", separate=True),
     "gmean": Arm("polynomial", "mean"),
     "calr": Arm("polynomial", "complexity"),
     "ms": Arm("cosine", "one", separate=True),
