@@ -100,6 +100,7 @@ ARMS = {
     "dynamic": Arm("polynomial", "complexity", separate=True),
     "calq": Arm("polynomial", "rank"),
     "calq-cosine": Arm("cosine", "rank"),
+    "calq-cosine-ms": Arm("cosine", "rank", separate=True),
     "calq-ms": Arm("polynomial", "rank", separate=True),
     "calq-ms-2": Arm("polynomial", "rank", separate=True, gamma_max=2.0),
     "calq-ms-8": Arm("polynomial", "rank", separate=True, gamma_max=8.0),
