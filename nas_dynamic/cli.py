@@ -115,6 +115,7 @@ def _compare(options: argparse.Namespace) -> None:
             display,
             seeds=sorted(set(options.seed)),
             alone_epochs=options.alone_epochs,
+            static_curve=options.static_curve,
         )
     print_comparison(comparison, display.console)
     print(f"Runs and JSON are in {options.out / (config.name + '-compare')}")
@@ -192,6 +193,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_seeds(compare, [0, 1, 2, 3, 4])
     _add_number(compare, "--subnets", 30, 3, "that are scored, and trained alone")
     _add_number(compare, "--alone-epochs", 10, 1, "of each subnet that is trained alone")
+    compare.add_argument(
+        "--static-curve",
+        choices=("cosine", "polynomial", "cosine-power"),
+        default="cosine",
+        help="decay of the static arm's lr where CONFIG has no scheduler; CONFIG's dynamic.curve "
+        "tells what the curve by itself does (default: cosine)",
+    )
     for command in (train, compare):
         command.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
         command.add_argument("--device", help=f"instead of CONFIG's: {DEVICES}")

@@ -45,15 +45,24 @@ HALF_WIDTH = 0.05
 """Half the width of an interval of τ that would tell something on a small task."""
 
 
-def static_arm(config: Config) -> Config:
+def static_arm(config: Config, curve: str = "cosine") -> Config:
     """The usual training: one lr for all subnets, one momentum, idle parameters left alone.
 
-    Where the configuration has no lr scheduler, since CaLR decays the lr, it has a cosine decay,
-    after the warm-up of the configuration.
+    Args:
+        config: the dynamic arm.
+        curve: decay of the lr, as in `CaLR`, after the warm-up of the configuration. Where the
+            configuration has an lr scheduler, that one decays the lr of both arms.
 
     Raises:
-        RunError: CaLR would warm up beside a scheduler, or the optimizer cannot freeze.
+        RunError: CaLR would warm up beside a scheduler, the curve has nothing to decay, or the
+            optimizer cannot freeze.
     """
+    if curve != "cosine" and (config.scheduler is not None or not config.dynamic.calr):
+        raise RunError(
+            f"the static arm cannot decay its lr by {curve}: "
+            + ("both arms have the scheduler of the file" if config.scheduler else "CaLR is off")
+            + "; leave the curve out"
+        )
     kwargs = config.optimizer.kwargs
     if config.optimizer.name == "SGD" and kwargs.get("fused") and kwargs.get("momentum"):
         ((fused, reason),) = COAST_ONLY.items()
@@ -63,7 +72,7 @@ def static_arm(config: Config) -> Config:
         )
     content, dynamic = config.model_dump(), config.dynamic
     content["dynamic"] |= {"calr": False, "momentum": False, "idle": "freeze"}
-    if dynamic.calr and dynamic.warmup_steps:
+    if dynamic.calr and (dynamic.warmup_steps or curve != "cosine"):
         if config.scheduler is not None:
             raise RunError(
                 f"dynamic.warmup_steps is {dynamic.warmup_steps} beside scheduler "
@@ -71,13 +80,13 @@ def static_arm(config: Config) -> Config:
                 "warm-up; leave warmup_steps out, or take a scheduler that warms up, such as "
                 "OneCycleLR, with dynamic.curve: scheduler"
             )
-        # No scheduler of a configuration warms up linearly and then decays; γ = 1 does, for all
-        # subnets alike, and the rest costs least to look up.
+        # No scheduler of a configuration has these curves after a linear warm-up; γ = 1 has, for
+        # all subnets alike, and the rest costs least to look up.
         content["dynamic"] |= {
             "calr": True,
             "gamma_max": 1.0,
             "gamma_min": 1.0,
-            "curve": "cosine",
+            "curve": curve,
             "complexity": "parameters",
             "gamma_by": "complexity",
         }
@@ -97,6 +106,7 @@ def compare(
     *,
     seeds: Sequence[int],
     alone_epochs: int,
+    static_curve: str = "cosine",
 ) -> dict[str, Any]:
     """Train, score and compare both arms over paired seeds; what is there already is kept.
 
@@ -109,6 +119,7 @@ def compare(
         display: shows the progress.
         seeds: of the supernets, in place of those of the configuration.
         alone_epochs: for which each scored subnet is trained alone, as the truth.
+        static_curve: decay of the static arm's lr.
 
     Returns:
         What compare.json holds: seeds, the truth, measures of each arm, the measure of
@@ -121,7 +132,7 @@ def compare(
     if not (config.dynamic.calr or config.dynamic.momentum):
         raise RunError("dynamic.calr and dynamic.momentum are off: there is nothing to compare")
     folder = out / f"{config.name}-compare"
-    arms = {"static": static_arm(config), "dynamic": config}
+    arms = {"static": static_arm(config, static_curve), "dynamic": config}
     for name, arm in arms.items():
         arms[name] = arm = arm.model_copy(update={"name": f"{config.name}-{name}"})
         if (folder / name / "config.json").exists():

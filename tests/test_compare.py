@@ -132,6 +132,26 @@ def test_both_arms_warm_up_alike(budget):
     assert lrs["dynamic"][warmup + 1 :] != lrs["static"][warmup + 1 :]
 
 
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_the_static_arm_can_decay_as_calr_does(warmup):
+    budget = {"epochs": None, "steps": 14}
+    config = parse(TINY | budget | {"dynamic": {"warmup_steps": warmup}})
+    static = static_arm(config, "polynomial")
+    trained = train_supernet(static, load_data(config.data), 0, progress=lambda done, total: None)
+    ramp = [0.05 * (t + 1) / warmup for t in range(warmup)]
+    decay = [0.05 * (1 - t / (14 - warmup)) for t in range(14 - warmup)]
+    assert [row["lr"] for row in trained.trace.rows] == pytest.approx(ramp + decay)
+    assert trained.trace.group_by is None
+
+
+def test_a_curve_of_the_static_arm_that_would_decay_nothing_is_refused(tmp_path, capsys):
+    config = write(tmp_path / "config.yaml", scheduler=CONFIG["scheduler"])
+    arguments = ["compare", config, "--out", str(tmp_path), *OPTIONS]
+    assert main([*arguments, "--static-curve", "polynomial"]) == 1
+    assert "both arms have the scheduler of the file" in capsys.readouterr().err
+    assert not (tmp_path / "small-compare").exists()
+
+
 def test_a_warm_up_beside_a_scheduler_is_refused_ahead_of_any_training(tmp_path, capsys):
     changes = {"scheduler": CONFIG["scheduler"], "dynamic": {"warmup_steps": 4}}
     config = write(tmp_path / "config.yaml", **changes)
