@@ -145,7 +145,8 @@ class GroupStates:
 
     def collect(self) -> None:
         """After an update: keep the counters that the update wrote to `param_groups`."""
-        param_groups = self.optimizer.param_groups
+        # After an update that raised there may be further param groups by now.
+        param_groups = self.optimizer.param_groups[: len(self._before)]
         for param_group, before, initial in zip(
             param_groups, self._before, self._initial, strict=True
         ):
@@ -190,13 +191,14 @@ class GroupStates:
         for i, (param_group, initial) in enumerate(
             zip(self.optimizer.param_groups, self._initial, strict=True)
         ):
+            written = counters[i] if i < len(counters) else {}
             for key, value in initial.items():
-                if i < len(counters):
-                    value = counters[i].get(key, _ABSENT)
-                if value is _ABSENT:
+                if key in written:
+                    param_group[key] = written[key]
+                elif value is _ABSENT:
                     param_group.pop(key, None)
                 else:
-                    param_group[key] = value if i < len(counters) else copy.deepcopy(value)
+                    param_group[key] = copy.deepcopy(value)
 
     def state_dict(self) -> dict[str, Any]:
         """Every group's state, keyed by parameter number as in `Optimizer.state_dict`."""

@@ -115,8 +115,9 @@ def _check_groups(groups: dict[str, Any], param_groups: Sequence[Mapping[str, An
         _check(len(expect(entry, list, f"{CHECKPOINT_KEY}.{name}")) == 3, name, entry)
         _check(is_plain(entry[0]) and entry[0] not in keys, f"{name}[0]", entry[0])
         state(entry[1], f"{name}[1]")
-        # The group of a step that raised has been opened, and has counted nothing.
-        counters(entry[2], f"{name}[2]", {0, len(param_groups)})
+        # None of a group that was opened by a step that raised; fewer than there are param groups
+        # if some were added since the group's last update.
+        counters(entry[2], f"{name}[2]", range(len(param_groups) + 1))
         keys.append(entry[0])
     initial = counters(groups.get("initial"), "groups.initial", {len(param_groups)})
     for number, of_group in enumerate(initial):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import sys
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -122,12 +124,17 @@ class DynamicTraining:
         self._architecture = architecture
         self._states = GroupStates(optimizer, momentum.max_groups) if momentum else None
         self._pending: _Pending | None = None
-        self._closure: Callable[..., Any] | None = None
+        self._outer: FrameType | None = None  # the call of step() whose update is under way
+        self._inner = 0  # calls of super().step() in it
         self._standstill = Standstill(optimizer)
         self._loading: tuple[Saved, Restorable | None] | None = None
+        after_step = optimizer.register_step_post_hook(self._after_step)
+        # Ahead of all others: a scheduler that is stepped by one would write to the update's lr.
+        post_hooks: Any = optimizer._optimizer_step_post_hooks
+        post_hooks.move_to_end(after_step.id, last=False)
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
+            after_step,
             optimizer.register_state_dict_pre_hook(lambda _: self._recover()),
             optimizer.register_state_dict_post_hook(self._save),
             optimizer.register_load_state_dict_pre_hook(self._check_checkpoint),
@@ -142,9 +149,12 @@ class DynamicTraining:
 
     def detach(self) -> None:
         """Remove the hooks. The optimizer keeps the state of the group that it updated last."""
+        if not self._handles:
+            return
         self._recover()
         for handle in self._handles:
             handle.remove()
+        self._handles = []
         _attached.discard(self.optimizer)
 
     def _before_step(
@@ -152,10 +162,14 @@ class DynamicTraining:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if torch.compiler.is_compiling():
             _refuse_compilation()
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is not None and closure is self._closure:
-            return None  # a subclass has called super().step(closure), which is hooked as well
+        if self._outer is not None and _is_running(self._outer):
+            # A subclass has called super().step(), which torch has hooked as well, if there is a
+            # plain instance of that class anywhere.
+            self._inner += 1
+            return None
+        self._outer, self._inner = sys._getframe(1), 0
         self._recover()
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
             self._begin()
             return None
@@ -172,7 +186,6 @@ class DynamicTraining:
             self._begin()
             return loss
 
-        self._closure = closure_then_begin
         if len(args) > 1:
             return (args[0], closure_then_begin, *args[2:]), kwargs
         return args, kwargs | {"closure": closure_then_begin}
@@ -246,6 +259,10 @@ class DynamicTraining:
         return list(lists.values())
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self._inner:
+            self._inner -= 1
+            return
+        self._outer = None
         pending = self._restore()
         if pending is None:
             taken = self._standstill.end()
@@ -284,10 +301,11 @@ class DynamicTraining:
         """Put the scheduled lr back and keep the counters; the update that had begun, if any."""
         pending, self._pending = self._pending, None
         if pending is not None:
+            # After an update that raised there may be further param groups by now.
+            for group, lr in zip(self.optimizer.param_groups, pending.scheduled, strict=False):
+                group["lr"] = lr
             if self._states is not None:
                 self._states.collect()
-            for group, lr in zip(self.optimizer.param_groups, pending.scheduled, strict=True):
-                group["lr"] = lr
         return pending
 
     def _recover(self) -> None:
@@ -349,6 +367,14 @@ class DynamicTraining:
 
 def _nothing() -> None:
     pass
+
+
+def _is_running(frame: FrameType) -> bool:
+    """Whether a call is among those that led here."""
+    caller: FrameType | None = sys._getframe(1)
+    while caller is not None and caller is not frame:
+        caller = caller.f_back
+    return caller is frame
 
 
 @torch.compiler.disable

@@ -177,6 +177,35 @@ def test_a_checkpoint_of_another_definition_is_refused(kind: str):
         refused(trained({}), trained(changes).optimizer.state_dict(), differing)
 
 
+def test_a_checkpoint_after_param_groups_were_added_is_sound():
+    parameters = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
+    optimizer = torch.optim.SGD(parameters[:1], lr=0.1, momentum=0.9)
+    sampled = {"layer": "a"}
+    dynamic = DynamicTraining(
+        optimizer, lambda: sampled, momentum=MomentumSeparation(group_by="layer")
+    )
+
+    def train(choices: str) -> None:
+        for sampled["layer"] in choices:
+            for parameter in parameters:
+                parameter.grad = torch.ones(1)
+            optimizer.step()
+
+    train("ab")
+    optimizer.add_param_group({"params": parameters[1:]})
+    train("a")
+    saved, weights = copy.deepcopy(optimizer.state_dict()), [p.detach().clone() for p in parameters]
+    train("ba")
+    expected = [p.detach().clone() for p in parameters]
+    optimizer.load_state_dict(saved)
+    with torch.no_grad():
+        for parameter, value in zip(parameters, weights, strict=True):
+            parameter.copy_(value)
+    train("ba")
+    assert_identical(list(parameters), expected)
+    assert dynamic.updates == 5
+
+
 def test_a_plain_checkpoint_is_refused():
     plain = trained(None).optimizer.state_dict()
     refused(trained({}), plain, "written without dynamic training; load it .* before")

@@ -156,6 +156,32 @@ def test_counters_in_param_groups_belong_to_the_group(optimizer_class: Any, late
         assert float(optimizer.param_groups[0].get("step", 0)) == already + count
 
 
+class Estimating(torch.optim.Optimizer):
+    """Like Prodigy: an estimate in `param_groups` that only some updates write."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.1, "estimate": 1.0})
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                steps = self.state[parameter]["steps"] = self.state[parameter].get("steps", 0) + 1
+                if steps == 3:
+                    group["estimate"] += 1.0
+
+
+def test_a_counter_that_a_group_has_not_written_yet_is_as_at_attachment():
+    optimizer = Estimating([nn.Parameter(torch.ones(2))])
+    states = GroupStates(optimizer, max_groups=8)
+    seen: dict[str, list[float]] = {"a": [], "b": []}
+    for group in "abaaabbab":
+        states.switch(group)
+        one_step(optimizer)
+        states.collect()
+        seen[group].append(optimizer.param_groups[0]["estimate"])
+    assert seen == {"a": [1, 1, 2, 2, 2], "b": [1, 1, 2, 2]}
+
+
 def test_a_switch_moves_pointers_and_hyperparameters_stay():
     parameter = nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)

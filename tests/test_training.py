@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from typing import Any
 
@@ -349,6 +350,87 @@ def test_a_subclass_that_calls_super_step_makes_one_update(closure: bool, idle: 
     assert_identical(nested.everything(), plain.everything())
 
 
+class DecayedAfterwards(torch.optim.SGD):
+    """Decoupled weight decay, by the lr of the update."""
+
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.mul_(1 - 0.1 * group["lr"])
+        return loss
+
+
+@pytest.mark.parametrize("closure", [True, False])
+def test_what_a_subclass_does_after_super_step_is_of_the_update(closure: bool):
+    torch.optim.SGD([nn.Parameter(torch.ones(1))])  # from here on torch hooks super().step()
+    parameter = nn.Parameter(torch.ones(1))
+    optimizer = DecayedAfterwards([parameter], lr=1.0)
+    asked = []
+
+    def architecture() -> dict[str, int]:
+        asked.append(1)
+        return {"width": 4}
+
+    def backward() -> None:
+        parameter.grad = torch.zeros(1)
+
+    calr = CaLR(lambda a: a["width"], total_steps=10, bounds=(1, 16))
+    dynamic = DynamicTraining(optimizer, architecture, calr=calr)
+    expected = 1.0
+    for step in range(8):
+        if closure:
+            optimizer.step(backward)
+        else:
+            backward()
+            optimizer.step()
+        expected *= 1 - 0.1 * calr.factor({"width": 4}, step)
+        assert optimizer.param_groups[0]["lr"] == 1.0
+    assert parameter.item() == pytest.approx(expected)
+    assert len(asked) == dynamic.updates == 8
+
+
+@pytest.mark.parametrize("registered", ["before", "after"])
+def test_a_scheduler_may_step_in_a_hook(registered: str):
+    parameter = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    scheduler = lr_scheduler.ExponentialLR(optimizer, 0.5)
+    calr = CaLR(lambda a: a["width"], bounds=(1, 16), curve="scheduler")
+    attach = functools.partial(DynamicTraining, optimizer, lambda: {"width": 1}, calr=calr)
+    if registered == "after":
+        dynamic = attach()
+    optimizer.register_step_post_hook(lambda *_: scheduler.step())
+    if registered == "before":
+        dynamic = attach()
+    lrs = []
+    for _ in range(4):
+        parameter.grad = torch.ones(1)
+        optimizer.step()
+        lrs += dynamic.last.lr
+    assert lrs == pytest.approx([0.5 ** (4 * step) for step in range(4)])
+
+
+def test_param_groups_may_be_added_after_an_update_that_raised():
+    parameters = [nn.Parameter(torch.ones(1)) for _ in range(2)]
+    optimizer = Failing(parameters[:1], lr=1.0, momentum=0.9)
+    dynamic = DynamicTraining(
+        optimizer,
+        lambda: {"width": 1},
+        calr=CaLR(lambda a: a["width"], total_steps=10, bounds=(1, 16)),
+        momentum=MomentumSeparation("width"),
+    )
+    for fails in (False, True, False, False):
+        optimizer.fails = fails
+        parameters[0].grad = torch.ones(1)
+        try:
+            optimizer.step()
+        except MemoryError:
+            optimizer.add_param_group({"params": parameters[1:]})
+    assert dynamic.updates == 3
+    assert [group["lr"] for group in optimizer.param_groups] == [1.0, 1.0]
+
+
 def hooks(optimizer: torch.optim.Optimizer) -> dict[str, int]:
     return {
         name: len(value)
@@ -385,7 +467,11 @@ def test_attaching_twice_is_refused_and_detaching_leaves_a_plain_optimizer():
     loop.train(3, start=5)
     plain.train(3, start=5)
     assert_identical(loop.everything(), plain.everything())
+    detached = loop.dynamic
     loop.attach()  # a second time, after detaching
+    detached.detach()  # once more, such as in a finally clause
+    with pytest.raises(ValueError, match="attached to this optimizer already"):
+        loop.attach()
 
 
 @pytest.mark.parametrize(
