@@ -19,6 +19,7 @@ from benchmarks.nb201.__main__ import main
 from benchmarks.nb201.alone import train_alone
 from benchmarks.nb201.arms import ARMS, mean_gamma
 from benchmarks.nb201.data import Images, Table, TrainingBatches, load_table, parse_architecture
+from benchmarks.nb201.factors import DESIGN, effects, print_effects
 from benchmarks.nb201.kernels import LANES, TORCH
 from benchmarks.nb201.rankings import rank_errors, tilted
 from benchmarks.nb201.report import SETTING, paired_differences
@@ -679,3 +680,34 @@ def test_run_names_tell_runs_apart():
     changed |= {"channels": 16, "cells": 2, "size": 32, "batch": 32, "sampler": "fair"}
     names = {dataclasses.replace(base, **{key: value}).name for key, value in changed.items()}
     assert len(names | {base.name}) == len(changed) + 1
+
+
+def test_effects_are_those_that_an_additive_measure_was_made_of(tmp_path, capsys):
+    noise = np.random.default_rng(0)
+    rows = []
+    for seed in range(4):
+        of_linear, of_rank, of_both = 0.03 + 0.001 * noise.normal(size=3)
+        for (linear, by_rank, separate), arm in DESIGN.items():
+            tau = 0.5 + of_linear * linear + of_rank * by_rank + of_both * (by_rank == separate)
+            rows.append(
+                dict.fromkeys(SETTING, "1")
+                | {"arm": arm, "idle": "coast", "edge": "3←0" if separate else "", "scored": "last"}
+                | {"seed": str(seed), "tau": tau, "tau_loss": tau, "mean_accuracy": 0.5}
+            )
+        found = effects({row["arm"]: row["tau"] for row in rows[-len(DESIGN) :]})
+        assert found == pytest.approx(
+            {
+                "linear decay": of_linear,
+                "γ by rank": of_rank,
+                "MS": 0,
+                "linear decay × γ by rank": 0,
+                "linear decay × MS": 0,
+                "γ by rank × MS": of_both,
+            }
+        )
+    with (tmp_path / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows[1:])  # of seed 0 one arm is not there
+    print_effects(tmp_path / "results.csv")
+    assert "3 seeds of 8 arms" in capsys.readouterr().out
