@@ -65,7 +65,7 @@ def mobile_supernet(
 
     Returns:
         A `Supernet`, which is also a model of timm's class. If the base is one of the subnets it
-        starts as that, with its weights (as with `pretrained=True`).
+        starts as that, with its weights (as with `pretrained=True` or `checkpoint_path`).
 
     Raises:
         ValueError: the base is no such model, or the request is illegal.
@@ -83,9 +83,9 @@ def mobile_supernet(
         supernet.base = own
         supernet.activate(own)
         supernet.inherit(model)
-    elif kwargs.get("pretrained"):
+    elif kwargs.get("pretrained") or kwargs.get("checkpoint_path"):
         raise ValueError(
-            f"pretrained weights cannot be inherited: {base!r} is none of the subnets. Add its own "
+            f"weights of {base!r} cannot be inherited: it is none of the subnets. Add its own "
             "kernels, expansions, SE ratios and activations to the choices, or leave them out"
         )
     copy_data_config(model, supernet)

@@ -314,6 +314,17 @@ def test_depth_alone_becomes_a_constructor_argument():
         assert recipe["model"]["with"][argument] == [1, 1, 1, 1]
 
 
+def test_a_checkpoint_of_a_base_that_is_no_subnet_is_refused(tmp_path):
+    path = tmp_path / "mnasnet.pth"
+    donor = timm.create_model("mnasnet_small", num_classes=3)
+    torch.save(donor.state_dict(), path)
+    options = {"checkpoint_path": str(path), "num_classes": 3}
+    supernet = mobile_supernet("mnasnet_small", kernel=(3, 5, 7), **options)
+    assert torch.equal(supernet.conv_stem.weight, donor.conv_stem.weight)
+    with pytest.raises(ValueError, match="weights of 'mnasnet_small' cannot be inherited: it is"):
+        mobile_supernet("mnasnet_small", expansion=(2, 5), **options)
+
+
 def test_models_of_ones_own():
     def model(**kwargs):
         torch.manual_seed(0)
