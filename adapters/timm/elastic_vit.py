@@ -16,7 +16,7 @@ from nas_dynamic.adapters.timm.elastic_block import ElasticAttention, resize_blo
 from nas_dynamic.adapters.timm.layers import copy_data_config
 from nas_dynamic.adapters.timm.recipe import Recipe, build
 from nas_dynamic.adapters.timm.sliced import SLICED, SlicedQKV
-from nas_dynamic.adapters.timm.vit_builder import constructor_arguments, recipe_of
+from nas_dynamic.adapters.timm.vit_builder import constructor_arguments, operation, recipe_of
 from nas_dynamic.adapters.timm.vit_space import BlockShape, VitSpace
 from nas_dynamic.adapters.timm.vit_table import BlockTable
 from nas_dynamic.architecture import Architecture, SearchSpace
@@ -334,13 +334,20 @@ def _build(recipe: Recipe, **arguments: Any) -> VisionTransformer:
 
 
 def _check_rebuilt(supernet: ElasticVisionTransformer) -> None:
-    """A model that was changed by hand may have parameters that the constructor would not make."""
-    rebuilt = _build(supernet.describe(supernet.architecture), device="meta").state_dict()
-    weights = supernet.state_dict()
-    for name in [*weights, *rebuilt]:
-        shapes = [tuple(w[name].shape) if name in w else "missing" for w in (weights, rebuilt)]
-        if shapes[0] != shapes[1]:
+    """A model that was changed by hand may have parts that the constructor would not make."""
+    rebuilt = _parts(_build(supernet.describe(supernet.architecture), device="meta"))
+    own = _parts(supernet)
+    for name in [*own, *rebuilt]:
+        one, other = own.get(name, "missing"), rebuilt.get(name, "missing")
+        if one != other:
             raise TypeError(
-                f"{name} is {shapes[0]} in the model and {shapes[1]} in one that timm builds with "
+                f"{name} is {one} in the model and {other} in one that timm builds with "
                 "the same arguments; start from a VisionTransformer as its constructor makes it"
             )
+
+
+def _parts(model: nn.Module) -> dict[str, Any]:
+    """Shapes of the weights, and the operations of the layers, by path."""
+    operations = {name: operation(module) for name, module in model.named_modules()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return shapes | {name: what for name, what in operations.items() if what is not None}

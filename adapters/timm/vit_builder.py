@@ -26,7 +26,7 @@ from torch import nn
 from nas_dynamic.adapters.timm.linear_attention import LinearAttention
 from nas_dynamic.adapters.timm.recipe import Recipe, to_json
 
-__all__ = ["ATTENTIONS", "block_fn", "constructor_arguments", "recipe_of"]
+__all__ = ["ATTENTIONS", "block_fn", "constructor_arguments", "operation", "recipe_of"]
 
 ATTENTIONS: dict[str, type[Attention]] = {"softmax": Attention, "linear": LinearAttention}
 """Attention of a layer, by name. All have the same parameters."""
@@ -112,7 +112,7 @@ def constructor_arguments(model: Any) -> dict[str, Any]:
         "dynamic_img_pad": embed.dynamic_img_pad,
         "embed_norm_layer": _norm_argument(embed.norm) if _present(embed.norm) else None,
         "norm_layer": _norm_argument(block.norm1),
-        "act_layer": _ACTIVATIONS[type(block.mlp.act)],
+        "act_layer": operation(block.mlp.act),
     }
 
 
@@ -182,6 +182,14 @@ def _check_supported(model: nn.Module) -> None:
                 "scale, layer or RMS norms and usual activations, without attention pooling: "
                 "choose another model, or build one with those (global_pool='avg' or 'token')"
             )
+
+
+def operation(module: Any) -> str | float | None:
+    """What a module computes that no shape of it tells: which activation, epsilon of a norm."""
+    if type(module) not in _ACTIVATIONS:
+        return getattr(module, "eps", None)
+    tanh = getattr(module, "approximate", "none") == "tanh"
+    return "gelu_tanh" if tanh else _ACTIVATIONS[type(module)]
 
 
 def _norm_argument(norm: Any) -> Any:

@@ -145,6 +145,7 @@ VARIANTS = {
     "norm of torch": {"norm_layer": partial(nn.LayerNorm, eps=1e-2)},
     "norms ahead": {"pre_norm": True, "embed_norm_layer": LayerNorm, "no_embed_class": True},
     "few biases": {"qkv_bias": False, "proj_bias": False},
+    "GELU of torch": {"act_layer": partial(nn.GELU, approximate="tanh")},
     "features only": {"num_classes": 0, "pos_embed": "none", "act_layer": "gelu_tanh"},
     "oblong": {"img_size": (8, 16), "patch_size": (2, 4), "in_chans": 1, "final_norm": False},
 }
@@ -441,6 +442,13 @@ def test_models_that_cannot_be_sliced():
     gated.blocks[1].attn = Attention(48, num_heads=4, qkv_bias=True, gated=True)
     with pytest.raises(TypeError, match=r"blocks.1.attn.gate.weight is \(48, 48\) in the model"):
         elastic_vit(gated, depth=[2, 3])
+    quick, rough = tiny(), tiny()
+    quick.blocks[1].mlp.act = nn.ReLU()
+    with pytest.raises(TypeError, match=r"blocks.1.mlp.act is relu in the model and gelu in one"):
+        elastic_vit(quick, depth=[2, 3])
+    rough.blocks[2].norm2.eps = 0.1
+    with pytest.raises(TypeError, match=r"blocks.2.norm2 is 0.1 in the model and 1e-06 in one"):
+        elastic_vit(rough, depth=[2, 3])
     uneven = elastic_vit(tiny(), heads=[2, 4])
     uneven = uneven.extract(uneven.architecture | {"heads2": 2})
     with pytest.raises(ValueError, match=r"the blocks differ in .* \(2, 24, 192\), \(4, 48, 192\)"):
