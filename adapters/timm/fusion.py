@@ -94,7 +94,8 @@ def fuse(
         to_json(each, name)  # what a recipe cannot hold is refused now, not after the training
     built = {name: timm.create_model(**each) for name, each in arguments.items()}
     for each in arguments.values():
-        each.pop("pretrained", None)  # an extracted model has the weights of the supernet
+        for source in ("pretrained", "checkpoint_path"):
+            each.pop(source, None)  # an extracted model has the weights of the supernet
     return fuse_models(built, Replacements.of(built, arguments, layers), skip=skip, layers=layers)
 
 
@@ -165,14 +166,14 @@ class Replacements:
     Attributes:
         host: name of the model that has all layers.
         arguments: name of a model → its arguments of `timm.create_model`.
-        stages: parent of layers → the host's number of them.
         depth: the host's argument for the numbers of layers, if it has one.
+        stages: parent of layers → the host's number of them, in the order of that argument.
     """
 
     host: str
     arguments: Mapping[str, Mapping[str, Any]]
-    stages: Mapping[str, int]
     depth: str | None
+    stages: Mapping[str, int]
 
     @classmethod
     def of(
@@ -183,21 +184,22 @@ class Replacements:
     ) -> Replacements:
         """The recipes for a supernet of some models."""
         host = _host(models, layers)
+        depth = DEPTH_ARGUMENTS.get(type(models[host]))
         stages: dict[str, int] = {}
-        for path in layer_paths(models[host], layers):
+        # All stages that the argument counts, whichever of them have layers of the caller's.
+        for path in layer_paths(models[host]) if depth else ():
             parent = path.rpartition(".")[0]
             if isinstance(models[host].get_submodule(parent), nn.Sequential):
                 stages[parent] = stages.get(parent, 0) + 1
-        return cls(host, arguments, stages, DEPTH_ARGUMENTS.get(type(models[host])))
+        return cls(host, arguments, depth, stages)
 
     def __call__(self, architecture: Architecture) -> Recipe:
         """The recipe of a subnet."""
         skipped = [path for path, candidate in architecture.items() if candidate == SKIP]
         replaced = {p: str(c) for p, c in architecture.items() if c not in (SKIP, self.host)}
-        if skipped and not replaced and self.depth is not None:
-            depths = dict(self.stages)
-            for path in skipped:
-                depths[path.rpartition(".")[0]] -= 1
+        parents = [path.rpartition(".")[0] for path in skipped]
+        if skipped and not replaced and self.depth and all(p in self.stages for p in parents):
+            depths = {parent: n - parents.count(parent) for parent, n in self.stages.items()}
             return _create_model({**self.arguments[self.host], self.depth: [*depths.values()]})
         recipe = _create_model(self.arguments[self.host])
         if replaced:

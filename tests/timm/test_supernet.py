@@ -314,6 +314,45 @@ def test_depth_alone_becomes_a_constructor_argument():
         assert recipe["model"]["with"][argument] == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("model", "layers", "argument", "depths"),
+    [
+        ("resnet26", r"layer[34]\.\d+", "layers", [2, 2, 1, 1]),
+        ("convnext_atto", r"stages\.2\.blocks\.\d+", "depths", [2, 2, 1, 2]),
+    ],
+)
+def test_depth_of_some_stages(model, layers, argument, depths):
+    supernet = fuse(model, skip=True, layers=layers, num_classes=10).eval()
+    smallest = dict.fromkeys(supernet.space.labels, "skip")
+    assert supernet.describe(smallest)["model"]["with"][argument] == depths
+    x = torch.randn(1, 3, 64, 64)
+    supernet.activate(smallest)
+    with torch.no_grad():
+        assert torch.equal(supernet.extract(smallest)(x), supernet(x))
+
+
+def test_layers_that_the_argument_of_depth_does_not_count_are_removed():
+    supernet = fuse("resnet18d", skip=["conv1.3"], layers=r"conv1\.\d", num_classes=10).eval()
+    without, x = {"conv1.3": "skip"}, torch.randn(1, 3, 64, 64)
+    assert supernet.describe(without)["remove"] == ["conv1.3"]
+    supernet.activate(without)
+    with torch.no_grad():
+        assert torch.equal(supernet.extract(without)(x), supernet(x))
+
+
+def test_recipes_hold_no_checkpoint(tmp_path):
+    path = tmp_path / "resnet18.pth"
+    donor = timm.create_model("resnet18", num_classes=10)
+    torch.save(donor.state_dict(), path)
+    supernet = fuse(
+        {"model_name": "resnet18", "checkpoint_path": str(path)}, skip=True, num_classes=10
+    )
+    assert torch.equal(supernet.conv1.weight, donor.conv1.weight)
+    smallest = dict.fromkeys(supernet.space.labels, "skip")
+    assert torch.equal(supernet.extract(smallest).conv1.weight, donor.conv1.weight)
+    assert "checkpoint_path" not in supernet.describe(supernet.base)["model"]["with"]
+
+
 def test_a_checkpoint_of_a_base_that_is_no_subnet_is_refused(tmp_path):
     path = tmp_path / "mnasnet.pth"
     donor = timm.create_model("mnasnet_small", num_classes=3)
