@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from timm.layers import DropPath
+from timm.layers import DropPath, to_2tuple
 from torch import nn
 
 __all__ = [
@@ -37,21 +37,20 @@ def layer_paths(model: nn.Module, pattern: str | None = None) -> list[str]:
             division into layers, `model.group_matcher()`, as layer decay uses it.
 
     Raises:
-        ValueError: the model has no `group_matcher`, or nothing matches.
+        ValueError: the model has no `group_matcher` of expressions, or nothing matches.
     """
     if pattern is not None:
         patterns = [re.compile(pattern)]
-    elif hasattr(model, "group_matcher"):
+    elif isinstance(groups := _groups(model), Mapping):
         specs: list[Any] = []
-        matcher: Any = model.group_matcher
-        for spec in matcher(coarse=False).values():
+        for spec in groups.values():
             specs += [part[0] for part in spec] if isinstance(spec, list | tuple) else [spec]
         # A part of a model that there is more than one of has its number in a group.
         patterns = [p for p in map(re.compile, filter(None, specs)) if p.groups]
     else:
         raise ValueError(
-            f"{type(model).__name__} has no group_matcher that tells what its layers are; "
-            r"give layers=, a regular expression of their paths such as r'blocks\.\d+'"
+            f"{type(model).__name__} has no group_matcher that tells the paths of its layers; "
+            r"give layers=, a regular expression of them such as r'blocks\.\d+'"
         )
     names = [name for name, _ in model.named_modules()]
     paths = [name for name in names if any(p.fullmatch(name) for p in patterns)]
@@ -62,6 +61,11 @@ def layer_paths(model: nn.Module, pattern: str | None = None) -> list[str]:
             "of their paths"
         )
     return [p for p in paths if not any(other.startswith(p + ".") for other in paths)]
+
+
+def _groups(model: Any) -> Any:
+    """timm's division into layers: of some models a function of a path, of some there is none."""
+    return model.group_matcher(coarse=False) if hasattr(model, "group_matcher") else None
 
 
 def copy_data_config(source: nn.Module, target: nn.Module) -> None:
@@ -78,18 +82,27 @@ def example_images(
     config = getattr(model, "pretrained_cfg", None) or {}
     channels, *size = config.get("input_size") or (3, 224, 224)
     channels = getattr(model, "in_chans", channels)
-    if image_size is not None:
-        size = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
-    return torch.zeros(1, channels, *size, device="meta")
+    own = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    return torch.zeros(1, channels, *to_2tuple(image_size or own or size), device="meta")
 
 
 def layer_inputs(
     model: nn.Module, paths: Collection[str], images: torch.Tensor
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Input and output of layers in one forward pass in evaluation mode."""
+    """Input and output of layers in one forward pass in evaluation mode.
+
+    Raises:
+        ValueError: a layer does not map a tensor to a tensor.
+    """
     seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def record(path: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if not (inputs and torch.is_tensor(inputs[0]) and torch.is_tensor(output)):
+            raise ValueError(
+                f"layer {path!r} of {type(model).__name__} does not map a tensor to a tensor, so "
+                "there is no choice of it. Give layers=, a regular expression of the paths of "
+                "layers that do, if it has such"
+            )
         seen[path] = inputs[0].detach(), output
 
     handles = [

@@ -364,6 +364,11 @@ def test_a_checkpoint_of_a_base_that_is_no_subnet_is_refused(tmp_path):
         mobile_supernet("mnasnet_small", expansion=(2, 5), **options)
 
 
+def test_models_of_another_size_of_image():
+    supernet = fuse("test_vit", skip=True, img_size=64)
+    assert supernet.subnet_macs()(supernet.base) == supernet.subnet_macs(64)(supernet.base)
+
+
 def test_models_of_ones_own():
     def model(**kwargs):
         torch.manual_seed(0)
@@ -501,6 +506,14 @@ ILLEGAL = {
     "no group_matcher": (
         lambda: fuse({"a": nn.Sequential(nn.Linear(2, 2))}),
         "Sequential has no group_matcher",
+    ),
+    "group_matcher that is a function": (
+        lambda: fuse("inception_v3", skip=True),
+        "InceptionV3 has no group_matcher that tells the paths of its layers; give layers=",
+    ),
+    "layers of lists": (
+        lambda: fuse("densenet121", skip=True),
+        r"'features\.denseblock1\.denselayer1' of DenseNet does not map a tensor .* Give layers=",
     ),
     "layers that match nothing": (lambda: fuse("resnet18", layers="block"), "matches 'block'"),
     "ResNet as a mobile model": (
