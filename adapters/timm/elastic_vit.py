@@ -148,7 +148,7 @@ class ElasticVisionTransformer(VisionTransformer):
         self._select(architecture)
 
     @property
-    def layers(self) -> dict[str, tuple[str, ...]]:
+    def layer_labels(self) -> dict[str, tuple[str, ...]]:
         """Layers in the order in which they compute, and the labels that decide each.
 
         For `nas_dynamic.evaluation.score_subnets`, which computes once what subnets share.

@@ -63,7 +63,7 @@ class Supernet:
         }
 
     @property
-    def layers(self) -> dict[str, tuple[str, ...]]:
+    def layer_labels(self) -> dict[str, tuple[str, ...]]:
         """Layers in the order in which they compute, and the label that decides each, if any.
 
         For `nas_dynamic.evaluation.score_subnets`, which computes once what subnets share.

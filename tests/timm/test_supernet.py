@@ -69,9 +69,21 @@ BUILDERS = {
         dims=(8, 16, 24, 32),
     ),
     "VisionTransformer": lambda: fuse("test_vit", skip=True, num_classes=10),
+    "Swin": lambda: fuse(
+        {
+            "model_name": "swin_tiny_patch4_window7_224",
+            "img_size": 64,
+            "window_size": 4,
+            "embed_dim": 12,
+            "depths": (2, 3),
+            "num_heads": (2, 4),
+        },
+        skip=True,
+        num_classes=10,
+    ),
 }
 
-SIZE = {"VisionTransformer": 160}
+SIZE = {"VisionTransformer": 160, "Swin": 64}
 
 
 @functools.cache
