@@ -214,11 +214,12 @@ class ElasticVisionTransformer(VisionTransformer):
         takes long.
 
         Args:
-            images: the batch, on the device to measure on.
+            images: the batch, on the device and of the dtype to measure with.
             seconds: time to measure each block for.
         """
         return self.subnet_table(
-            lambda subnet: measure_latency(subnet, images, seconds=seconds), images.device
+            lambda subnet: measure_latency(subnet.to(images.dtype), images, seconds=seconds),
+            images.device,
         )
 
     def subnet_table(

@@ -340,6 +340,12 @@ def test_latency_by_a_table():
     assert (errors > -1).all()
 
 
+def test_latency_in_half_precision():
+    supernet = elastic_vit(tiny(), depth=[1, 3], per_layer=False).bfloat16()
+    latency = supernet.subnet_latency(images().bfloat16(), seconds=0.01)
+    assert latency({"depth": 1}) > 0
+
+
 @pytest.mark.parametrize("choices", [*SPACES.values(), {"depth": [1, 3]}, {"embed_dim": [24, 48]}])
 def test_saved_tables_are_the_same(choices, tmp_path):
     supernet = elastic_vit(tiny(), **choices)
