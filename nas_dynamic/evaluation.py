@@ -69,7 +69,8 @@ def score_subnets(
 
     A supernet's running statistics are a mixture over all subnets and fit none of them, so by
     default each subnet gets its own. Weights, buffers and modes of the supernet are the same
-    before, between and after the scores.
+    before, between and after the scores. The active subnet is not: it is the one that was scored
+    last, so activate the one to go on with. With `devices` the copies are activated.
 
     Images are read once and kept in memory, on the devices.
 
