@@ -52,10 +52,10 @@ def main() -> None:
         )
         ways: dict[str, Callable[[list[Architecture]], Iterator[Score]]] = {
             "score_subnets": ours,
-            "… and shared layers": partial(ours, layers=supernet.layers),
-            "… and two threads": partial(ours, layers=supernet.layers, devices=["cpu"] * 2),
+            "… and shared layers": partial(ours, layers=supernet.layer_labels),
+            "… and two threads": partial(ours, layers=supernet.layer_labels, devices=["cpu"] * 2),
             "… and bf16": partial(
-                ours, layers=supernet.layers, devices=["cpu"] * 2, precision="bf16-mixed"
+                ours, layers=supernet.layer_labels, devices=["cpu"] * 2, precision="bf16-mixed"
             ),
         }
         _print(supernet, images, calibration, architectures, ways, options)

@@ -180,12 +180,12 @@ def test_timm_supernets_know_their_layers(number):
         architectures.append({**architectures[0], last: candidate})
     images = torch.randn(6, 3, 32, 32)
     calls = []
-    deepest = dict(supernet.named_modules())[[*supernet.layers][3]]
+    deepest = dict(supernet.named_modules())[[*supernet.layer_labels][3]]
     for module in deepest.modules():
         if not list(module.children()):
             module.register_forward_hook(lambda *_: calls.append(1))
     found = []
-    for layers in (None, supernet.layers):
+    for layers in (None, supernet.layer_labels):
         calls.clear()
         options = {"calibration": [(images, torch.zeros(6))], "layers": layers}
         scores = score_subnets(
