@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import types
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from nas_dynamic.architecture import Architecture, SearchSpace
+from nas_dynamic.architecture import Architecture, SearchSpace, candidate_text
 
-__all__ = ["Limits", "MnasReward", "Objective", "Outcome", "Problem", "Strategy"]
+__all__ = ["Limits", "MnasReward", "Objective", "Outcome", "Problem", "Strategy", "described"]
 
 Values = Mapping[str, float]
 Encoding = Sequence[int] | np.ndarray
 ENUMERATED = 20_000
 """Spaces of up to so many architectures are listed in full, which makes drawing exact."""
+
+
+def described(value: Any) -> str:
+    """What a value is, the same in every process: a function by its name, no addresses."""
+    if isinstance(value, functools.partial):
+        parts = [described(part) for part in (value.func, *value.args)]
+        parts += [f"{name}={described(part)}" for name, part in value.keywords.items()]
+        return f"partial({', '.join(parts)})"
+    if isinstance(value, types.FunctionType):
+        return f"{value.__module__}.{value.__qualname__}"
+    return candidate_text(value)
 
 
 @dataclass(frozen=True)
@@ -36,10 +50,7 @@ class Objective:
     def description(self) -> str:
         """What it is, the same in every process."""
         goal = f"{'maximize' if self.maximize else 'minimize'} {self.name}"
-        if self.value is None:
-            return goal
-        # The representation of a function holds its address.
-        return f"{goal} = {getattr(self.value, '__qualname__', repr(self.value))}"
+        return goal if self.value is None else f"{goal} = {described(self.value)}"
 
     def cost(self, values: Values) -> float:
         """The objective as a number to minimise."""
@@ -139,6 +150,10 @@ class Problem:
             parameters, MACs, or a latency table.
         limits: bounds of measures and of scored values. A subnet beyond a bound of a measure is
             never asked for.
+
+    Raises:
+        ValueError: no architecture is within the limits of measures, or a measure that a limit
+            reads is NaN; in a space too large to list, once that is met.
     """
 
     def __init__(
@@ -193,7 +208,7 @@ class Problem:
             within: further bounds of free measures, for this draw.
 
         Raises:
-            ValueError: no subnet within the limits was found.
+            ValueError: no subnet within the limits was found, and none was asked for yet.
         """
         if self._open is not None and within is None:
             left = np.flatnonzero(self._open)
@@ -213,7 +228,7 @@ class Problem:
                     misses += 1
                 elif len(found) < count:
                     found[key] = None
-        if not any_allowed:
+        if not any_allowed and not self.asked:
             raise ValueError(self._unreachable(limits))
         return np.array(list(found), dtype=np.int64).reshape(-1, len(self.widths))
 
@@ -247,7 +262,11 @@ class Problem:
 
     def _violation(self, encoding: Encoding, limits: Limits) -> float:
         architecture = self.space.decode(encoding)
-        return limits.violation({name: self.measures[name](architecture) for name in limits.names})
+        measured = {name: self.measures[name](architecture) for name in limits.names}
+        unknown = sorted(name for name, value in measured.items() if math.isnan(value))
+        if unknown:
+            raise ValueError(f"limits read {unknown}, which must not be NaN, of {architecture}")
+        return limits.violation(measured)
 
     def _walk(self, row: np.ndarray, limits: Limits, generator: np.random.Generator) -> np.ndarray:
         """Random changes of one choice, each nearer to the limits, as far as they lead."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from nas_dynamic.architecture import Architecture, SearchSpace
 from nas_dynamic.evolution import Evolution
-from nas_dynamic.problem import Limits, Objective, Outcome, Problem, Strategy
+from nas_dynamic.problem import Limits, Objective, Outcome, Problem, Strategy, described
 from nas_dynamic.records import Journal
 from nas_dynamic.search_result import Evaluation, SearchResult
 
@@ -63,7 +63,7 @@ def search(
     Raises:
         ValueError: no objective, a budget below 1, limits that no architecture meets, or scores
             that are too few, lack a name, or are not finite where an objective or a limit
-            reads them.
+            reads them. Or a measure is NaN where one reads it.
         RunError: the file holds another search.
     """
     if not objectives or budget < 1:
@@ -75,7 +75,7 @@ def search(
         "objectives": [objective.description for objective in objectives],
         "measures": sorted(problem.measures),
         "limits": repr(problem.limits),
-        "strategy": repr(strategy),
+        "strategy": described(strategy),
         "seed": seed,
     }
     with Journal(path, definition, "search") if path else nullcontext() as journal:
@@ -167,6 +167,8 @@ class _Run:
         unusable = {
             name: scored[name] for name in read & set(scored) if not math.isfinite(scored[name])
         }
+        limited = self.problem.limits.names
+        unusable |= {name: math.nan for name in limited if math.isnan(values[name])}
         unusable |= {o.name: math.nan for o in objectives if math.isnan(o.cost(values))}
         if unusable:
             raise ValueError(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -41,6 +42,10 @@ WIDE = SearchSpace({f"layer{i}": [0, 1, 2, 3] for i in range(12)})
 
 def scores(architectures):
     return [{"accuracy": accuracy(architecture)} for architecture in architectures]
+
+
+def one(architectures):
+    return [{"accuracy": 1.0}] * len(architectures)
 
 
 def total(architecture) -> float:
@@ -182,12 +187,34 @@ def test_rare_allowed_subnets_are_reached_by_a_walk():
 
 
 @pytest.mark.parametrize("space", [SPACE, WIDE], ids=["listed", "not listed"])
+def test_a_nan_measure_that_a_limit_reads_is_refused(space):
+    def measure(architecture):
+        return math.nan if architecture["layer0"] == space.choices["layer0"][1] else 5.0
+
+    options = {"budget": 60, "measures": {"latency": measure}, "strategy": RandomSearch()}
+    with pytest.raises(ValueError, match=r"limits read \['latency'\], .*NaN, of \{'layer0'"):
+        search(space, one, [ACCURACY], at_most={"latency": 8.0}, **options)
+    assert len(search(space, one, [ACCURACY], **options).evaluations) == 60
+
+
+@pytest.mark.parametrize("space", [SPACE, WIDE], ids=["listed", "not listed"])
 def test_limits_that_nothing_meets_are_refused(space):
     measure = parameters if space is SPACE else total
     with pytest.raises(ValueError, match=r"no architecture found within .* size goes from"):
         search(
             space, scores, [ACCURACY], budget=5, measures={"size": measure}, at_most={"size": -1}
         )
+
+
+def test_a_search_ends_where_no_more_allowed_subnets_are_found(strategy):
+    counting = Counting(one)
+
+    def measure(architecture):  # one of 16.8 million is allowed, and soon none
+        return total(architecture) + len(counting.asked)
+
+    options = {"measures": {"total": measure}, "at_most": {"total": 0}, "strategy": strategy}
+    assert len(search(WIDE, counting, [ACCURACY], budget=20, **options).evaluations) == 1
+    assert counting.asked == [(0,) * 12]
 
 
 def test_the_first_population_may_be_capped():
@@ -376,6 +403,30 @@ def test_resumed_surrogates_repeat_their_decisions(tmp_path, strategy):
     counting = Counting(scores)
     assert search(SPACE, counting, [ACCURACY], budget=50, path=path, **options) == straight
     assert len(counting.asked) == 23
+
+
+def test_searches_with_functions_are_resumed(tmp_path):
+    def made():
+        """What another process would make: the same functions at other addresses."""
+
+        def mine(problem, seed):
+            return RandomSearch(4)(problem, seed)
+
+        def reward(values, weight, scale):
+            return scale(values["accuracy"]) - weight
+
+        def scale(value):
+            return 2 * value
+
+        return mine, Objective("reward", True, functools.partial(reward, weight=0.5, scale=scale))
+
+    path, kept = tmp_path / "search.jsonl", [made(), made()]
+    for mine, objective in kept:
+        search(SPACE, scores, [objective], budget=8, strategy=mine, path=path)
+    assert f"{__name__}.test_searches_with_functions" in path.read_text()
+    for mine, objective in kept:
+        strategy = Surrogate(mine, initial=9)
+        search(SPACE, scores, [objective], budget=8, strategy=strategy, path=tmp_path / "second")
 
 
 def test_evaluations_that_a_strategy_does_not_repeat_still_count(tmp_path):
