@@ -83,7 +83,8 @@ def diagnose(
         seed: of both.
 
     Raises:
-        ValueError: no complexity, `top` beyond the subnets, or what `estimate` raises.
+        ValueError: no complexity, `top` beyond the subnets, two rankings of one name
+            (the last one is "random"), or what `estimate` raises.
     """
     if not complexities:
         raise ValueError(
@@ -102,6 +103,9 @@ def diagnose(
         "matched τ": matched_tau,
     }
     supernets = predicted if isinstance(predicted, Mapping) else {"supernet": predicted}
+    names = [*supernets, *complexities, "random"]
+    if len(set(names)) < len(names):
+        raise ValueError(f"rankings need different names, the last one's is 'random'; got {names}")
     rows = {
         name: {
             column: estimate(statistic, ranking, true, complexity, resamples=resamples, seed=seed)

@@ -324,6 +324,12 @@ def test_a_ranking_without_a_baseline_is_refused():
         diagnose([1, 2], [1, 2], {})
 
 
+@pytest.mark.parametrize("name", ["random", "parameters"])
+def test_a_ranking_with_the_name_of_another_one_is_refused(name):
+    with pytest.raises(ValueError, match=f"different names.*got \\['{name}', 'parameters'"):
+        diagnose({name: [1, 2, 3]}, [1, 2, 3], {"parameters": [1, 2, 3]}, resamples=5)
+
+
 def test_several_supernets_beside_the_same_baselines():
     generator = np.random.default_rng(3)
     true, sizes = generator.random(20), generator.integers(1, 9, 20)
