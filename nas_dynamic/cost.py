@@ -134,7 +134,8 @@ def _peak(device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device)
     if STATUS.exists():
         lines = STATUS.read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+        peaks = (1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+        return next(peaks, None)  # some sandboxes do not tell it
     try:
         import resource
     except ImportError:  # Windows

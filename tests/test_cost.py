@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from nas_dynamic import cost
 from nas_dynamic.cost import CostMeter
 
 CPU = torch.device("cpu")
@@ -76,3 +77,9 @@ def test_peak_memory_is_that_of_the_work(tmp_path):
     assert later.result()["peak_memory"] < peak - 200e6
     resumed = CostMeter(CPU, powercap=tmp_path, before=result)
     assert resumed.result()["peak_memory"] == peak
+
+
+def test_peak_memory_that_is_not_told_is_none(tmp_path, monkeypatch):
+    (tmp_path / "status").write_text("Name:\tpython\nVmRSS:\t 5 kB\n")
+    monkeypatch.setattr(cost, "STATUS", tmp_path / "status")
+    assert CostMeter(CPU, powercap=tmp_path).result()["peak_memory"] is None
