@@ -44,16 +44,7 @@ class ArchitectureTable:
         for architecture, value in pairs:
             if isinstance(architecture, tuple):
                 architecture = self._labelled(architecture)
-            key = self._key(architecture)
-            if not math.isfinite(value):
-                raise ValueError(
-                    f"{dict(architecture)} has the value {value}; drop what was not measured"
-                )
-            if self._values.setdefault(key, float(value)) != value:
-                raise ValueError(
-                    f"{dict(architecture)} has the values {self._values[key]} and {value}; "
-                    "average them, or choose one"
-                )
+            self._add(architecture, value)
 
     @classmethod
     def read(
@@ -73,7 +64,8 @@ class ArchitectureTable:
                 candidates, as text.
 
         Raises:
-            ValueError: a column is missing, or a row is of no architecture of the space.
+            ValueError: a column is missing, or a row is of no architecture of the space, has no
+                value or contradicts an earlier one; the message has its number, from 1.
         """
         rows = read_rows(path)
         wanted = {value} | (set() if parse else set(space.labels))
@@ -82,10 +74,14 @@ class ArchitectureTable:
             raise ValueError(
                 f"{path} has no column {sorted(missing)}; its columns are {list(rows[0])}"
             )
-        return cls(
-            space,
-            ((parse(row) if parse else _named(space, row), float(row[value])) for row in rows),
-        )
+        table = cls(space, ())
+        for number, row in enumerate(rows, 1):
+            try:
+                architecture = parse(row) if parse else _named(space, row)
+                table._add(architecture, _number(row[value], value))
+            except ValueError as error:
+                raise ValueError(f"{path}, row {number} of {len(rows)}: {error}") from error
+        return table
 
     def __len__(self) -> int:
         return len(self._values)
@@ -106,6 +102,18 @@ class ArchitectureTable:
                 f"the table of {len(self)} architectures has none with {dict(architecture)}"
             ) from None
 
+    def _add(self, architecture: Architecture, value: float) -> None:
+        key = self._key(architecture)
+        if not math.isfinite(value):
+            raise ValueError(
+                f"{dict(architecture)} has the value {value}; drop what was not measured"
+            )
+        if self._values.setdefault(key, float(value)) != value:
+            raise ValueError(
+                f"{dict(architecture)} has the values {self._values[key]} and {value}; "
+                "average them, or choose one"
+            )
+
     def _key(self, architecture: Architecture) -> tuple[int, ...]:
         return tuple(self.space.encode(architecture).tolist())
 
@@ -121,6 +129,8 @@ class ArchitectureTable:
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a CSV (values are text), gzipped or not, or of a parquet file.
 
+    Values that a row of a CSV lacks, such as those of a file that was cut off, are "".
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is of another kind, or has no rows.
@@ -135,14 +145,21 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
         rows = pandas.read_parquet(path).to_dict("records")
     elif path.name.endswith((".csv", ".csv.gz")):
         with (gzip.open if path.suffix == ".gz" else open)(
-            path, "rt", newline="", encoding="utf-8"
+            path, "rt", newline="", encoding="utf-8-sig"
         ) as file:
-            rows = list(csv.DictReader(file))
+            rows = list(csv.DictReader(file, restval=""))
     else:
         raise ValueError(f"{path}: a table is a .csv, a .csv.gz or a .parquet file")
     if not rows:
         raise ValueError(f"{path} has no rows")
     return rows
+
+
+def _number(value: Any, column: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r} in column {column!r} is no number") from None
 
 
 def _named(space: SearchSpace, row: Mapping[str, Any]) -> Architecture:

@@ -69,6 +69,31 @@ def test_values_that_fit_no_space_are_refused(values, message):
         ArchitectureTable(SPACE, values)
 
 
+def test_a_table_may_begin_with_the_mark_of_a_spreadsheet(tmp_path):
+    path = written(tmp_path, "truth.csv")
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert len(ArchitectureTable.read(path, SPACE, "top1")) == 4
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("conv5", "'' in column 'depth' is no candidate"),
+        ("conv5,3", "'' in column 'top1' is no number"),
+        ("conv5,3,", "'' in column 'top1' is no number"),
+        ("conv5,3,?", r"'\?' in column 'top1' is no number"),
+        ("conv5,3,nan", "has the value nan"),
+        ("conv5,2,1", "has the values 90.0 and 1.0"),
+    ],
+)
+def test_a_row_that_says_nothing_is_named(row, message, tmp_path):
+    path = written(tmp_path, "truth.csv")
+    *lines, _ = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, row]))
+    with pytest.raises(ValueError, match=f"truth.csv, row 4 of 4: .*{message}"):
+        ArchitectureTable.read(path, SPACE, "top1")
+
+
 def test_files_that_are_no_table_are_refused(tmp_path):
     path = written(tmp_path, "truth.csv")
     with pytest.raises(ValueError, match=r"no column \['top5'\]; its columns are"):
