@@ -20,6 +20,8 @@ Pairs = list[tuple[dict[str, Any], Any]]
 def with_truth(runs: Sequence[Run], path: Path, column: str = "accuracy") -> list[Run]:
     """Runs with the true accuracies of a file, in place of those that they came with.
 
+    A run that has no scored subnets yet is returned as it is.
+
     A JSON file: results.json of a demo, the stand-alone-*.json that it keeps, or a list of
     {"architecture": {label: candidate, …}, column: …}. A CSV or parquet file: one row an
     architecture, a column for each label. Values beyond 1 are taken for percent.
@@ -31,9 +33,12 @@ def with_truth(runs: Sequence[Run], path: Path, column: str = "accuracy") -> lis
     try:
         if path.suffix == ".json":
             pairs = _pairs(path, column)
-            return [_matched(run, pairs, path) for run in runs]
+            return [_matched(run, pairs, path) if run.subnets else run for run in runs]
         rows = read_rows(path)
-        return [_matched(run, _of_columns(run, rows, path, column), path) for run in runs]
+        return [
+            _matched(run, _of_columns(run, rows, path, column), path) if run.subnets else run
+            for run in runs
+        ]
     except (ValueError, FileNotFoundError) as error:
         raise RunError(f"--truth: {error}") from error
 
@@ -41,7 +46,7 @@ def with_truth(runs: Sequence[Run], path: Path, column: str = "accuracy") -> lis
 def _matched(run: Run, pairs: Pairs, path: Path) -> Run:
     known: dict[Key, float] = {}
     for architecture, text in pairs:
-        key, value = architecture_key(architecture), _number(text)
+        key, value = architecture_key(architecture), _number(text, architecture, path)
         if known.setdefault(key, value) != value:
             raise ValueError(
                 f"{path} has the values {known[key]} and {value} for {architecture}; average "
@@ -49,7 +54,7 @@ def _matched(run: Run, pairs: Pairs, path: Path) -> Run:
             )
     scale = 100 if max(known.values(), default=0) > 1 else 1
     truth = {key: known[key] / scale for key in run.keys if key in known}
-    if run.subnets and not truth:
+    if not truth:
         raise ValueError(
             f"{path} has none of the {len(run.subnets)} subnets of {run.name}, whose first is "
             f"{run.subnets[0].architecture}"
@@ -58,7 +63,7 @@ def _matched(run: Run, pairs: Pairs, path: Path) -> Run:
 
 
 def _of_columns(run: Run, rows: list[dict[str, Any]], path: Path, column: str) -> Pairs:
-    labels = list(run.subnets[0].architecture) if run.subnets else []
+    labels = list(run.subnets[0].architecture)
     missing = [name for name in [*labels, column] if name not in rows[0]]
     if missing:
         raise ValueError(
@@ -86,11 +91,14 @@ def _pairs(path: Path, column: str) -> Pairs:
     return pairs
 
 
-def _number(value: Any) -> float:
+def _number(value: Any, architecture: dict[str, Any], path: Path) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"an accuracy is {value!r}, which is no finite number; drop that row")
+        raise ValueError(
+            f"{path} has the accuracy {value!r}, which is no finite number, for {architecture}; "
+            "drop that row"
+        )
     return number
