@@ -17,6 +17,7 @@ import yaml
 from scipy.stats import kendalltau
 
 from nas_dynamic.cli import main
+from nas_dynamic.records import RunError
 from nas_dynamic.report import write_report
 from nas_dynamic.report.run_folder import Row, read_runs
 from nas_dynamic.report.statistics import complexity_bands, over_sample, pareto
@@ -435,6 +436,57 @@ def test_truth_file_that_does_not_fit(runs, tmp_path, capsys):
     message = refused(tmp_path / "twice.csv", "--truth-column", "top1")
     assert "has the values 50.0 and 25.0 for {" in message
     assert not (tmp_path / "page.html").exists()
+
+
+def a_run(folder: Path, accuracies: list[float], **recorded) -> Path:
+    """A run of one seed with a subnet for each accuracy; of no seed without any."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"name": folder.name, "seeds": [0]}))
+    subnets = [
+        {"architecture": {"layer": f"k{n}"}, "parameters": n + 1, "accuracy": accuracy}
+        for n, accuracy in enumerate(accuracies)
+    ]
+    if subnets:
+        (folder / "seed-0").mkdir()
+        result = {"seed": 0, "subnets": subnets} | recorded
+        (folder / "seed-0/result.json").write_text(json.dumps(result))
+    return folder
+
+
+def test_truth_beside_a_run_that_has_no_subnets_yet(tmp_path):
+    folders = [a_run(tmp_path / "one", [0.5, 0.6, 0.7]), a_run(tmp_path / "two", [])]
+    (tmp_path / "truth.csv").write_text("layer,accuracy\nk0,0.7\nk1,0.8\nk2,0.9\n")
+    page = page_of(folders, tmp_path, truth=tmp_path / "truth.csv")
+    assert "Diagnostics over 3 subnets" in page.tables
+
+
+def test_truth_that_was_cut_off_is_named(tmp_path):
+    (tmp_path / "truth.csv").write_text("layer,accuracy\nk0,0.7\nk1\n", encoding="utf-8-sig")
+    with pytest.raises(RunError, match=r"truth.csv has the accuracy '', .* for \{'layer': 'k1'\}"):
+        page_of([a_run(tmp_path / "one", [0.5, 0.6])], tmp_path, truth=tmp_path / "truth.csv")
+
+
+def test_truth_of_a_single_subnet_is_too_little(tmp_path):
+    (tmp_path / "truth.csv").write_text("layer,accuracy\nk0,0.7\n")
+    folder = a_run(tmp_path / "one", [0.5, 0.6])
+    words = "".join(page_of([folder], tmp_path, truth=tmp_path / "truth.csv").text)
+    assert "for too few subnets were trained alone" in words
+    assert "for no subnet was trained alone" in "".join(page_of([folder], tmp_path).text)
+
+
+def test_a_legend_has_names_that_begin_with_an_underscore(tmp_path):
+    trace = [
+        {"step": n, "lr": 0.1, "parameters": 9, "loss": 1.0, "group": f"_g{n % 2}"}
+        for n in range(8)
+    ]
+    folders = [a_run(tmp_path / name, [0.5, 0.6], trace=trace) for name in ("_old", "new")]
+    page_of(folders, tmp_path)
+    for name, series in (
+        ("accuracy-by-size", "_old"),
+        ("loss", "_old"),
+        ("loss-by-group-new", "_g1"),
+    ):
+        assert f"{series}</text>" in (tmp_path / f"page-figures/{name}.svg").read_text()
 
 
 def test_unfinished_run(tiny, tmp_path):

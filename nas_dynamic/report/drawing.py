@@ -28,6 +28,7 @@ __all__ = [
     "curve",
     "file_name",
     "legend_below",
+    "legend_label",
     "shares",
     "total_updates",
 ]
@@ -86,6 +87,11 @@ def shares(axis: Axis) -> None:
     """The ticks of an axis are shares in [0, 1]."""
     axis.set_major_locator(MaxNLocator(6))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
+
+
+def legend_label(name: str) -> str:
+    """A name in a legend: matplotlib leaves out those that begin with _."""
+    return f"\u200b{name}" if name.startswith("_") else name
 
 
 def legend_below(figure: Figure, axes: Axes, title: str | None = None) -> None:

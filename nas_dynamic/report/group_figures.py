@@ -17,6 +17,7 @@ from nas_dynamic.report.drawing import (
     curve,
     file_name,
     legend_below,
+    legend_label,
     shares,
     total_updates,
 )
@@ -54,7 +55,9 @@ def loss_by_group(run: Run, suffix: str) -> Drawing:
         middles, values = curve(
             members, [row.loss for row in members], total_updates(run), bins=BINS // 2
         )
-        axes.plot(middles, values, color=colour(number), linewidth=1.6, label=short(group))
+        axes.plot(
+            middles, values, color=colour(number), linewidth=1.6, label=legend_label(short(group))
+        )
         words.append(f"{group}: {values[-1]:.2f} at the end")
     axes.set(xlabel="update", ylabel="cross-entropy")
     counts(axes.xaxis)

@@ -9,7 +9,15 @@ import numpy as np
 
 from nas_dynamic.architecture import architecture_text
 from nas_dynamic.ranking import Estimate
-from nas_dynamic.report.drawing import MARKERS, Drawing, colour, counts, legend_below, shares
+from nas_dynamic.report.drawing import (
+    MARKERS,
+    Drawing,
+    colour,
+    counts,
+    legend_below,
+    legend_label,
+    shares,
+)
 from nas_dynamic.report.run_folder import Run
 from nas_dynamic.report.statistics import Ranked, agreement_of_seeds, pareto
 from nas_dynamic.report.theme import LIGHT, figure
@@ -44,7 +52,7 @@ def accuracy_by_size(runs: Sequence[Run], colours: dict[str, int]) -> Drawing:
                 linewidths=1.1 if kind == "pareto" else 0,
                 gid=gid,
                 zorder=3 if kind == "pareto" else 2,
-                label=run.name if kind == "other" and len(runs) > 1 else None,
+                label=legend_label(run.name) if kind == "other" and len(runs) > 1 else None,
                 **style,
             )
             tips[gid] = [
@@ -98,7 +106,7 @@ def seed_by_seed(runs: Sequence[Run], colours: dict[str, int]) -> Drawing:
             linewidths=0,
             color=colour(number),
             marker=MARKERS[number % len(MARKERS)],
-            label=f"{run.name}: τ {agreement}" if len(runs) > 1 else None,
+            label=legend_label(f"{run.name}: τ {agreement}") if len(runs) > 1 else None,
         )
         words.append(f"{run.name}: τ {agreement} between its seeds")
     axes.set(xlabel="accuracy, first seed", ylabel="accuracy, second seed")
@@ -130,7 +138,7 @@ def predicted_by_true(group: Ranked, colours: dict[str, int], suffix: str) -> Dr
             "color": colour(number),
             "marker": MARKERS[number % len(MARKERS)],
         }
-        label = f"{run.name}: τ {estimated(group.means[run.name], '.2f').split(' [')[0]}"
+        text = f"{run.name}: τ {estimated(group.means[run.name], '.2f').split(' [')[0]}"
         gid = f"truth-{number}"
         axes.scatter(
             group.truth[shown],
@@ -139,7 +147,7 @@ def predicted_by_true(group: Ranked, colours: dict[str, int], suffix: str) -> Dr
             alpha=0.6,
             linewidths=0,
             gid=gid,
-            label=label,
+            label=legend_label(text),
             **style,
         )
         pick = int(predicted.argmax())

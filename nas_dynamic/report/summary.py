@@ -165,8 +165,10 @@ def _sureness(runs: Sequence[Run], ranked: Sequence[Ranked]) -> Iterator[str]:
             "chance of the seed; those of a difference of two runs are t-intervals over the seeds."
         )
     else:
+        known = any(key in run.truth for run in runs for key in run.keys)
+        reason = "too few subnets were" if known else "no subnet was"
         yield (
             "The best subnet was chosen and measured on the same images, so its accuracy is "
-            "optimistic. Whether the rankings are right is not known, for no subnet was trained "
+            f"optimistic. Whether the rankings are right is not known, for {reason} trained "
             "alone; `--truth` takes a file of such accuracies."
         )

@@ -16,6 +16,7 @@ from nas_dynamic.report.drawing import (
     curve,
     file_name,
     legend_below,
+    legend_label,
     total_updates,
 )
 from nas_dynamic.report.run_folder import Run
@@ -45,7 +46,13 @@ def loss(runs: Sequence[Run], colours: dict[str, int]) -> Drawing:
             axes.plot(middles, values, **style, linewidth=0.8, alpha=0.45)
         grid = curves[0][0]
         mean = np.mean([np.interp(grid, *of_seed) for of_seed in curves], axis=0)
-        axes.plot(grid, mean, **style, linewidth=1.8, label=run.name if len(runs) > 1 else None)
+        axes.plot(
+            grid,
+            mean,
+            **style,
+            linewidth=1.8,
+            label=legend_label(run.name) if len(runs) > 1 else None,
+        )
         words.append(f"{run.name}: from {mean[0]:.2f} to {mean[-1]:.2f}")
     if not words:
         return Drawing("loss", title, NO_TRACE)
