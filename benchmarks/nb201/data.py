@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
+import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from PIL import Image
 
 from benchmarks.nb201.supernet import EDGES, OPERATIONS, SPACE
 from nas_dynamic import Architecture
+from nas_dynamic.tables import ArchitectureTable
 
 __all__ = [
     "Images",
@@ -110,24 +110,48 @@ class TrainingBatches:
 def load_images(source: Path, split: str, size: int, cache: Path) -> Images:
     """CIFAR-10 from an ImageFolder (`train/CLASS/…`, `test/CLASS/…`) or a tar file of one.
 
-    Decoded once, scaled down to `size` by averaging, and kept beside the runs.
+    Decoded once, scaled down to `size` by averaging, and kept beside the runs: until another
+    folder is given, or a tar that is another one or was changed.
+
+    Raises:
+        FileNotFoundError: there is no such source.
+        ValueError: it holds no images of the split.
     """
-    path = cache / f"cifar10-{split}-{size}.npz"
-    if not path.exists():
+    path, identity = cache / f"cifar10-{split}-{size}.npz", _identity(source)
+    if not _is_of(path, identity):
         rows = sorted(_decode(source, split, size), key=lambda row: row[:2])
         if not rows:
             raise ValueError(f"{source} holds no images below {split}/CLASS/")
         names = sorted({row[0] for row in rows})
         cache.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".tmp.npz")
+        partial = path.with_suffix(f".{os.getpid()}.tmp.npz")
         np.savez(
             partial,
             pixels=np.stack([row[2] for row in rows]),
             classes=np.array([names.index(row[0]) for row in rows]),
+            source=np.array(identity),
         )
         partial.replace(path)
     with np.load(path) as arrays:
         return Images(torch.from_numpy(arrays["pixels"]), torch.from_numpy(arrays["classes"]))
+
+
+def _identity(source: Path) -> str:
+    """Path of a source, and what tells whether a tar was changed."""
+    if source.is_dir():
+        return str(source.resolve())
+    if not source.is_file():
+        raise FileNotFoundError(f"{source}: give --data, an ImageFolder of CIFAR-10 or its tar")
+    status = source.stat()
+    return f"{source.resolve()} {status.st_size} {status.st_mtime_ns}"
+
+
+def _is_of(cache: Path, identity: str) -> bool:
+    """Whether a cache holds the images of a source; earlier ones do not say of which."""
+    if not cache.is_file():
+        return False
+    with np.load(cache) as arrays:
+        return "source" in arrays and str(arrays["source"]) == identity
 
 
 def _decode(source: Path, split: str, size: int) -> Iterator[tuple[str, str, np.ndarray]]:
@@ -141,8 +165,6 @@ def _decode(source: Path, split: str, size: int) -> Iterator[tuple[str, str, np.
         for file in (source / split).glob("*/*"):
             yield file.parent.name, file.name, pixels(file)
         return
-    if not source.is_file():
-        raise FileNotFoundError(f"{source}: give --data, an ImageFolder of CIFAR-10 or its tar")
     with tarfile.open(source) as archive:
         for member in archive:
             parts = Path(member.name).parts
@@ -177,15 +199,21 @@ class Table:
 
 
 def load_table(path: Path) -> Table:
-    """The table from a CSV, gzipped or not, with `lex_index`, `arch_str` and `c10_test200`."""
+    """The table from a CSV, gzipped or not, with `arch_str` and `c10_test200`.
+
+    Architectures are in the order of the space, which is that of the benchmark's numbers.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a row has no architecture, no accuracy, or another one than an earlier row.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: give --table, the CSV of NAS-Bench-201")
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt") as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: int(row["lex_index"]))
-    return Table(
-        [parse_architecture(row["arch_str"]) for row in rows],
-        np.array([float(row["c10_test200"]) for row in rows]),
+    table = ArchitectureTable.read(
+        path, SPACE, "c10_test200", parse=lambda row: parse_architecture(row["arch_str"])
     )
+    architectures = [architecture for architecture in SPACE if architecture in table]
+    return Table(architectures, np.array([table(architecture) for architecture in architectures]))
 
 
 def parse_architecture(text: str) -> dict[str, str]:
