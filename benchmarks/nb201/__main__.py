@@ -17,7 +17,7 @@ from benchmarks.nb201.alone import print_alone, train_alone
 from benchmarks.nb201.arms import ARMS
 from benchmarks.nb201.data import Images, load_images, load_table
 from benchmarks.nb201.kernels import LANES, TORCH
-from benchmarks.nb201.rankings import print_rankings
+from benchmarks.nb201.rankings import print_rankings, scores_path
 from benchmarks.nb201.report import (
     BASELINE,
     DEFAULT_EDGE,
@@ -164,9 +164,9 @@ def _run(options: argparse.Namespace) -> None:
         for scored in wanted:
             supernet = training.supernet if scored == "last" else training.averaged
             scores = score(supernet, table.architectures, batches)
-            np.savez_compressed(options.runs / f"{run.name}-{scored}.npz", **asdict(scores))
             row = asdict(run) | {"scored": scored} | measures(table, scores)
             row |= {"images": options.images, "seconds": round(training.seconds)}
+            np.savez_compressed(scores_path(options.runs, run, row), **asdict(scores))
             append_result(options.results, row)
             print(f"{run.name}: τ {row['tau']:.3f}, {scored} weights", flush=True)
 

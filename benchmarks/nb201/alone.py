@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,8 +14,15 @@ from rich.table import Table as PrintedTable
 
 from benchmarks.nb201.data import Images, Table
 from benchmarks.nb201.kernels import Kernels
-from benchmarks.nb201.rankings import paired_cells, read_rankings, static_of, with_deviation
-from benchmarks.nb201.report import BASELINE, append_result, read_results
+from benchmarks.nb201.rankings import (
+    cells_of,
+    columns_of,
+    paired_cells,
+    read_rankings,
+    static_of,
+    with_deviation,
+)
+from benchmarks.nb201.report import BASELINE, append_result
 from benchmarks.nb201.scoring import score
 from benchmarks.nb201.training import Run, Training
 from nas_dynamic import Architecture
@@ -70,21 +78,19 @@ def print_alone(alone: Path, updates: int, results: Path, runs: Path, everything
             losses[row["architecture"]].append(float(row["loss"]))
     if not losses:
         raise FileNotFoundError(f"{alone}: no network was trained alone yet")
-    printed = PrintedTable(
-        *("sampler", "updates", "weights", "arm", "idle", "edge", "n"),
-        *("τ to", "mean ± sd", f"− {BASELINE}", "95% t"),
-    )
     rankings = read_rankings(results, runs)
+    columns = columns_of(rankings)
+    printed = PrintedTable(*columns, "n", "τ to", "mean ± sd", f"− {BASELINE}", "95% t")
     for key, by_seed in sorted(rankings.items()):
-        table = everything.stratified(int(key[-1]))
+        table = everything.stratified(key.architectures)
         chosen = [i for i, a in enumerate(table.architectures) if _name(a) in losses]
         of_alone = [-np.mean(losses[_name(table.architectures[i])]) for i in chosen]
         truths = {"trained alone": of_alone, "published": table.accuracy[chosen]}
         static = rankings.get(static_of(key), {})
-        setting = [*map(str, key[:-1]), str(len(by_seed))]
+        setting = [*cells_of(key, columns), str(len(by_seed))]
         for name, truth in truths.items():
             taus = {seed: tau(ranking[chosen], truth) for seed, ranking in by_seed.items()}
-            paired = [] if key[3] == BASELINE else sorted(taus.keys() & static.keys())
+            paired = [] if key.arm == BASELINE else sorted(taus.keys() & static.keys())
             differences = [taus[seed] - tau(static[seed][chosen], truth) for seed in paired]
             cells = [with_deviation([*taus.values()]), *paired_cells(differences)]
             printed.add_row(*setting, name, *cells)
@@ -100,7 +106,10 @@ def print_alone(alone: Path, updates: int, results: Path, runs: Path, everything
 
 
 def _read(path: Path) -> list[dict[str, str]]:
-    return read_results(path) if path.is_file() else []
+    if not path.is_file():
+        return []
+    with path.open() as file:
+        return list(csv.DictReader(file))
 
 
 def _name(architecture: Architecture) -> str:

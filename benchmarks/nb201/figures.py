@@ -12,10 +12,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.nb201.report import (
+    ARM,
     BASELINE,
     DEFAULT_EDGE,
-    SETTING,
     TAUS,
+    Rows,
     paired_differences,
     read_results,
 )
@@ -25,6 +26,14 @@ __all__ = ["draw_arms", "draw_budgets"]
 
 SERIES = {"calq-ms": "CaLR by rank + MS, the defaults", "dynamic": "the paper's CaLR + MS"}
 """Arms that are drawn over the budget."""
+TEXTS = {
+    "cells": "N={}",
+    "size": "{} pixels wide",
+    "batch": "batch {}",
+    "architectures": "{} architectures",
+    "images": "{} images",
+}
+"""Columns of a setting that are named where they are not the same everywhere."""
 
 
 def draw_arms(path: Path, output: Path) -> None:
@@ -32,13 +41,15 @@ def draw_arms(path: Path, output: Path) -> None:
     rows = read_results(path)
     differences = {name: paired_differences(rows, name) for name in TAUS}
     settings: dict[tuple[int, str], dict[str, tuple[str, ...]]] = defaultdict(dict)
+    texts = _varying(rows, TEXTS)
     for key in differences["tau"]:
-        row = dict(zip((*SETTING, "scored", "idle", "edge", "arm"), key, strict=True))
+        row = dict(zip(ARM, key, strict=True))
         setting = f"{int(row['updates']):,} updates, C={row['channels']}, {row['idle']}"
         if row["sampler"] != "uniform":
             setting += f", {row['sampler']} sampling"
         if row["scored"] != "last":
             setting += f", {row['scored']} weights"
+        setting += _described(row, texts)
         settings[int(row["updates"]), setting][f"{row['arm']} {row['edge']}".strip()] = key
     if not settings:
         raise ValueError(f"{path} has no arm to compare with {BASELINE!r} on the same seed")
@@ -84,8 +95,8 @@ def _draw_difference(axis: Any, position: int, difference: Difference) -> None:
 def draw_budgets(path: Path, output: Path) -> None:
     """Draw the differences of some arms, with their t-intervals, over the number of updates.
 
-    Of uniform sampling, idle parameters that coast, and last weights; the channels, cells and
-    images are those of the results.
+    Of uniform sampling, idle parameters that coast, and last weights; a series for each setting,
+    named by what settings differ in beside the updates.
     """
     rows = [
         row
@@ -93,18 +104,21 @@ def draw_budgets(path: Path, output: Path) -> None:
         if (row["sampler"], row["idle"], row["scored"]) == ("uniform", "coast", "last")
         and row["edge"] in ("", DEFAULT_EDGE)
     ]
+    texts = _varying(rows, {"channels": "C={}"} | TEXTS)
     figure, axes = plt.subplots(
         1, len(TAUS), figsize=(9, 3.2), sharex=True, sharey=True, layout="constrained"
     )
     for axis, (measure, score) in zip(axes, TAUS.items(), strict=True):
-        differences = paired_differences(rows, measure)
-        for number, (arm, label) in enumerate(SERIES.items()):
-            of_arm = sorted(
-                (int(key[SETTING.index("updates")]), difference)
-                for key, difference in differences.items()
-                if key[-1] == arm and len(difference.values) > 2
-            )
-            budgets = [updates * 1.03 ** (2 * number - 1) for updates, _ in of_arm]
+        series: dict[str, dict[int, Difference]] = defaultdict(dict)
+        for key, difference in paired_differences(rows, measure).items():
+            row = dict(zip(ARM, key, strict=True))
+            if row["arm"] in SERIES and len(difference.values) > 2:
+                label = SERIES[row["arm"]] + _described(row, texts)
+                series[label][int(row["updates"])] = difference
+        for number, (label, by_budget) in enumerate(sorted(series.items())):
+            of_arm = sorted(by_budget.items(), key=lambda item: item[0])
+            # Side by side, where intervals would hide each other.
+            budgets = [updates * 1.03 ** (2 * number + 1 - len(series)) for updates, _ in of_arm]
             means = [difference.mean for _, difference in of_arm]
             reach = [d.t_interval()[1] - d.mean for _, d in of_arm]
             axis.errorbar(
@@ -117,8 +131,17 @@ def draw_budgets(path: Path, output: Path) -> None:
         axis.minorticks_off()
         axis.set_xlabel("updates")
         axis.set_title(f"τ − {BASELINE}, {score}", fontsize="medium")
-    axes[0].legend(frameon=False, fontsize="small")
+    if series:
+        axes[0].legend(frameon=False, fontsize="small")
     _save(figure, output)
+
+
+def _varying(rows: Rows, texts: dict[str, str]) -> dict[str, str]:
+    return {name: text for name, text in texts.items() if len({row[name] for row in rows}) > 1}
+
+
+def _described(row: dict[str, str], texts: dict[str, str]) -> str:
+    return "".join(f", {text.format(row[name])}" for name, text in texts.items())
 
 
 def _save(figure: Any, output: Path) -> None:

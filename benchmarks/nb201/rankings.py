@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -25,17 +26,38 @@ from nas_dynamic.ranking import bias, tau, tau_within
 
 __all__ = [
     "Setting",
+    "cells_of",
+    "columns_of",
     "paired_cells",
     "print_rankings",
     "rank_errors",
     "read_rankings",
+    "scores_path",
     "static_of",
     "tilted",
     "with_deviation",
 ]
 
-Setting = tuple[str, int, str, str, str, str, str]
-"""Sampler, updates, weights, arm, idle, edge, number of architectures."""
+
+class Setting(NamedTuple):
+    """Columns of the results that decide a ranking, but for the seed: those of `SETTING` first."""
+
+    sampler: str
+    channels: int
+    cells: int
+    size: int
+    batch: int
+    updates: int
+    architectures: int
+    images: int
+    weights: str
+    arm: str
+    idle: str
+    edge: str
+
+
+ALWAYS = ("sampler", "updates", "weights", "arm", "idle", "edge")
+"""What tables print of a setting; the rest where it is not the same everywhere."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +97,19 @@ def print_rankings(results: Path, runs: Path, table: Path) -> None:
     """
     rankings = read_rankings(results, runs)
     everything = load_table(table)
-    columns = ("sampler", "updates", "weights", "arm", "idle", "edge", "n")
-    of_size = PrintedTable(*columns, "measure", "mean ± sd", f"− {BASELINE}", "95% t")
-    of_seeds = PrintedTable(*columns, "τ between two seeds", "τ of the mean ranking to the truth")
-    of_edges = PrintedTable(*columns, "ranked too high, % of the ranks", "ranked too low")
+    columns = columns_of(rankings)
+    of_size = PrintedTable(*columns, "n", "measure", "mean ± sd", f"− {BASELINE}", "95% t")
+    of_seeds = PrintedTable(
+        *columns, "n", "τ between two seeds", "τ of the mean ranking to the truth"
+    )
+    of_edges = PrintedTable(*columns, "n", "ranked too high, % of the ranks", "ranked too low")
     for key, by_seed in sorted(rankings.items()):
-        *_, arm, _, _, count = key
-        truth = everything.stratified(int(count))
+        truth = everything.stratified(key.architectures)
         sizes = np.array([parameters(a) for a in truth.architectures], dtype=float)
         space = _Space(truth.architectures, truth.accuracy, sizes)
         static = rankings.get(static_of(key), {})
-        paired = [] if arm == BASELINE else sorted(by_seed.keys() & static.keys())
-        setting = [*map(str, key[:-1]), str(len(by_seed))]
+        paired = [] if key.arm == BASELINE else sorted(by_seed.keys() & static.keys())
+        setting = [*cells_of(key, columns), str(len(by_seed))]
         for name, measure in MEASURES.items():
             values = {seed: measure(ranking, space) for seed, ranking in by_seed.items()}
             differences = [values[seed] - measure(static[seed], space) for seed in paired]
@@ -102,7 +125,7 @@ def print_rankings(results: Path, runs: Path, table: Path) -> None:
         of_size.add_section()
         rows = _of_all_seeds(list(by_seed.values()), space)
         for printed, row in zip((of_seeds, of_edges), rows, strict=True):
-            printed.add_row(*map(str, key[:-1]), str(len(by_seed)), *row)
+            printed.add_row(*cells_of(key, columns), str(len(by_seed)), *row)
     console = Console(width=150, highlight=False)
     console.print(of_size)
     console.print(of_seeds)
@@ -129,8 +152,24 @@ def tilted(
 
 def static_of(key: Setting) -> Setting:
     """The setting of static training that an arm is compared with."""
-    sampler, updates, weights, _, idle, _, count = key
-    return sampler, updates, weights, BASELINE, idle, "", count
+    return key._replace(arm=BASELINE, edge="")
+
+
+def columns_of(settings: Collection[Setting]) -> list[str]:
+    """What a table of some settings prints of each."""
+    varying = {name: {getattr(s, name) for s in settings} for name in Setting._fields}
+    return [name for name, values in varying.items() if name in ALWAYS or len(values) > 1]
+
+
+def cells_of(key: Setting, columns: Iterable[str]) -> list[str]:
+    """Columns of a setting as text."""
+    return [str(getattr(key, name)) for name in columns]
+
+
+def scores_path(runs: Path, run: Run, row: Mapping[str, object]) -> Path:
+    """File with the scores of every architecture that a row of the results is of."""
+    scored = f"{row['scored']}-{row['architectures']}x{row['images']}"
+    return runs / f"{run.name}-{scored}.npz"
 
 
 def read_rankings(results: Path, runs: Path) -> dict[Setting, dict[int, np.ndarray]]:
@@ -147,11 +186,12 @@ def read_rankings(results: Path, runs: Path) -> dict[Setting, dict[int, np.ndarr
                 for name in ("seed", "updates", "channels", "cells", "size", "batch")
             },
         )
-        path = runs / f"{run.name}-{row['scored']}.npz"
+        path = scores_path(runs, run, row)
         if path.is_file():
-            key = (
-                *(run.sampler, run.updates, row["scored"], run.arm, run.idle, run.edge),
-                row["architectures"],
+            key = Setting(
+                *(run.sampler, run.channels, run.cells, run.size, run.batch, run.updates),
+                *(int(row["architectures"]), int(row["images"])),
+                *(row["scored"], run.arm, run.idle, run.edge),
             )
             rankings[key][run.seed] = -np.load(path)["loss"].mean(1)
     return rankings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from rich.table import Table
 from nas_dynamic.paired import Difference
 
 __all__ = [
+    "ARM",
     "BASELINE",
     "DEFAULT_EDGE",
     "SETTING",
@@ -41,6 +42,8 @@ SETTING = (
     *("sampler", "channels", "cells", "size", "batch", "updates"),
     *("architectures", "images"),
 )
+ARM = (*SETTING, "scored", "idle", "edge", "arm")
+"""Columns that tell what is compared; rows that differ in the seed alone are of one arm."""
 
 
 def read_results(path: Path) -> Rows:
@@ -48,11 +51,17 @@ def read_results(path: Path) -> Rows:
 
     Raises:
         FileNotFoundError: nothing was scored yet.
+        ValueError: a run has two rows, as two processes at once may leave them.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no results yet; `python -m benchmarks.nb201 run` first")
     with path.open() as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    numbers = Counter(tuple((name, row[name]) for name in (*ARM, "seed")) for row in rows)
+    twice = [", ".join(map(" ".join, run)) for run, number in numbers.items() if number > 1]
+    if twice:
+        raise ValueError(f"{path} has more than one row of\n" + "\n".join(twice))
+    return rows
 
 
 def append_result(path: Path, row: dict[str, Any]) -> None:
@@ -69,7 +78,7 @@ def append_result(path: Path, row: dict[str, Any]) -> None:
 def paired_differences(
     rows: Rows, measure: str = "tau", against: str = BASELINE
 ) -> dict[tuple[str, ...], Difference]:
-    """Differences by (*SETTING, scored, idle, edge, arm), paired by seed within the setting.
+    """Differences by the columns `ARM`, paired by seed within the setting.
 
     An arm with an edge is compared with the same edge `against`, if that was run; all others
     with the default edge, or that of arms without edges.
@@ -94,7 +103,7 @@ def _pair_key(row: dict[str, str]) -> tuple[str, ...]:
 
 
 def _arm_key(row: dict[str, str]) -> tuple[str, ...]:
-    return tuple(row[key] for key in (*SETTING, "scored", "idle", "edge", "arm"))
+    return tuple(row[key] for key in ARM)
 
 
 def print_tables(path: Path, seeds: Collection[int] | None = None, against: str = BASELINE) -> None:
