@@ -15,14 +15,30 @@ from PIL import Image
 from scipy.stats import kendalltau, rankdata
 from torch import nn
 
+from benchmarks.nb201 import data, figures
 from benchmarks.nb201.__main__ import main
 from benchmarks.nb201.alone import train_alone
 from benchmarks.nb201.arms import ARMS, mean_gamma
-from benchmarks.nb201.data import Images, Table, TrainingBatches, load_table, parse_architecture
+from benchmarks.nb201.data import (
+    Images,
+    Table,
+    TrainingBatches,
+    load_images,
+    load_table,
+    parse_architecture,
+)
 from benchmarks.nb201.factors import DESIGN, effects, print_effects
 from benchmarks.nb201.kernels import LANES, TORCH
-from benchmarks.nb201.rankings import rank_errors, tilted
-from benchmarks.nb201.report import SETTING, paired_differences
+from benchmarks.nb201.rankings import (
+    ALWAYS,
+    Setting,
+    columns_of,
+    rank_errors,
+    read_rankings,
+    scores_path,
+    tilted,
+)
+from benchmarks.nb201.report import SETTING, append_result, paired_differences, read_results
 from benchmarks.nb201.scoring import regret_of, score, split_deviation
 from benchmarks.nb201.supernet import (
     EDGES,
@@ -275,6 +291,17 @@ def test_architectures_of_the_table(tmp_path):
         load_table(tmp_path / "other.csv")
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "message"),
+    [("70", "values 90.0 and 70.0"), ("nan", "value nan"), ("", "no number")],
+)
+def test_accuracies_that_say_nothing_are_refused(accuracy, message, tmp_path):
+    lines = ["lex_index,arch_str,c10_test200", f"1,{CONV3},90", f"1,{CONV3},{accuracy}"]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=f"table.csv, row 2 of 2: .*{message}"):
+        load_table(tmp_path / "table.csv")
+
+
 def test_stratified_sample_spreads_over_the_ranks():
     accuracy = np.random.default_rng(0).permutation(1000).astype(float)
     table = Table(drawn(1000), accuracy).stratified(100)
@@ -513,6 +540,32 @@ def write_archive(path, count):
                     archive.add(file, f"cifar/{split}/{name}/{i}.png")
 
 
+def test_images_are_decoded_again_for_another_source_alone(tmp_path, monkeypatch):
+    decoded, decode = [], data._decode
+    monkeypatch.setattr(data, "_decode", lambda *a: decoded.append(a[0].name) or decode(*a))
+    cache = tmp_path / "cache"
+
+    def count(name):
+        return len(load_images(tmp_path / name, "test", 16, cache).classes)
+
+    for name, images in (("first.tar", 1), ("second.tar", 2)):
+        write_archive(tmp_path / name, images)
+    (tmp_path / "folder/test/cat").mkdir(parents=True)
+    (tmp_path / "0.png").rename(tmp_path / "folder/test/cat/0.png")
+    found = [count(name) for name in ("first.tar", "first.tar", "second.tar", "folder", "folder")]
+    assert found == [2, 2, 4, 1, 1]
+    assert decoded == ["first.tar", "second.tar", "folder"]
+    count("second.tar")
+    write_archive(tmp_path / "second.tar", 3)
+    assert count("second.tar") == 6
+    with np.load(cache / "cifar10-test-16.npz") as arrays:
+        earlier = {name: arrays[name] for name in ("pixels", "classes")}
+    np.savez(cache / "cifar10-test-16.npz", **earlier)  # of a version that did not keep the source
+    assert count("first.tar") == 2
+    with pytest.raises(FileNotFoundError, match="nowhere: give --data"):
+        count("nowhere")
+
+
 def test_command_line_scores_once_and_prints_a_table(tmp_path, capsys):
     write_archive(tmp_path / "images.tar.gz", 256)
     with (tmp_path / "table.csv").open("w") as file:
@@ -557,7 +610,9 @@ def test_command_line_scores_once_and_prints_a_table(tmp_path, capsys):
     main(["--results", str(results), "rankings", *places])
     printed = capsys.readouterr().out
     of_seeds = [
-        -np.load(tmp_path / "runs" / f"static-coast-s{seed}-u4-c8n1p16b64-last.npz")["loss"].mean(1)
+        -np.load(tmp_path / "runs" / f"static-coast-s{seed}-u4-c8n1p16b64-last-6x512.npz")[
+            "loss"
+        ].mean(1)
         for seed in (0, 1)
     ]
     truth = [accuracy for _, _, accuracy in sorted(ROWS)]
@@ -579,6 +634,59 @@ def test_command_line_scores_once_and_prints_a_table(tmp_path, capsys):
     main(["--results", str(results), "figure", "--folder", str(tmp_path / "figures")])
     for name in ("nb201_differences.png", "nb201_budgets.png"):
         assert Image.open(tmp_path / "figures" / name).size[0] > 100
+
+
+A_ROW = {"arm": "static", "idle": "coast", "edge": "", "seed": 0, "scored": "last"}
+A_ROW |= {"sampler": "uniform", "channels": 8, "cells": 1, "size": 16, "batch": 64}
+A_ROW |= {"updates": 4, "architectures": 3, "images": 512}
+OTHER = {"sampler": "fair"} | {name: 2 * A_ROW[name] for name in SETTING if name != "sampler"}
+
+
+def test_rankings_of_different_settings_are_kept_apart(tmp_path):
+    expected = {}
+    for number, changed in enumerate([{}, *({name: OTHER[name]} for name in SETTING)]):
+        row = A_ROW | changed
+        append_result(tmp_path / "results.csv", row)
+        fields = {field.name for field in dataclasses.fields(Run)}
+        run = Run(**{name: value for name, value in row.items() if name in fields})
+        np.savez(scores_path(tmp_path, run, row), loss=np.full((3, 2), number))
+        key = Setting(*(row[name] for name in SETTING), "last", "static", "coast", "")
+        expected[key] = -number
+    found = read_rankings(tmp_path / "results.csv", tmp_path)
+    assert {key: by_seed[0].mean() for key, by_seed in found.items()} == expected
+    assert tuple(columns_of([next(iter(found))])) == ALWAYS
+    varying = {*SETTING, *ALWAYS}
+    assert columns_of(found) == [name for name in Setting._fields if name in varying]
+    assert Setting._fields[: len(SETTING)] == SETTING
+
+
+@pytest.mark.parametrize("changed", SETTING)
+def test_figures_have_every_setting(changed, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, output: drawn.append(figure))
+    for setting in (A_ROW, A_ROW | {changed: OTHER[changed]}):
+        for seed in range(3):
+            for tau, arm in enumerate(("static", "dynamic")):
+                row = setting | {"seed": seed, "arm": arm, "tau": tau, "tau_loss": tau}
+                append_result(tmp_path / "results.csv", row)
+    figures.draw_arms(tmp_path / "results.csv", tmp_path)
+    figures.draw_budgets(tmp_path / "results.csv", tmp_path)
+    arms, budgets = (figure.axes[0] for figure in drawn)
+    lines = [label.get_text() for label in arms.get_yticklabels()]
+    assert lines.count("dynamic (3)") == 2
+    assert len(set(lines)) == 3
+    points = [len(series.lines[0].get_xdata()) for series in budgets.containers]
+    assert points == {"updates": [2], "sampler": [1]}.get(changed, [1, 1])
+    assert len({series.get_label() for series in budgets.containers}) == len(points)
+
+
+def test_a_run_with_two_rows_is_refused(tmp_path):
+    for row in (A_ROW, A_ROW | {"seed": 1}, A_ROW | {"seed": 1}):
+        append_result(tmp_path / "results.csv", row)
+    with pytest.raises(
+        ValueError, match=r"more than one row of\n.*images 512.* arm static, seed 1$"
+    ):
+        read_results(tmp_path / "results.csv")
 
 
 def test_differences_are_paired_by_seed_within_a_setting():
