@@ -22,9 +22,9 @@ MEMORY = 2 * 2**30
 class SharedLayers:
     """Computes a layer once for consecutive subnets that agree on all choices up to it.
 
-    Forward passes inside of its context are in evaluation mode, over the same tensors for every
-    subnet. What a layer put out for a subnet is kept, as a copy, only if the next subnet
-    can use it; what does not fit into `MEMORY` is computed again.
+    Forward passes inside of its context are in evaluation mode, over the same batches in the same
+    order for every subnet. What a layer put out for a subnet is kept, as a copy, only if the next
+    subnet can use it; what does not fit into `MEMORY` is computed again.
 
     Args:
         model: the supernet.
@@ -80,8 +80,8 @@ class SharedLayers:
 
     @contextlib.contextmanager
     def phase(self, name: str, images: int) -> Iterator[None]:
-        """Forward passes over all batches of one kind, that many images in all."""
-        self._phase, self._images = name, images
+        """Forward passes over all batches of one kind, one each, that many images in all."""
+        self._phase, self._images, self._batch = name, images, 0
         yield
 
     @contextlib.contextmanager
@@ -121,7 +121,7 @@ class SharedLayers:
         return len(self._labels)
 
     def _begin(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._batch = id(inputs[0])
+        self._batch += 1
         self._calls.clear()
 
     def _compute(

@@ -93,6 +93,20 @@ def test_shared_scores_are_the_plain_ones(supernet, batch_norm):
     assert not any("forward" in vars(module) for module in supernet.modules())
 
 
+def test_images_of_one_pixel_are_told_apart(supernet):
+    """`Tensor.to` copies them at every call, even to the memory format that they have."""
+    images = [(torch.randn(8, 3, 1, 1) * 9, labels) for _, labels in batches(0)]
+    images = [(x[:, :1].clone(), labels) for x, labels in images]
+    supernet.stem = nn.Conv2d(1, 4, 1)
+    found = []
+    for layers in (None, LAYERS):
+        scores = score_subnets(
+            supernet, Supernet.activate, sample(20), images, calibration=images, layers=layers
+        )
+        found.append({tuple(s.architecture.values()): (s.accuracy, s.loss) for s in scores})
+    assert found[0] == found[1]
+
+
 def test_each_beginning_is_computed_once(supernet):
     architectures = sample(40)
     scored(supernet, architectures, layers=LAYERS)
