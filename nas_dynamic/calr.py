@@ -66,7 +66,8 @@ class CaLR:
         population: complexities of subnets as they are sampled, such as those of
             `nas_dynamic.complexity.population`, in place of bounds: γ by rank.
         gamma_max: γ of the smallest subnet.
-        gamma_min: γ of the largest subnet; 1/γ_max by default.
+        gamma_min: γ of the largest subnet; 1/γ_max by default. With γ_max all subnets have the
+            same γ, and may have the same complexity.
         curve: s. `"polynomial"` (1 − t/T, the paper's), `"cosine"`, `"cosine-power"`
             (sharpDARTS), or a callable from progress in [0, 1] to a ratio. These multiply the
             optimizer's lr. `"scheduler"` takes the decay from the lr scheduler that the
@@ -121,7 +122,6 @@ class CaLR:
                 "nas_dynamic.complexity.population(space, complexity), for γ by rank; or bounds, "
                 "nas_dynamic.complexity.bounds(space, complexity), for the paper's γ"
             )
-        self.c_min, self.c_max = _checked_bounds(bounds)
         self.gamma_max = float(gamma_max)
         if not (math.isfinite(gamma_max) and gamma_max > 0):
             raise ValueError(f"gamma_max must be a positive number, got {gamma_max}")
@@ -130,6 +130,12 @@ class CaLR:
             raise ValueError(
                 f"gamma_min must lie in 0 < gamma_min <= gamma_max = {gamma_max}, "
                 f"got {self.gamma_min}; for a gamma_max below 1 give gamma_min yourself"
+            )
+        self.c_min, self.c_max = _checked_bounds(bounds)
+        if self.c_min == self.c_max and self.gamma_min < self.gamma_max:
+            raise ValueError(
+                f"all subnets have the complexity {self.c_min}: there is nothing for CaLR to tell "
+                "apart; use another complexity, or calr=None"
             )
         self.curve = curve
         self.follows_scheduler = curve == "scheduler"
@@ -174,6 +180,8 @@ class CaLR:
 
     def gamma_of(self, complexity: float) -> float:
         """γ of a complexity, clamped to the bounds of the space."""
+        if self.gamma_min == self.gamma_max:
+            return self.gamma_max
         complexity = min(max(complexity, self.c_min), self.c_max)
         if self._ranks is not None:
             rank = self._ranks(complexity)
@@ -284,9 +292,4 @@ def _checked_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
         raise ValueError(f"bounds must be positive finite numbers, got {bounds}")
     if c_min > c_max:
         raise ValueError(f"bounds are (c_min, c_max); got {bounds}, which is reversed")
-    if c_min == c_max:
-        raise ValueError(
-            f"all subnets have the complexity {c_min}: there is nothing for CaLR to tell apart; "
-            "use another complexity, or calr=None"
-        )
     return c_min, c_max

@@ -120,6 +120,13 @@ def test_gamma_by_rank_is_log_linear_in_the_rank(population: list[float], gamma_
     assert min(gammas) <= calr.gamma({"c": middle}) <= max(gammas)
 
 
+@pytest.mark.parametrize("reference", [{"bounds": (4, 4)}, {"population": [4, 4]}], ids=str)
+def test_one_gamma_for_all_needs_no_complexities_that_differ(reference):
+    calr = CaLR(lambda a: 4, total_steps=10, gamma_max=1.5, gamma_min=1.5, **reference)
+    assert calr.gamma({}) == 1.5
+    assert calr.factor({}, 5) == 0.5**1.5
+
+
 def test_a_population_may_leave_the_extremes_out():
     calr = CaLR(lambda a: a["c"], total_steps=9, population=[2, 4, 4, 8])
     assert (calr.c_min, calr.c_max) == (2, 8)
