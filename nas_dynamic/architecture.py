@@ -11,7 +11,13 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Architecture", "SearchSpace", "architecture_text", "candidate_text"]
+__all__ = [
+    "Architecture",
+    "SearchSpace",
+    "architecture_text",
+    "candidate_of_json",
+    "candidate_text",
+]
 
 Architecture = Mapping[str, Hashable]
 """One subnet: for every choice of the space, its label and the candidate that was chosen."""
@@ -203,8 +209,21 @@ def _listed(values: Sequence[Any], limit: int = 8) -> str:
 
 
 def candidate_text(candidate: Hashable) -> str:
-    """A candidate as text that is the same in every process: `repr` without addresses."""
+    """A candidate as text that is the same in every process.
+
+    `repr` without addresses, and with the elements of a frozenset in order.
+    """
+    if type(candidate) in (frozenset, tuple) and candidate:
+        texts = [candidate_text(element) for element in candidate]  # type: ignore[attr-defined]
+        if isinstance(candidate, frozenset):
+            return f"frozenset({{{', '.join(sorted(texts))}}})"
+        return f"({', '.join(texts)}{',' if len(texts) == 1 else ''})"
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(candidate))
+
+
+def candidate_of_json(value: Any) -> Hashable:
+    """The candidate that was written as JSON, which has lists for tuples."""
+    return tuple(map(candidate_of_json, value)) if isinstance(value, list) else value
 
 
 def architecture_text(architecture: Architecture) -> str:

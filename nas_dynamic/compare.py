@@ -81,7 +81,7 @@ def static_arm(config: Config, curve: str = "cosine") -> Config:
                 "OneCycleLR, with dynamic.curve: scheduler"
             )
         # No scheduler of a configuration has these curves after a linear warm-up; γ = 1 has, for
-        # all subnets alike, and the rest costs least to look up.
+        # all subnets alike, of whatever complexity: these cost least to look up.
         content["dynamic"] |= {
             "calr": True,
             "gamma_max": 1.0,

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nas_dynamic.architecture import Architecture, SearchSpace
+from nas_dynamic.architecture import Architecture, SearchSpace, candidate_of_json
 from nas_dynamic.sampling import Sampler, UniformSampler
 
 __all__ = [
@@ -165,7 +165,7 @@ class AdditiveTable:
         try:
             content = json.loads(Path(path).read_text())
             terms = {
-                label: {_hashable(candidate): float(term) for candidate, term in rows}
+                label: {candidate_of_json(candidate): float(term) for candidate, term in rows}
                 for label, rows in content["terms"].items()
             }
             return cls(float(content["constant"]), terms)
@@ -281,7 +281,3 @@ def gamma_reference(
 
 def _tensors(output: Any) -> list[torch.Tensor]:
     return [leaf for leaf in torch.utils._pytree.tree_leaves(output) if torch.is_tensor(leaf)]
-
-
-def _hashable(candidate: Any) -> Hashable:
-    return tuple(map(_hashable, candidate)) if isinstance(candidate, list) else candidate

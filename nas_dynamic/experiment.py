@@ -17,7 +17,7 @@ from rich.table import Table
 from nas_dynamic.adapters.nni import activate
 from nas_dynamic.adapters.nni.preflight import check_trainable
 from nas_dynamic.adapters.nni.supernet import TrainedSupernet, train_supernet
-from nas_dynamic.architecture import Architecture, SearchSpace
+from nas_dynamic.architecture import Architecture, SearchSpace, candidate_of_json
 from nas_dynamic.config import Config, refusing
 from nas_dynamic.config import Data as DataConfig
 from nas_dynamic.console import Display
@@ -114,7 +114,12 @@ def kept_seed(
     if not path.exists():
         result = run_seed(config, data, seed, display, checkpoints=path.parent, name=name)
         write_json(path, result)
-    return json.loads(path.read_text())
+    result = json.loads(path.read_text())
+    for subnet in (result["best"], *result["subnets"]):
+        subnet["architecture"] = {
+            label: candidate_of_json(value) for label, value in subnet["architecture"].items()
+        }
+    return result
 
 
 def run_seed(

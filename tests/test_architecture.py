@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -169,3 +173,17 @@ def test_text_of_a_candidate_is_the_same_in_every_process():
         test_text_of_a_candidate_is_the_same_in_every_process
     )
     assert [candidate_text(c) for c in ("k3", 3, (1, "a"))] == ["'k3'", "3", "(1, 'a')"]
+    assert [candidate_text(c) for c in ((), ("a",), frozenset())] == ["()", "('a',)", "frozenset()"]
+    code = "import sys; from nas_dynamic.architecture import candidate_text; " + (
+        "print(candidate_text((frozenset({frozenset('ab'), frozenset('cd'), 'ef'}), 1)))"
+    )
+    texts = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONHASHSEED": str(hash_seed)},
+            stdout=subprocess.PIPE,
+            check=True,
+        ).stdout
+        for hash_seed in range(4)
+    }
+    assert texts == {b"(frozenset({'ef', frozenset({'a', 'b'}), frozenset({'c', 'd'})}), 1)\n"}

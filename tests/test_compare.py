@@ -16,7 +16,7 @@ from nas_dynamic.cli import main
 from nas_dynamic.compare import stand_alone, static_arm
 from nas_dynamic.config import parse
 from nas_dynamic.console import Display
-from nas_dynamic.experiment import load_data
+from nas_dynamic.experiment import checked_data, load_data
 from tests.test_cli import CONFIG
 
 TINY = CONFIG | {"epochs": 2, "scheduler": None, "dynamic": {}}
@@ -86,6 +86,54 @@ def test_compare_pairs_seeds_and_goes_on(tmp_path, capsys, monkeypatch):
     assert main(["compare", other, "--out", str(tmp_path), *OPTIONS]) == 1
     assert "batch_size was 64 and is 16" in capsys.readouterr().err
     assert (folder / "static/config.json").read_text() == before
+
+
+OWN_SPACE = """
+import nni
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace, MutableConv2d
+from torch import nn
+
+class Space(ModelSpace):
+    def __init__(self, num_labels):
+        super().__init__()
+        self.pool = LayerChoice([nn.Identity(), nn.AvgPool2d(2)], label="pool")
+        self.conv = MutableConv2d(3, 4, KERNEL, padding="same")
+        self.head = nn.Linear(4, num_labels)
+
+    def forward(self, x):
+        return self.head(self.conv(self.pool(x)).mean((2, 3)))
+
+def space(num_labels):
+    return Space(num_labels)
+"""
+
+
+@pytest.fixture
+def own_space(tmp_path, monkeypatch):
+    def own_space(name: str, kernel: str) -> dict[str, str]:
+        (tmp_path / f"{name}.py").write_text(OWN_SPACE.replace("KERNEL", kernel))
+        monkeypatch.syspath_prepend(tmp_path)
+        return {"name": f"{name}:space"}
+
+    return own_space
+
+
+def test_compare_takes_candidates_that_are_tuples(tmp_path, own_space):
+    space = own_space("tuple_space", 'nni.choice("kernel", [(1, 3), (3, 3)])')
+    config = write(tmp_path / "config.yaml", space=space, epochs=1)
+    arguments = ["compare", config, "--out", str(tmp_path), *OPTIONS]
+    for seeds in (["0"], ["0", "1"]):
+        assert main([*arguments, "--seed", *seeds]) == 0
+    comparison = json.loads((tmp_path / "small-compare/compare.json").read_text())
+    kernels = [subnet["architecture"]["kernel"] for subnet in comparison["truth"]]
+    assert sorted(kernels) == [[1, 3], [1, 3], [3, 3], [3, 3]]
+
+
+@pytest.mark.parametrize("curve", ["cosine", "polynomial"])
+def test_a_static_arm_of_calrs_needs_no_subnets_of_different_sizes(curve, own_space):
+    options = {"complexity": "macs", "warmup_steps": 2}
+    config = parse(TINY | {"space": own_space("macs_space", "3"), "dynamic": options})
+    checked_data(static_arm(config, curve), config)
 
 
 def test_a_subnet_that_diverged_is_ranked_last():
