@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -180,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(command=_train)
     train.add_argument("--resume", action="store_true", help="go on with the run in OUT/NAME")
-    train.add_argument("--seed", type=_from(0), nargs="+", help="instead of CONFIG's seeds")
+    train.add_argument("--seed", type=SEED, nargs="+", help="instead of CONFIG's seeds")
 
     compare = commands.add_parser(
         "compare",
@@ -239,7 +240,7 @@ def _add_seeds(parser: argparse.ArgumentParser, default: list[int]) -> None:
     shown = " ".join(map(str, default))
     parser.add_argument(
         "--seed",
-        type=_from(0),
+        type=SEED,
         nargs="+",
         default=default,
         help=f"seeds of the supernets (default: {shown})",
@@ -254,13 +255,18 @@ def _add_number(
     )
 
 
-def _from(least: int):
-    """An argument type: whole numbers from `least` on."""
+def _from(least: int, most: float = math.inf):
+    """An argument type: whole numbers from `least` on, up to `most`."""
 
     def number(text: str) -> int:
         value = int(text)
         if value < least:
             raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{value} is more than {most}")
         return value
 
     return number
+
+
+SEED = _from(0, 2**32 - 1)  # as in a configuration
