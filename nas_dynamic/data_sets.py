@@ -68,8 +68,9 @@ def torchvision_set(
         augment: mirror and shift training images, see `Images`.
 
     Raises:
-        DataError: the set cannot be fetched, or its files are damaged.
-        FileNotFoundError: the set is not in `root`, and `download` is off.
+        DataError: the set cannot be fetched, or its files cannot be read.
+        FileNotFoundError: the set is not in `root`, or its checksums there are wrong, and
+            `download` is off.
     """
     with extra("experiment"):
         from torchvision import datasets
@@ -79,9 +80,10 @@ def torchvision_set(
         try:
             part = getattr(datasets, name)(root, train=train, download=download)
         except (AssertionError, OSError, RuntimeError, ValueError) as error:
-            if "download=True" in str(error):  # torchvision's advice where there is no file
+            if "download=True" in str(error):  # torchvision's advice: no file, or a wrong one
                 raise FileNotFoundError(
-                    f"{name} is not in {root}; set download to true to fetch it ({error})"
+                    f"{name} is not in {root}, or is damaged there; set download to true to fetch "
+                    f"it ({error})"
                 ) from error
             verb = "fetched into" if download else "read from"
             reason = str(error) or "its files are damaged"
@@ -159,12 +161,14 @@ class _Files:
     def __call__(self, positions: torch.Tensor) -> torch.Tensor:
         from PIL import Image
 
+        # SyntaxError: a broken PNG. The bomb: more pixels than PIL decodes.
+        unreadable = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
         images = []
         for path in self.paths[positions.numpy()]:
             try:
                 with Image.open(path) as image:
                     images.append(self.transform(image.convert("RGB")))
-            except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: a broken PNG
+            except unreadable as error:
                 raise DataError(
                     f"{path} cannot be read as an image: {error}; replace it, or take it away"
                 ) from error

@@ -145,6 +145,10 @@ def test_missing_data_says_how_to_get_it(tmp_path):
         image_folder(tmp_path, 8)
     with pytest.raises(FileNotFoundError, match="set download to true"):
         torchvision_set("FashionMNIST", tmp_path)
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"cut off")
+    with pytest.raises(FileNotFoundError, match=r"CIFAR10 is not in .*, or is damaged there"):
+        torchvision_set("CIFAR10", tmp_path)
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -154,6 +158,14 @@ def test_damaged_image_is_named(folder, monkeypatch, in_memory, kept):
     damaged = folder / "train" / "dog" / "3.png"
     damaged.write_bytes(damaged.read_bytes()[:kept])
     with pytest.raises(DataError, match=f"{damaged} cannot be read as an image"):
+        image_folder(folder, 8)
+
+
+def test_image_of_more_pixels_than_pil_decodes_is_named(folder, monkeypatch):
+    large = folder / "train" / "dog" / "3.png"
+    Image.new("RGB", (200, 200)).save(large)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DataError, match=f"{large} cannot be read as an image: .*exceeds limit"):
         image_folder(folder, 8)
 
 
