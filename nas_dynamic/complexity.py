@@ -15,6 +15,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas_dynamic.architecture import Architecture, SearchSpace, candidate_of_json
+from nas_dynamic.calr import checked_complexity
+from nas_dynamic.evaluation import evaluation_mode
 from nas_dynamic.sampling import Sampler, UniformSampler
 
 __all__ = [
@@ -39,14 +41,15 @@ def count_parameters(model: nn.Module, *inputs: Any) -> int:
 
     Args:
         model: a stand-alone subnet; or a supernet with one subnet activated.
-        inputs: example inputs. With them only parameters that the output depends on count, so
-            that a supernet gives the count of its active subnet. A parameter that the subnet
-            uses a slice of counts whole: such spaces need the stand-alone subnet.
+        inputs: example inputs. With them only parameters that the output depends on, in
+            evaluation mode, count, so that a supernet gives the count of its active subnet. A
+            parameter that the subnet uses a slice of counts whole: such spaces need the
+            stand-alone subnet.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    if not inputs:
+    if not inputs or not parameters:
         return sum(p.numel() for p in parameters)
-    with torch.enable_grad():
+    with evaluation_mode(model), torch.enable_grad():
         outputs = [tensor.sum() for tensor in _tensors(model(*inputs)) if tensor.requires_grad]
         gradients = torch.autograd.grad(outputs, parameters, allow_unused=True)
     return sum(
@@ -63,13 +66,8 @@ def count_macs(model: nn.Module, *inputs: Any) -> float:
     inputs may lie on the meta device, where nothing is computed; on CPU fused attention is not
     counted.
     """
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(*inputs)
-    finally:
-        model.train(training)
+    with evaluation_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(*inputs)
     return counter.get_total_flops() / 2
 
 
@@ -81,27 +79,26 @@ def measure_latency(model: nn.Module, *inputs: Any, seconds: float = 0.2) -> flo
     """
     from torch.utils.benchmark import Timer
 
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            timer = Timer(
-                "model(*inputs)",
-                globals={"model": model, "inputs": inputs},
-                num_threads=torch.get_num_threads(),
-            )
-            return timer.blocked_autorange(min_run_time=seconds).median * 1e3
-    finally:
-        model.train(training)
+    with evaluation_mode(model), torch.inference_mode():
+        timer = Timer(
+            "model(*inputs)",
+            globals={"model": model, "inputs": inputs},
+            num_threads=torch.get_num_threads(),
+        )
+        return timer.blocked_autorange(min_run_time=seconds).median * 1e3
 
 
 def relative_errors(
     table: Complexity, space: SearchSpace, complexity: Complexity, samples: int, seed: int
 ) -> np.ndarray:
-    """Relative errors, table / complexity − 1, on random architectures; shape (samples,)."""
+    """Relative errors, table / complexity − 1, on random architectures; shape (samples,).
+
+    Raises:
+        ValueError: a complexity is not a positive finite number.
+    """
     generator = np.random.default_rng(seed)
     drawn = [space.sample(generator) for _ in range(samples)]
-    return np.array([table(a) / complexity(a) - 1 for a in drawn])
+    return np.array([table(a) / checked_complexity(complexity, a) - 1 for a in drawn])
 
 
 class AdditiveTable:
@@ -204,6 +201,9 @@ def lookup(
 
     An `AdditiveTable` if it agrees with the complexity on `samples` random architectures to one
     part in 10⁹, else a `CachedComplexity`; the type of the result says which.
+
+    Raises:
+        ValueError: the complexity of one of these is not a positive finite number.
     """
     table = AdditiveTable.measure(space, complexity)
     exact = np.abs(table.errors(space, complexity, samples, seed)).max() < 1e-9

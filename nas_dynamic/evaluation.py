@@ -23,6 +23,7 @@ __all__ = [
     "autocast",
     "check_batch_norm",
     "evaluate",
+    "evaluation_mode",
     "placed",
     "recalibrate",
     "score_subnets",
@@ -198,7 +199,7 @@ def evaluate(
     """
     device = next(model.parameters()).device
     correct, loss, count = torch.zeros((), device=device), torch.zeros((), device=device), 0
-    with _evaluation_mode(model, batch_statistics), autocast(device, precision):
+    with evaluation_mode(model, batch_statistics), autocast(device, precision):
         for images, labels in batches:
             labels = labels.to(device)
             logits = model(_placed(images, device)).float()
@@ -239,7 +240,7 @@ def recalibrate(model: nn.Module, batches: Batches, *, precision: str = "32") ->
 
     handles = [bn.register_forward_pre_hook(track) for bn in means]
     try:
-        with _evaluation_mode(model, batch_statistics=False), autocast(device, precision):
+        with evaluation_mode(model), autocast(device, precision):
             empty = True
             for images, _ in batches:
                 model(_placed(images, device))
@@ -290,7 +291,8 @@ def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
 
 
 @contextlib.contextmanager
-def _evaluation_mode(model: nn.Module, batch_statistics: bool) -> Iterator[None]:
+def evaluation_mode(model: nn.Module, batch_statistics: bool = False) -> Iterator[None]:
+    """Evaluation mode, with `batch_statistics` but for BN; then the modes that there were."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     if batch_statistics:

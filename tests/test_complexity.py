@@ -90,6 +90,19 @@ def test_counting_changes_nothing_and_frozen_parameters_do_not_count():
         assert count_parameters(supernet, x) < before
 
 
+def test_counting_leaves_statistics_and_modes_and_takes_a_frozen_model():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+    model[1].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x = torch.randn(1, 3, 4, 4)
+    assert count_parameters(model, x) == 3 * 4 + 4 + 2 * 8
+    count_macs(model, x)
+    measure_latency(model, x, seconds=0.01)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [m.training for m in model.modules()] == [True, True, False, True]
+    assert count_parameters(model.requires_grad_(False), x) == count_parameters(model) == 0
+
+
 def test_macs_are_counted_on_the_meta_device():
     x = torch.randn(1, 3, 32, 32)
     expected = count_macs(Supernet(), x)
@@ -181,6 +194,8 @@ def test_a_look_up_names_what_it_misses():
 def test_bounds_that_are_none_are_refused(value: float):
     with pytest.raises(ValueError, match="complexities must be positive finite numbers"):
         bounds(SPACE, lambda a: value)
+    with pytest.raises(ValueError, match="complexity must be a positive finite number, got"):
+        lookup(SPACE, lambda a: value)
 
 
 def test_a_look_up_takes_microseconds():
