@@ -69,10 +69,10 @@ class CaLR:
         gamma_min: γ of the largest subnet; 1/γ_max by default. With γ_max all subnets have the
             same γ, and may have the same complexity.
         curve: s. `"polynomial"` (1 − t/T, the paper's), `"cosine"`, `"cosine-power"`
-            (sharpDARTS), or a callable from progress in [0, 1] to a ratio. These multiply the
-            optimizer's lr. `"scheduler"` takes the decay from the lr scheduler that the
-            optimizer already has, s = lr / (its peak so far), and bends that: a warm-up, where
-            the lr is at its peak, stays as scheduled.
+            (sharpDARTS), or a callable from progress in [0, 1] to a finite ratio, below 0 taken
+            as 0. These multiply the optimizer's lr. `"scheduler"` takes the decay from the lr
+            scheduler that the optimizer already has, s = lr / (its peak so far), and bends that:
+            a warm-up, where the lr is at its peak, stays as scheduled.
         warmup_steps: updates of linear warm-up ahead of the curve. γ does not bend them.
         anneal: what the decay applies to. `"lr"`: the lr, and with it weight decay; where a step
             takes several subnets, the mean of their lrs, and each loss is weighed by its
@@ -146,6 +146,8 @@ class CaLR:
                     f"{', '.join([*CURVES, 'scheduler'])}, or give a callable"
                 )
             self._curve = CURVES[curve] if isinstance(curve, str) else curve
+            if not isinstance(curve, str):
+                _check_curve(curve)
             if total_steps is None:
                 raise ValueError(
                     "total_steps is needed: the number of optimizer updates in the whole training "
@@ -193,7 +195,8 @@ class CaLR:
         """What the scheduled lr is multiplied by in update `step` (0-based) of a subnet.
 
         `lr_ratio`, the scheduled lr over its peak so far, counts for `curve="scheduler"` only.
-        Finite and not negative for every step >= 0; 0 from `total_steps` on.
+        Finite and not negative for every step >= 0. From `total_steps` on it is what the curve
+        ends with: 0 for those of `CURVES`.
         """
         return self.factor_of(self.gamma(architecture), step, lr_ratio)
 
@@ -284,6 +287,12 @@ def name_of(function: Any) -> str:
     """
     named = function if hasattr(function, "__qualname__") else type(function)
     return named.__qualname__
+
+
+def _check_curve(curve: Callable[[float], float]) -> None:
+    for progress in np.linspace(0, 1, 101).tolist():
+        if not math.isfinite(ratio := curve(progress)):
+            raise ValueError(f"curve must be finite in [0, 1]; it is {ratio} at {progress:g}")
 
 
 def _checked_bounds(bounds: tuple[float, float]) -> tuple[float, float]:

@@ -174,6 +174,8 @@ def test_a_curve_may_be_a_callable_and_is_clamped_at_0():
     calr = CaLR(lambda a: 4, total_steps=10, bounds=(1, 16), curve=lambda p: 1 - 2 * p)
     assert calr.factor({}, 2) == pytest.approx(0.6**2.125)
     assert calr.factor({}, 8) == 0
+    ends = CaLR(lambda a: 4, total_steps=10, bounds=(1, 16), curve=lambda p: 1 - 0.9 * p)
+    assert ends.factor({}, 10) == ends.factor({}, 11) == pytest.approx(0.1**2.125)
 
 
 @given(calrs(total_steps=1000, warmup_steps=100), unit, st.integers(0, 999))
@@ -281,6 +283,8 @@ def test_the_curve_scheduler_with_schedulers_of_torch(schedule: Any, complexity:
         ({"gamma_min": 5}, "0 < gamma_min <= gamma_max"),
         ({"gamma_min": -1}, "0 < gamma_min <= gamma_max"),
         ({"curve": "cubic"}, "unknown curve 'cubic'; choose one of polynomial, cosine"),
+        ({"curve": lambda p: math.nan}, "curve must be finite in [0, 1]; it is nan at 0"),
+        ({"curve": lambda p: 1 if p < 1 else math.inf}, "it is inf at 1"),
         ({"warmup_steps": -1}, "0 <= warmup_steps < total_steps"),
         ({"warmup_steps": 10}, "0 <= warmup_steps < total_steps"),
         ({"warmup_steps": 3, "curve": "scheduler"}, "the scheduler warms up"),
