@@ -85,7 +85,8 @@ def default_label(space: SearchSpace, complexity: Callable[[Architecture], float
     architecture; the middle one, in the order of the space, where several differ equally. The
     paper draws the label at random; the results then depend on the draw. Operations that differ
     much in size send unlike gradients, which is what separate momenta are for, and the middle
-    choice of a cell or of a chain of layers has other layers on both of its sides.
+    choice of a cell or of a chain of layers has other layers on both of its sides. A choice of one
+    candidate makes no groups, and is taken only where there is no other.
     """
     base = space.decode([0] * len(space.labels))
 
@@ -93,7 +94,8 @@ def default_label(space: SearchSpace, complexity: Callable[[Architecture], float
         values = [complexity(base | {label: candidate}) for candidate in space.choices[label]]
         return max(values) - min(values)
 
-    spreads = {label: spread(label) for label in space.labels}
+    real = [label for label in space.labels if len(space.choices[label]) > 1]
+    spreads = {label: spread(label) for label in real or space.labels}
     greatest = max(spreads.values())
     widest = [
         label for label, value in spreads.items() if math.isclose(value, greatest, rel_tol=ROUNDING)

@@ -124,6 +124,12 @@ def test_the_default_label_is_the_widest_choice_and_the_middle_one_of_equals():
     assert default_label(space, complexity) == "layer0"
 
 
+def test_the_default_label_has_several_candidates_where_there_are_any():
+    space = SearchSpace({"pool": ["max", "avg"], "stem": ["conv"], "head": ["linear"]})
+    assert default_label(space, lambda a: 1.0) == "pool"
+    assert default_label(space.restrict({"pool": ["max"]}), lambda a: 1.0) == "stem"
+
+
 def one_step(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
