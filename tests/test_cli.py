@@ -75,6 +75,10 @@ def test_help(arguments, capsys):
         ([], "COMMAND"),
         (["demo", "--subnets", "1"], "1 is less than 2"),
         (["demo", "--seed", "-1"], "-1"),
+        *[
+            ([*command, "--seed", "0", str(2**32)], "4294967296 is more than 4294967295")
+            for command in (["demo"], ["train", "a.yaml"], ["compare", "a.yaml"])
+        ],
         (["train", "a.yaml", "--precision", "8"], "invalid choice"),
     ],
 )
@@ -152,6 +156,9 @@ CONFIG = {
 
 WITHOUT_SCHEDULER = {"dynamic": {}, "scheduler": None}
 """Changes of `CONFIG` that leave its lr to CaLR alone."""
+
+ONE_CYCLE = {"name": "OneCycleLR", "kwargs": {"max_lr": 0.1, "total_steps": 4}}
+"""A scheduler that cannot step a fifth time."""
 
 
 def write(path: Path, **changes) -> str:
@@ -349,6 +356,17 @@ def test_resume_with_no_sound_checkpoint_is_a_clear_error(killed, capsys):
             {"scheduler": {"name": "StepLR", "kwargs": {"step_size": "x"}}},
             "scheduler.kwargs are {'step_size': 'x'}, which do not suit StepLR: ",
         ),
+        *[
+            (
+                budget | {"scheduler": ONE_CYCLE | {"interval": interval}},
+                "which do not suit OneCycleLR: Tried to step 5 times. The specified number of",
+            )
+            for budget, interval in (
+                ({"epochs": None, "steps": 5}, "step"),
+                ({"epochs": 5}, "epoch"),
+                ({"epochs": None, "steps": 5 * 12 + 1}, "epoch"),
+            )
+        ],
         ({"batch_size": 4000}, "batch_size is 4000, and there are 808 training images"),
         ({"device": "cuda:99"}, "device is 'cuda:99', which cannot be used: "),
         ({"data": {"name": "digits", "validation": 0.001}}, "data: The test_size = 2 should be"),

@@ -31,7 +31,8 @@ __all__ = ["check_trainable"]
 def check_trainable(config: Config, data: ImageData, device: torch.device) -> None:
     """Build what the training will build, and make one update with two images.
 
-    Costs what the start of the training costs, but for MACs, and writes nothing.
+    Costs what the start of the training costs, but for MACs, and the steps of the lr scheduler;
+    writes nothing.
 
     Args:
         config: the configuration.
@@ -53,15 +54,18 @@ def check_trainable(config: Config, data: ImageData, device: torch.device) -> No
             parameters = lookup(space, subnet_parameters(supernet))
         optimizer = build_optimizer(config, supernet.parameters())
         scheduler = build_scheduler(config, optimizer)
-        _check_dynamic(config, optimizer, space, parameters, updates_of(config, batches))
+        updates = updates_of(config, batches)
+        _check_dynamic(config, optimizer, space, parameters, updates)
         activate(supernet, space.sample(np.random.default_rng(0)))
         _check_images(config, data, device, supernet)
         with refusing(f"optimizer: {config.optimizer.name} cannot step", *FOREIGN):
             optimizer.step()
         if config.scheduler is not None and scheduler is not None:
-            # Most use their arguments from their second value on: the first is the lr itself.
+            # As often as in the training: some use their arguments late, or have an end.
+            by_epoch = config.scheduler.interval == "epoch"
             with refusing(kwargs_of("scheduler", config.scheduler), *FOREIGN):
-                scheduler.step()
+                for _ in range(updates // batches if by_epoch else updates):
+                    scheduler.step()
 
 
 def _check_dynamic(
