@@ -16,6 +16,7 @@ import torch
 from benchmarks.nb201.alone import print_alone, train_alone
 from benchmarks.nb201.arms import ARMS
 from benchmarks.nb201.data import Images, load_images, load_table
+from benchmarks.nb201.factors import print_effects
 from benchmarks.nb201.kernels import LANES, TORCH
 from benchmarks.nb201.rankings import print_rankings, scores_path
 from benchmarks.nb201.report import (
@@ -82,6 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument(
         "--against", choices=ARMS, default=BASELINE, metavar="ARM", help="static by default"
     )
+    factors = commands.add_parser(
+        "factors", help="print what the decay curve, γ by rank and MS each do"
+    )
+    factors.set_defaults(command=lambda options: print_effects(options.results))
     rankings = commands.add_parser(
         "rankings", help="print the bias of the rankings, and what seeds have in common"
     )
