@@ -80,9 +80,6 @@ def _parser() -> argparse.ArgumentParser:
     table = commands.add_parser("table", help="print means, paired differences and intervals")
     table.set_defaults(command=lambda o: print_tables(o.results, o.seeds, o.against))
     table.add_argument("--seeds", type=_seeds, metavar="0,1,5-9", help="all by default")
-    table.add_argument(
-        "--against", choices=ARMS, default=BASELINE, metavar="ARM", help="static by default"
-    )
     factors = commands.add_parser(
         "factors", help="print what the decay curve, γ by rank and MS each do"
     )
@@ -90,7 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     rankings = commands.add_parser(
         "rankings", help="print the bias of the rankings, and what seeds have in common"
     )
-    rankings.set_defaults(command=lambda o: print_rankings(o.results, o.runs, o.table))
+    rankings.set_defaults(command=lambda o: print_rankings(o.results, o.runs, o.table, o.against))
+    for command in (table, rankings):
+        command.add_argument(
+            "--against", choices=ARMS, default=BASELINE, metavar="ARM", help="static by default"
+        )
     rankings.add_argument("--table", type=Path, default=Path("data/nb201.csv.gz"))
     rankings.add_argument("--runs", type=Path, default=Path("runs/nb201"))
     figure = commands.add_parser(

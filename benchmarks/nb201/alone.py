@@ -15,11 +15,11 @@ from rich.table import Table as PrintedTable
 from benchmarks.nb201.data import Images, Table
 from benchmarks.nb201.kernels import Kernels
 from benchmarks.nb201.rankings import (
+    baseline_of,
     cells_of,
     columns_of,
     paired_cells,
     read_rankings,
-    static_of,
     with_deviation,
 )
 from benchmarks.nb201.report import BASELINE, append_result
@@ -86,7 +86,7 @@ def print_alone(alone: Path, updates: int, results: Path, runs: Path, everything
         chosen = [i for i, a in enumerate(table.architectures) if _name(a) in losses]
         of_alone = [-np.mean(losses[_name(table.architectures[i])]) for i in chosen]
         truths = {"trained alone": of_alone, "published": table.accuracy[chosen]}
-        static = rankings.get(static_of(key), {})
+        static = rankings.get(baseline_of(key), {})
         setting = [*cells_of(key, columns), str(len(by_seed))]
         for name, truth in truths.items():
             taus = {seed: tau(ranking[chosen], truth) for seed, ranking in by_seed.items()}

@@ -15,8 +15,9 @@ from rich.table import Table as PrintedTable
 from scipy.optimize import minimize_scalar
 from scipy.stats import rankdata, zscore
 
+from benchmarks.nb201.arms import ARMS
 from benchmarks.nb201.data import load_table
-from benchmarks.nb201.report import BASELINE, interval, read_results
+from benchmarks.nb201.report import BASELINE, DEFAULT_EDGE, interval, read_results
 from benchmarks.nb201.scoring import regret_of
 from benchmarks.nb201.supernet import EDGES, OPERATIONS, parameters
 from benchmarks.nb201.training import Run
@@ -26,6 +27,7 @@ from nas_dynamic.ranking import bias, tau, tau_within
 
 __all__ = [
     "Setting",
+    "baseline_of",
     "cells_of",
     "columns_of",
     "paired_cells",
@@ -33,7 +35,6 @@ __all__ = [
     "rank_errors",
     "read_rankings",
     "scores_path",
-    "static_of",
     "tilted",
     "with_deviation",
 ]
@@ -87,18 +88,19 @@ MEASURES: dict[str, Callable[[np.ndarray, _Space], float]] = {
 }
 
 
-def print_rankings(results: Path, runs: Path, table: Path) -> None:
+def print_rankings(results: Path, runs: Path, table: Path, against: str = BASELINE) -> None:
     """Print three tables of rankings by the mean loss: size, seeds, and edges.
 
     Args:
         results: the CSV; its rows whose scores are not in `runs` are left out.
         runs: folder with the scores of every architecture.
         table: the CSV of NAS-Bench-201.
+        against: the arm that the others are compared with.
     """
     rankings = read_rankings(results, runs)
     everything = load_table(table)
     columns = columns_of(rankings)
-    of_size = PrintedTable(*columns, "n", "measure", "mean ± sd", f"− {BASELINE}", "95% t")
+    of_size = PrintedTable(*columns, "n", "measure", "mean ± sd", f"− {against}", "95% t")
     of_seeds = PrintedTable(
         *columns, "n", "τ between two seeds", "τ of the mean ranking to the truth"
     )
@@ -107,8 +109,8 @@ def print_rankings(results: Path, runs: Path, table: Path) -> None:
         truth = everything.stratified(key.architectures)
         sizes = np.array([parameters(a) for a in truth.architectures], dtype=float)
         space = _Space(truth.architectures, truth.accuracy, sizes)
-        static = rankings.get(static_of(key), {})
-        paired = [] if key.arm == BASELINE else sorted(by_seed.keys() & static.keys())
+        static = rankings.get(baseline_of(key, against), {})
+        paired = [] if key.arm == against else sorted(by_seed.keys() & static.keys())
         setting = [*cells_of(key, columns), str(len(by_seed))]
         for name, measure in MEASURES.items():
             values = {seed: measure(ranking, space) for seed, ranking in by_seed.items()}
@@ -150,9 +152,9 @@ def tilted(
     return ranks + best.x * by_size
 
 
-def static_of(key: Setting) -> Setting:
-    """The setting of static training that an arm is compared with."""
-    return key._replace(arm=BASELINE, edge="")
+def baseline_of(key: Setting, against: str = BASELINE) -> Setting:
+    """The setting of the arm that one is compared with, by default static training."""
+    return key._replace(arm=against, edge=DEFAULT_EDGE if ARMS[against].separate else "")
 
 
 def columns_of(settings: Collection[Setting]) -> list[str]:
