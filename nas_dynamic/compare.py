@@ -122,7 +122,7 @@ def compare(
         static_curve: decay of the static arm's lr.
 
     Returns:
-        What compare.json holds: seeds, the truth, measures of each arm, the measure of
+        What compare.json holds: seeds, the truth, decay curves, measures of each arm, the measure of
         parameters, and the differences with their intervals.
 
     Raises:
@@ -161,6 +161,7 @@ def compare(
         "subnets": len(truth),
         "alone_epochs": alone_epochs,
         "alone": [min(truth), max(truth)],
+        "curves": _curves(config, static_curve),
         "truth": [
             {"architecture": architecture, "accuracy": accuracy}
             for architecture, accuracy in zip(architectures, truth, strict=True)
@@ -276,9 +277,13 @@ def _verdict(comparison: dict[str, Any]) -> str:
     if found["low"] is None:
         return text + "One seed tells nothing about the next one: run more."
     if found["low"] > 0:
-        return text + "Dynamic training ranks these subnets better."
+        return text + "Dynamic training ranks these subnets better." + _of_curves(comparison)
     if found["high"] < 0:
-        return text + "Dynamic training ranks these subnets worse at this budget."
+        return (
+            text
+            + "Dynamic training ranks these subnets worse at this budget."
+            + _of_curves(comparison)
+        )
     more = found["seeds_needed"]
     return text + (
         "The interval of τ's difference holds 0: these seeds do not tell which training ranks "
@@ -289,6 +294,24 @@ def _verdict(comparison: dict[str, Any]) -> str:
             if more > len(seeds)
             else "If there is a difference, it is small."
         )
+    )
+
+
+def _curves(config: Config, static_curve: str) -> dict[str, str] | None:
+    """Decay of the lr in each arm; None where both have that of a scheduler, or of none."""
+    if config.scheduler is not None or not config.dynamic.calr:
+        return None
+    return {"static": static_curve, "dynamic": config.dynamic.curve}
+
+
+def _of_curves(comparison: dict[str, Any]) -> str:
+    curves = comparison["curves"]
+    if curves is None or curves["static"] == curves["dynamic"]:
+        return ""
+    return (
+        f" The arms differ in the decay curve as well, {curves['static']} and "
+        f"{curves['dynamic']}: --static-curve {curves['dynamic']}, with another --out, tells how "
+        "much of it that is."
     )
 
 

@@ -270,6 +270,7 @@ def test_the_verdict_is_what_the_interval_tells(differences, text):
         "subnets": 5,
         "alone_epochs": 1,
         "alone": [0.1, 0.2],
+        "curves": {"static": "cosine", "dynamic": "polynomial"},
         "differences": {
             "tau": {
                 "mean": difference.mean,
@@ -280,3 +281,7 @@ def test_the_verdict_is_what_the_interval_tells(differences, text):
         },
     }
     assert text in module._verdict(comparison)
+    told = "better" in text or "worse" in text
+    assert ("--static-curve polynomial" in module._verdict(comparison)) == told
+    comparison["curves"]["static"] = "polynomial"
+    assert "--static-curve" not in module._verdict(comparison)
