@@ -122,8 +122,8 @@ def compare(
         static_curve: decay of the static arm's lr.
 
     Returns:
-        What compare.json holds: seeds, the truth, decay curves, measures of each arm, the measure of
-        parameters, and the differences with their intervals.
+        What compare.json holds: seeds, the truth, decay curves, measures of each arm, the measure
+        of parameters, and the differences with their intervals.
 
     Raises:
         RunError: the configuration is static itself; the folder was started with another one.
