@@ -328,8 +328,12 @@ def test_linear_attention_costs_less_for_many_tokens():
 def test_latency_by_a_table():
     supernet = elastic_vit(tiny(), depth=[1, 3], per_layer=False)
     x = images(batch=8)
-    latency = supernet.subnet_latency(x, seconds=0.05)
-    assert latency({"depth": 3}) > latency({"depth": 1}) > 0
+    for _ in range(5):  # on a busy machine a measurement may be far off
+        latency = supernet.subnet_latency(x, seconds=0.05)
+        if latency({"depth": 3}) > latency({"depth": 1}) > 0:
+            break
+    else:
+        pytest.fail("three blocks never took longer than one")
 
     def measured(architecture):
         return measure_latency(supernet.extract(architecture), x, seconds=0.01)
