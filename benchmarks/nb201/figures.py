@@ -24,7 +24,11 @@ from nas_dynamic.paired import Difference
 
 __all__ = ["draw_arms", "draw_budgets"]
 
-SERIES = {"calq-ms": "CaLR by rank + MS, the defaults", "dynamic": "the paper's CaLR + MS"}
+SERIES = {
+    "calq-ms": "CaLR by rank + MS, the defaults",
+    "dynamic": "the paper's CaLR + MS",
+    "poly": "static, linear decay",
+}
 """Arms that are drawn over the budget."""
 TEXTS = {
     "cells": "N={}",
