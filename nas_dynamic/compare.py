@@ -57,7 +57,7 @@ def static_arm(config: Config, curve: str = "cosine") -> Config:
         RunError: CaLR would warm up beside a scheduler, the curve has nothing to decay, or the
             optimizer cannot freeze.
     """
-    if curve != "cosine" and (config.scheduler is not None or not config.dynamic.calr):
+    if curve != "cosine" and _curves(config, curve) is None:
         raise RunError(
             f"the static arm cannot decay its lr by {curve}: "
             + ("both arms have the scheduler of the file" if config.scheduler else "CaLR is off")
