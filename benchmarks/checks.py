@@ -23,8 +23,8 @@ import torch.nn.functional as F
 
 from benchmarks.nb201.supernet import SPACE, Supernet, parameters
 from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation, UniformSampler
+from nas_dynamic.attach.ranks import RankAgreement
 from nas_dynamic.complexity import bounds, lookup
-from nas_dynamic.distributed import RankAgreement
 
 WARM_UP = 10
 PERIOD = 100

@@ -18,7 +18,7 @@ from nni.nas.hub.pytorch import AutoFormer
 
 from benchmarks.strategies import accuracies, quiet, train
 from nas_dynamic.adapters.nni import SandwichOneShot, search_space, subnet_parameters
-from nas_dynamic.data_sets import digits
+from nas_dynamic.experiment.data_sets import digits
 
 
 def space(classes: int) -> AutoFormer:

@@ -19,9 +19,9 @@ from torch.nn.functional import cross_entropy
 from benchmarks.strategies import STRATEGIES, quiet, train
 from nas_dynamic import Architecture
 from nas_dynamic.adapters.nni import activate, search_space
-from nas_dynamic.data import calibration_batches
-from nas_dynamic.data_sets import digits
-from nas_dynamic.grouping import gradient_function, gradient_similarity
+from nas_dynamic.analysis.gradient_similarity import gradient_function, gradient_similarity
+from nas_dynamic.experiment.data import calibration_batches
+from nas_dynamic.experiment.data_sets import digits
 
 
 def main() -> None:

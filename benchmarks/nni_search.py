@@ -23,9 +23,9 @@ from nni.nas.strategy.base import Strategy
 
 from benchmarks.strategies import quiet, train
 from nas_dynamic.adapters.nni import SupernetEvaluator, dynamic, extract
-from nas_dynamic.data import batch_loader, calibration_batches
-from nas_dynamic.data_sets import digits
 from nas_dynamic.evaluation import evaluate, recalibrate
+from nas_dynamic.experiment.data import batch_loader, calibration_batches
+from nas_dynamic.experiment.data_sets import digits
 
 STRATEGIES: dict[str, Callable[[int], Strategy]] = {
     "Random": lambda seed: Random(seed=seed),

@@ -25,8 +25,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from nas_dynamic.adapters.timm import Supernet, mobile_supernet
-from nas_dynamic.architecture import Architecture
 from nas_dynamic.evaluation import Score, score_subnets
+from nas_dynamic.space import Architecture
 
 STAGES = [(32, 4), (40, 4), (80, 4), (96, 4), (192, 4), (320, 1)]
 STRIDES = (2, 2, 1, 1, 1, 1)

@@ -21,12 +21,17 @@ import torch
 from benchmarks.nb201.data import parse_architecture
 from benchmarks.nb201.supernet import SPACE, macs, parameters
 from nas_dynamic import Architecture
-from nas_dynamic.evolution import Evolution, RandomSearch
-from nas_dynamic.predictors import GradientBoosting, PretrainedMLP
-from nas_dynamic.problem import Objective, Strategy
-from nas_dynamic.search import search
-from nas_dynamic.surrogate import Surrogate
-from nas_dynamic.tables import read_rows
+from nas_dynamic.analysis.architecture_table import read_rows
+from nas_dynamic.search import (
+    Evolution,
+    GradientBoosting,
+    Objective,
+    PretrainedMLP,
+    RandomSearch,
+    Strategy,
+    Surrogate,
+    search,
+)
 
 STRATEGIES: dict[str, Strategy] = {
     "random": RandomSearch(),

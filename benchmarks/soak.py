@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation, SearchSpace, UniformSampler
-from nas_dynamic import checkpoint as checkpoints
-from nas_dynamic.records import environment, write_json
+from nas_dynamic.storage import checkpoint as checkpoints
+from nas_dynamic.storage.journal import environment, write_json
 
 RESULTS = Path(__file__).parent / "results" / "soak.json"
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8)
@@ -137,9 +137,9 @@ def train_timm(folder: Path) -> None:
 
 def train_nni(folder: Path) -> None:
     """The training of `nas-dynamic train`: an NNI experiment, 4 epochs of 16 updates."""
-    from nas_dynamic.adapters.nni.supernet import train_supernet
-    from nas_dynamic.config import parse
-    from nas_dynamic.experiment import load_data
+    from nas_dynamic.experiment.config import parse
+    from nas_dynamic.experiment.nni.supernet import train_supernet
+    from nas_dynamic.experiment.run import load_data
 
     config = parse(
         {
@@ -255,7 +255,7 @@ def _start(name: str, folder: Path) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["torch", "timm", "nas_dynamic.experiment", "nas_dynamic.adapters.nni.supernet"]
+        ["torch", "timm", "nas_dynamic.experiment.run", "nas_dynamic.experiment.nni.supernet"]
     )
     process = context.Process(target=_train, args=(name, folder))
     process.start()

@@ -35,10 +35,10 @@ from nas_dynamic.adapters.nni import (
     search_space,
 )
 from nas_dynamic.adapters.nni.few_shot import Supernet
-from nas_dynamic.data import ImageData, batch_loader, calibration_batches
-from nas_dynamic.data_sets import digits
 from nas_dynamic.evaluation import score_subnets
-from nas_dynamic.experiment import sample_architectures
+from nas_dynamic.experiment.data import ImageData, batch_loader, calibration_batches
+from nas_dynamic.experiment.data_sets import digits
+from nas_dynamic.experiment.run import sample_architectures
 
 STRATEGIES: dict[str, Callable[[int], Strategy]] = {
     "random (SPOS)": lambda seed: dynamic(RandomOneShot(), **STATIC, seed=seed),

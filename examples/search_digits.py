@@ -23,25 +23,23 @@ from typing import Literal
 import numpy as np
 import torch
 
-from nas_dynamic.adapters.nni.supernet import TrainedSupernet, train_supernet
-from nas_dynamic.architecture import Architecture
-from nas_dynamic.compare import stand_alone
-from nas_dynamic.config import Config, Dynamic
-from nas_dynamic.console import Display
-from nas_dynamic.data import ImageData
-from nas_dynamic.demo import Demo
-from nas_dynamic.experiment import load_data, sample_architectures, score
-from nas_dynamic.problem import Objective
-from nas_dynamic.ranking import comparable_loss, tau
-from nas_dynamic.score_file import digest
-from nas_dynamic.search import search
-from nas_dynamic.search_result import Evaluation, SearchResult
+from nas_dynamic.analysis.ranking import comparable_loss, tau
+from nas_dynamic.evaluation.score_cache import digest
+from nas_dynamic.experiment.compare import standalone_scores
+from nas_dynamic.experiment.config import Config, Dynamic
+from nas_dynamic.experiment.console import Display
+from nas_dynamic.experiment.data import ImageData
+from nas_dynamic.experiment.demo import Demo
+from nas_dynamic.experiment.nni.supernet import TrainedSupernet, train_supernet
+from nas_dynamic.experiment.run import load_data, sample_architectures, score
+from nas_dynamic.search import Evaluation, Objective, SearchResult, search
+from nas_dynamic.space import Architecture
 
 
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(1)
-    demo = Demo(args.seed, args.epochs, args.alone_epochs, args.subnets, 4, "cpu", "32")
+    demo = Demo(args.seed, args.epochs, args.standalone_epochs, args.subnets, 4, "cpu", "32")
     # The paper's γ, with which the figures of docs/search.md were made.
     dynamic = Dynamic(gamma_by="complexity")
     config = demo.config(dynamic=True).model_copy(update={"dynamic": dynamic})
@@ -55,8 +53,10 @@ def main() -> None:
             on: Literal["test", "validation"] = "test",
         ) -> np.ndarray:
             """[training, subnet]."""
-            options = (config, data, subnets, args.alone_epochs, args.out, display)
-            scores = [stand_alone(*options, on=on, seed=seed) for seed in range(args.trainings)]
+            options = (config, data, subnets, args.standalone_epochs, args.out, display)
+            scores = [
+                standalone_scores(*options, on=on, seed=seed) for seed in range(args.trainings)
+            ]
             return np.array([[getattr(score, measure) for score in row] for row in scores])
 
         for seed in args.seed:
@@ -143,7 +143,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--budget", type=int, default=300, help="subnets that are scored")
     parser.add_argument("--retrain", type=int, default=10, help="finalists that are trained alone")
     parser.add_argument("--subnets", type=int, default=50, help="random ones to compare with")
-    parser.add_argument("--alone-epochs", type=int, default=10)
+    parser.add_argument("--standalone-epochs", type=int, default=10)
     parser.add_argument("--trainings", type=int, default=3, help="of each subnet alone")
     return parser.parse_args()
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from nas_dynamic.architecture import Architecture, SearchSpace
+from nas_dynamic.attach.training import DynamicTraining
+from nas_dynamic.attach.update_rule import Subnet, Update
 from nas_dynamic.calr import CaLR
 from nas_dynamic.grouping import ComplexityBins
 from nas_dynamic.momentum import MomentumSeparation
 from nas_dynamic.sampling import FairSampler, SandwichSampler, UniformSampler, partition
-from nas_dynamic.training import DynamicTraining
-from nas_dynamic.update import Subnet, Update
+from nas_dynamic.space import Architecture, SearchSpace
 
 __all__ = [
     "Architecture",

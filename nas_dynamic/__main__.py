@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from nas_dynamic.cli import main
+from nas_dynamic.experiment.cli import main
 
 sys.exit(main())

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nas_dynamic.architecture import Architecture
+from nas_dynamic.space import Architecture
 
 __all__ = ["CURVES", "CaLR"]
 

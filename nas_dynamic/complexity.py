@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nas_dynamic.architecture import Architecture, SearchSpace, candidate_of_json
 from nas_dynamic.calr import checked_complexity
-from nas_dynamic.evaluation import evaluation_mode
+from nas_dynamic.evaluation.scoring import evaluation_mode
 from nas_dynamic.sampling import Sampler, UniformSampler
+from nas_dynamic.space import Architecture, SearchSpace, candidate_of_json
 
 __all__ = [
     "AdditiveTable",

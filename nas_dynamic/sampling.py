@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nas_dynamic.architecture import Architecture, SearchSpace
+from nas_dynamic.space import Architecture, SearchSpace
 
 __all__ = ["FairSampler", "Sampler", "SandwichSampler", "UniformSampler", "partition"]
 

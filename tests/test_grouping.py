@@ -12,12 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nas_dynamic import SearchSpace
-from nas_dynamic.grouping import (
-    Medoids,
-    gradient_function,
-    gradient_similarity,
-    k_medoids,
-)
+from nas_dynamic.analysis.gradient_similarity import gradient_function, gradient_similarity
+from nas_dynamic.grouping import Medoids, k_medoids
 from nas_dynamic.momentum import MomentumSeparation
 
 SPACE = SearchSpace({f"layer{i}": ["a", "b", "c"] for i in range(4)})

@@ -16,8 +16,8 @@ from scipy.stats import rankdata
 from torch import nn
 
 from nas_dynamic import CaLR, ComplexityBins, MomentumSeparation, SearchSpace
+from nas_dynamic.attach.group_states import GroupStates
 from nas_dynamic.grouping import default_label
-from nas_dynamic.momentum import GroupStates
 
 
 def test_a_label_groups_by_its_candidate():

@@ -13,14 +13,14 @@ from nni.nas.evaluator.pytorch import Lightning, Trainer
 from nni.nas.nn.pytorch import ModelSpace
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from nas_dynamic.adapters.nni.multi_subnet import SamplerModule
 from nas_dynamic.adapters.nni.sampling import SamplingCallback
-from nas_dynamic.adapters.nni.several import SamplerModule
 from nas_dynamic.adapters.nni.space import search_space, subnet_parameters
 from nas_dynamic.adapters.nni.training import DynamicCallback
-from nas_dynamic.architecture import Architecture, SearchSpace
 from nas_dynamic.complexity import lookup
 from nas_dynamic.grouping import default_label
 from nas_dynamic.sampling import partition
+from nas_dynamic.space import Architecture, SearchSpace
 
 if TYPE_CHECKING:
     from nas_dynamic.adapters.nni.strategies import FewShotOneShot

@@ -14,9 +14,9 @@ from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from nni.nas.oneshot.pytorch.sampling import RandomSamplingLightningModule
 
 from nas_dynamic.adapters.nni.space import activate, architecture_of, sample_of, search_space
-from nas_dynamic.architecture import Architecture, SearchSpace
+from nas_dynamic.attach.training import DynamicTraining
 from nas_dynamic.sampling import Sampler, UniformSampler
-from nas_dynamic.training import DynamicTraining
+from nas_dynamic.space import Architecture, SearchSpace
 
 __all__ = [
     "RecordedSampling",

@@ -14,8 +14,8 @@ from torch import nn
 
 from nas_dynamic.adapters.nni.extract import extract
 from nas_dynamic.adapters.nni.space import activate, architecture_of
-from nas_dynamic.architecture import Architecture
-from nas_dynamic.evaluation import Batches, Score, check_batch_norm, placed, score_subnets
+from nas_dynamic.evaluation.scoring import Batches, Score, check_batch_norm, placed, score_subnets
+from nas_dynamic.space import Architecture
 
 __all__ = ["SupernetEvaluator"]
 
@@ -25,8 +25,8 @@ class SupernetEvaluator(Evaluator):
 
     For `NasExperiment(supernet, SupernetEvaluator(…), strategy)`, whose strategy is one of NNI's
     multi-trial ones: `Random`, `RegularizedEvolution`, `TPE`, `PolicyBasedRL`. A candidate is
-    activated in the supernet and scored by `nas_dynamic.evaluation.score_subnets`; no candidate
-    is scored twice, so make a new evaluator after further training. Weights and buffers of the
+    activated in the supernet and scored by `nas_dynamic.evaluation.score_subnets`; no candidate is
+    scored twice, so make a new evaluator after further training. Weights and buffers of the
     supernet stay as they are. Its `freeze` becomes `extract`, so that
     `export_top_models(formatter="instance")` gives stand-alone models.
 

@@ -24,8 +24,8 @@ from nni.nas.oneshot.pytorch.supermodule.sampling import (
 )
 from torch import nn
 
-from nas_dynamic.architecture import Architecture, SearchSpace
 from nas_dynamic.complexity import count_macs, lookup
+from nas_dynamic.space import Architecture, SearchSpace
 
 __all__ = [
     "activate",

@@ -16,11 +16,11 @@ from nni.nas.oneshot.pytorch.strategy import RandomOneShot
 from pytorch_lightning import LightningModule
 
 from nas_dynamic.adapters.nni.few_shot import FewShotEvaluator, SplitRule, Supernet, owner
+from nas_dynamic.adapters.nni.multi_subnet import SamplerModule
 from nas_dynamic.adapters.nni.sampling import Sampler, Sampling, SamplingCallback, accept_of
-from nas_dynamic.adapters.nni.several import SamplerModule
 from nas_dynamic.adapters.nni.space import complexity_of
-from nas_dynamic.architecture import Architecture, SearchSpace
 from nas_dynamic.sampling import FairSampler, SandwichSampler, UniformSampler
+from nas_dynamic.space import Architecture, SearchSpace
 
 __all__ = ["FairOneShot", "FewShotOneShot", "SamplerOneShot", "SandwichOneShot"]
 

@@ -15,7 +15,7 @@ from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from nni.nas.oneshot.pytorch.strategy import ENAS, OneShotStrategy, Proxyless, RandomOneShot
 
 from nas_dynamic.adapters.nni import enas
-from nas_dynamic.adapters.nni.losses import GroupLosses
+from nas_dynamic.adapters.nni.group_losses import GroupLosses
 from nas_dynamic.adapters.nni.sampling import (
     RecordedSampling,
     Sampling,
@@ -24,14 +24,14 @@ from nas_dynamic.adapters.nni.sampling import (
     begins_update,
 )
 from nas_dynamic.adapters.nni.space import complexity_of
-from nas_dynamic.architecture import Architecture, SearchSpace
+from nas_dynamic.attach.ranks import RankAgreement, check_every, watch_ranks
+from nas_dynamic.attach.training import DynamicTraining
+from nas_dynamic.attach.update_rule import Update
 from nas_dynamic.calr import CaLR, check_gamma_by
 from nas_dynamic.complexity import gamma_reference
-from nas_dynamic.distributed import RankAgreement, check_every, watch_ranks
 from nas_dynamic.grouping import default_label
 from nas_dynamic.momentum import MomentumSeparation
-from nas_dynamic.training import DynamicTraining
-from nas_dynamic.update import Update
+from nas_dynamic.space import Architecture, SearchSpace
 
 __all__ = ["DynamicCallback", "dynamic"]
 

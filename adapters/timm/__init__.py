@@ -10,14 +10,14 @@ except ImportError as error:
         f"(missing or broken: {error})"
     ) from error
 
-from nas_dynamic.adapters.timm.choice import SKIP, LayerChoice
-from nas_dynamic.adapters.timm.elastic_vit import ElasticVisionTransformer, elastic_vit
-from nas_dynamic.adapters.timm.fusion import fuse
-from nas_dynamic.adapters.timm.mobile import mobile_supernet
-from nas_dynamic.adapters.timm.recipe import build
-from nas_dynamic.adapters.timm.supernet import Supernet
+from nas_dynamic.adapters.timm.choices.choice import SKIP, LayerChoice
+from nas_dynamic.adapters.timm.choices.fusion import fuse
+from nas_dynamic.adapters.timm.choices.mobile import mobile_supernet
+from nas_dynamic.adapters.timm.choices.recipe import build
+from nas_dynamic.adapters.timm.choices.supernet import Supernet
 from nas_dynamic.adapters.timm.training import Attached, attach
-from nas_dynamic.adapters.timm.vit_table import BlockTable
+from nas_dynamic.adapters.timm.vit.elastic_vit import ElasticVisionTransformer, elastic_vit
+from nas_dynamic.adapters.timm.vit.table import BlockTable
 
 __all__ = [
     "SKIP",

@@ -9,14 +9,14 @@ import torch
 from timm.utils import unwrap_model
 from torch import nn
 
-from nas_dynamic.architecture import Architecture, SearchSpace
+from nas_dynamic.attach.ranks import RankAgreement, check_every, watch_ranks
+from nas_dynamic.attach.training import DynamicTraining
 from nas_dynamic.calr import CaLR, check_gamma_by
 from nas_dynamic.complexity import gamma_reference
-from nas_dynamic.distributed import RankAgreement, check_every, watch_ranks
 from nas_dynamic.grouping import default_label
 from nas_dynamic.momentum import MomentumSeparation
 from nas_dynamic.sampling import Sampler, UniformSampler
-from nas_dynamic.training import DynamicTraining
+from nas_dynamic.space import Architecture, SearchSpace
 
 __all__ = ["Attached", "attach"]
 

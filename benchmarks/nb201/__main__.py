@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.nb201.alone import print_alone, train_alone
 from benchmarks.nb201.arms import ARMS
 from benchmarks.nb201.data import Images, load_images, load_table
 from benchmarks.nb201.factors import print_effects
@@ -26,6 +25,7 @@ from benchmarks.nb201.report import (
     print_tables,
 )
 from benchmarks.nb201.scoring import measures, score
+from benchmarks.nb201.standalone import print_alone, train_standalone
 from benchmarks.nb201.supernet import EDGES
 from benchmarks.nb201.training import IDLE, SAMPLERS, Run, Training
 
@@ -196,7 +196,7 @@ def _alone(options: argparse.Namespace) -> None:
     )
     train, batches = _images(options, run.size, "cpu")
     kernels = KERNELS[options.kernels]
-    train_alone(options.output, chosen.architectures, run, train, batches, kernels)
+    train_standalone(options.output, chosen.architectures, run, train, batches, kernels)
     print_alone(options.output, run.updates, options.results, options.runs, everything)
 
 

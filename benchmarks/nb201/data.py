@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks.nb201.supernet import EDGES, OPERATIONS, SPACE
 from nas_dynamic import Architecture
-from nas_dynamic.tables import ArchitectureTable
+from nas_dynamic.analysis.architecture_table import ArchitectureTable
 
 __all__ = [
     "Images",

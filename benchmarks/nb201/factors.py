@@ -12,7 +12,7 @@ from rich.table import Table
 
 from benchmarks.nb201.arms import ARMS, Arm
 from benchmarks.nb201.report import DEFAULT_EDGE, MEASURES, SETTING, interval, read_results
-from nas_dynamic.paired import Difference
+from nas_dynamic.analysis.paired import Difference
 
 __all__ = ["DESIGN", "FACTORS", "effects", "print_effects"]
 

@@ -20,7 +20,7 @@ from benchmarks.nb201.report import (
     paired_differences,
     read_results,
 )
-from nas_dynamic.paired import Difference
+from nas_dynamic.analysis.paired import Difference
 
 __all__ = ["draw_arms", "draw_budgets"]
 

@@ -22,8 +22,8 @@ from benchmarks.nb201.scoring import regret_of
 from benchmarks.nb201.supernet import EDGES, OPERATIONS, parameters
 from benchmarks.nb201.training import Run
 from nas_dynamic import Architecture
-from nas_dynamic.paired import Difference
-from nas_dynamic.ranking import bias, tau, tau_within
+from nas_dynamic.analysis.paired import Difference
+from nas_dynamic.analysis.ranking import bias, tau, tau_within
 
 __all__ = [
     "Setting",

@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from nas_dynamic.paired import Difference
+from nas_dynamic.analysis.paired import Difference
 
 __all__ = [
     "ARM",

@@ -37,11 +37,11 @@ from nas_dynamic import (
     UniformSampler,
     partition,
 )
+from nas_dynamic.analysis.ranking import kendall
 from nas_dynamic.complexity import bounds, lookup
-from nas_dynamic.data import ImageData, batch_loader
-from nas_dynamic.data_sets import digits, image_folder, torchvision_set
 from nas_dynamic.evaluation import score_subnets
-from nas_dynamic.ranking import kendall
+from nas_dynamic.experiment.data import ImageData, batch_loader
+from nas_dynamic.experiment.data_sets import digits, image_folder, torchvision_set
 
 
 @dataclass(frozen=True)

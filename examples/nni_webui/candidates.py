@@ -19,10 +19,10 @@ from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.strategy import RandomOneShot
 from sweep import Size, images, space, train_supernet, trial
 
-from nas_dynamic import checkpoint
 from nas_dynamic.adapters.nni import SupernetEvaluator, extract, subnet_parameters
-from nas_dynamic.data import batch_loader, calibration_batches
 from nas_dynamic.evaluation import evaluate, recalibrate
+from nas_dynamic.experiment.data import batch_loader, calibration_batches
+from nas_dynamic.storage import checkpoint
 
 TRAINING = {"seed": 0, "sampler": "uniform", "gamma_max": 4, "momentum": "separate"}
 """Of the supernet; see `sweep.SEARCH_SPACE`."""

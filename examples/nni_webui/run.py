@@ -16,11 +16,11 @@ import sweep
 import torch
 import webui
 
-from nas_dynamic.console import Display
+from nas_dynamic.experiment.console import Display
 
 TRIALS = {"sweep": 12, "search": 40}
 SIZES = {"sweep": sweep.Size(), "search": sweep.Size(epochs=40)}
-TINY = sweep.Size(epochs=2, alone_epochs=2, panel=4, channels=4)
+TINY = sweep.Size(epochs=2, standalone_epochs=2, panel=4, channels=4)
 
 
 def main() -> None:

@@ -27,12 +27,12 @@ from nni.nas.strategy import RandomOneShot
 
 from nas_dynamic.adapters.nni import FairOneShot, SandwichOneShot, activate, dynamic, search_space
 from nas_dynamic.adapters.nni.space import sample_of
-from nas_dynamic.data import ImageData, batch_loader, calibration_batches
-from nas_dynamic.data_sets import digits
+from nas_dynamic.analysis.ranking import tau as kendall_tau
 from nas_dynamic.evaluation import evaluate, score_subnets
-from nas_dynamic.experiment import sample_architectures
-from nas_dynamic.ranking import tau as kendall_tau
-from nas_dynamic.standalone import Truth, train_alone
+from nas_dynamic.experiment.data import ImageData, batch_loader, calibration_batches
+from nas_dynamic.experiment.data_sets import digits
+from nas_dynamic.experiment.run import sample_architectures
+from nas_dynamic.experiment.standalone import StandaloneScores, train_standalone
 
 SEARCH_SPACE = {
     "seed": {"_type": "choice", "_value": [0, 1]},
@@ -57,7 +57,7 @@ class Size:
 
     Attributes:
         epochs: of a supernet.
-        alone_epochs: of a subnet that is trained alone.
+        standalone_epochs: of a subnet that is trained alone.
         panel: number of subnets that are scored and ranked.
         channels: of the first cells.
         batch_size: of every training.
@@ -65,7 +65,7 @@ class Size:
     """
 
     epochs: int = 20
-    alone_epochs: int = 8
+    standalone_epochs: int = 8
     panel: int = 20
     channels: int = 4
     batch_size: int = 16
@@ -96,12 +96,12 @@ def truth(size: Size, out: Path, progress: Callable[[int, int], None]) -> list[f
         model_space = space(size, data)
         model = model_space.freeze(sample_of(architecture, model_space))
         sgd = torch.optim.SGD(model.parameters(), size.lr, 0.9, weight_decay=5e-4, nesterov=True)
-        epochs, batch_size = size.alone_epochs, size.batch_size
-        train_alone(model, data.train, sgd, epochs=epochs, batch_size=batch_size)
+        epochs, batch_size = size.standalone_epochs, size.batch_size
+        train_standalone(model, data.train, sgd, epochs=epochs, batch_size=batch_size)
         return evaluate(model, batch_loader(data.test, 256))
 
     depends_on = asdict(replace(size, epochs=0, panel=0))  # which do not matter here
-    alone = Truth(out, depends_on | {"torch": torch.__version__}, measure)
+    alone = StandaloneScores(out, depends_on | {"torch": torch.__version__}, measure)
     accuracies = []
     for architecture in panel(size, data):
         progress(len(accuracies), size.panel)

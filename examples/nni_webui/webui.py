@@ -19,7 +19,7 @@ import psutil
 from nni.experiment import Experiment
 from nni.runtime.log import silence_stdout
 
-from nas_dynamic.records import write_json
+from nas_dynamic.storage.journal import write_json
 
 __all__ = ["Page", "Study", "resume", "run", "settings", "view"]
 

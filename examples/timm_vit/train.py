@@ -19,9 +19,9 @@ from timm.scheduler import create_scheduler_v2
 from torch.nn import functional as F
 
 from nas_dynamic.adapters.timm import ElasticVisionTransformer, attach, build, elastic_vit
-from nas_dynamic.data import ImageData, Images, batch_loader
-from nas_dynamic.data_sets import digits, image_folder
 from nas_dynamic.evaluation import evaluate, score_subnets
+from nas_dynamic.experiment.data import ImageData, Images, batch_loader
+from nas_dynamic.experiment.data_sets import digits, image_folder
 
 
 def main() -> None:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nas_dynamic._extras import extra
+from nas_dynamic.report.format import few
 from nas_dynamic.report.run_folder import Row, Run
 from nas_dynamic.report.statistics import binned
 from nas_dynamic.report.theme import LIGHT, SERIES
-from nas_dynamic.report.words import few
 
 with extra("experiment"):
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ with extra("experiment"):
 __all__ = [
     "BINS",
     "MARKERS",
-    "Drawing",
+    "ReportFigure",
     "colour",
     "counts",
     "curve",
@@ -46,7 +46,7 @@ NO_TRACE = "Not recorded: this run has no trace of its updates."
 
 
 @dataclass(frozen=True)
-class Drawing:
+class ReportFigure:
     """A figure of a report.
 
     Attributes:

@@ -11,7 +11,7 @@ from nas_dynamic._extras import extra
 from nas_dynamic.report.drawing import (
     BINS,
     NO_TRACE,
-    Drawing,
+    ReportFigure,
     colour,
     counts,
     curve,
@@ -21,10 +21,10 @@ from nas_dynamic.report.drawing import (
     shares,
     total_updates,
 )
+from nas_dynamic.report.format import estimated, joined, percent, short
 from nas_dynamic.report.run_folder import Pair, Run
 from nas_dynamic.report.statistics import over_sample, similarity
 from nas_dynamic.report.theme import LIGHT, figure
-from nas_dynamic.report.words import estimated, joined, percent, short
 
 with extra("experiment"):
     from matplotlib.axes import Axes
@@ -36,15 +36,15 @@ MAX_GROUPS = 8
 """Groups that are drawn, those with the most updates."""
 
 
-def loss_by_group(run: Run, suffix: str) -> Drawing:
+def loss_by_group(run: Run, suffix: str) -> ReportFigure:
     """Training loss over the updates, by momentum group."""
     name, title = file_name("loss-by-group", run), f"Loss by group{suffix}"
     rows = [row for row in run.rows() if row.loss is not None]
     groups = _groups(run)
     if not groups:
-        return Drawing(name, title, _no_groups(run))
+        return ReportFigure(name, title, _no_groups(run))
     if not rows:
-        return Drawing(name, title, NO_TRACE)
+        return ReportFigure(name, title, NO_TRACE)
     drawn = figure()
     axes = drawn.subplots()
     words = []
@@ -62,7 +62,7 @@ def loss_by_group(run: Run, suffix: str) -> Drawing:
     axes.set(xlabel="update", ylabel="cross-entropy")
     counts(axes.xaxis)
     legend_below(drawn, axes)
-    return Drawing(
+    return ReportFigure(
         name,
         title,
         f"The subnets of a group agree in {_rule(run)}. A group whose loss stays above the others "
@@ -72,12 +72,12 @@ def loss_by_group(run: Run, suffix: str) -> Drawing:
     )
 
 
-def updates_by_group(run: Run, suffix: str) -> Drawing:
+def updates_by_group(run: Run, suffix: str) -> ReportFigure:
     """Share of the updates that each group had."""
     name, title = file_name("updates-by-group", run), f"Updates by group{suffix}"
     groups = _groups(run)
     if not groups:
-        return Drawing(name, title, _no_groups(run))
+        return ReportFigure(name, title, _no_groups(run))
     numbers = _updates(run)
     total = sum(numbers.values())
     shown = groups[:MAX_GROUPS]
@@ -104,7 +104,7 @@ def updates_by_group(run: Run, suffix: str) -> Drawing:
     shares(axes.xaxis)
     exact = all(seed.updates_by_group for seed in run.seeds)
     source = f"Of all {total:,} updates" if exact else f"Of the {total:,} updates in the trace"
-    return Drawing(
+    return ReportFigure(
         name,
         title,
         f"{source}{', of all seeds' if len(run.seeds) > 1 else ''}; the dashed line is an equal "
@@ -117,20 +117,20 @@ def updates_by_group(run: Run, suffix: str) -> Drawing:
     )
 
 
-def similarity_by_group(run: Run, suffix: str) -> Drawing:
+def similarity_by_group(run: Run, suffix: str) -> ReportFigure:
     """Mean cosine between the gradients of one update and the next, by their groups."""
     name, title = file_name("gradient-similarity", run), f"Gradient similarity by group{suffix}"
     pairs = [pair for seed in run.seeds for pair in seed.pairs or []]
     if not pairs:
         if not run.rows():
-            return Drawing(name, title, NO_TRACE)
+            return ReportFigure(name, title, NO_TRACE)
         short_run = any(seed.pairs is not None for seed in run.seeds)
         why = "the training was too short for it" if short_run else "by an earlier version"
-        return Drawing(name, title, f"Not recorded: {why}.")
+        return ReportFigure(name, title, f"Not recorded: {why}.")
     groups = _groups(run)
     if not groups:
         mean = over_sample([pair.cosine for pair in pairs])
-        return Drawing(
+        return ReportFigure(
             name,
             title,
             f"The cosine of an update's gradient and the next one's is {estimated(mean)} on "
@@ -152,7 +152,7 @@ def similarity_by_group(run: Run, suffix: str) -> Drawing:
         for kind, mean in (("within a group", within), ("between groups", between))
         if mean is not None
     ]
-    return Drawing(
+    return ReportFigure(
         name,
         title,
         "Mean cosine of the gradients of an update and the next one, over the weights that both "

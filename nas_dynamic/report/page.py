@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from nas_dynamic._extras import extra
-from nas_dynamic.records import RunError, write_text
 from nas_dynamic.report import tables
-from nas_dynamic.report.drawing import Drawing
+from nas_dynamic.report.drawing import ReportFigure
+from nas_dynamic.report.format import duration, estimated, joined, percent
 from nas_dynamic.report.group_figures import (
     loss_by_group,
     similarity_by_group,
@@ -29,7 +29,7 @@ from nas_dynamic.report.summary import summary, unfinished
 from nas_dynamic.report.theme import DARK, LIGHT, STYLE, inline_svg, save
 from nas_dynamic.report.training_figures import learning_rate, loss, same_scale
 from nas_dynamic.report.truth_file import with_truth
-from nas_dynamic.report.words import duration, estimated, joined, percent
+from nas_dynamic.storage.journal import RunError, write_text
 
 with extra("experiment"):
     import matplotlib
@@ -49,11 +49,11 @@ class _Section:
     id: str
     title: str
     text: str
-    drawings: Sequence[Drawing] = ()
+    drawings: Sequence[ReportFigure] = ()
     tables: Sequence[tables.Table] = ()
 
     @property
-    def drawn(self) -> list[Drawing]:
+    def drawn(self) -> list[ReportFigure]:
         return [drawing for drawing in self.drawings if drawing.drawn is not None]
 
     @property

@@ -7,21 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from nas_dynamic.architecture import architecture_text
-from nas_dynamic.ranking import Estimate
+from nas_dynamic.analysis.ranking import Estimate
 from nas_dynamic.report.drawing import (
     MARKERS,
-    Drawing,
+    ReportFigure,
     colour,
     counts,
     legend_below,
     legend_label,
     shares,
 )
+from nas_dynamic.report.format import estimated, few, joined, percent
 from nas_dynamic.report.run_folder import Run
 from nas_dynamic.report.statistics import Ranked, agreement_of_seeds, pareto
 from nas_dynamic.report.theme import LIGHT, figure
-from nas_dynamic.report.words import estimated, few, joined, percent
+from nas_dynamic.space import architecture_text
 
 __all__ = ["accuracy_by_size", "predicted_by_true", "seed_by_seed", "taus"]
 
@@ -29,7 +29,7 @@ MAX_POINTS = 1500
 """Subnets of a run that are drawn, so that a page stays small."""
 
 
-def accuracy_by_size(runs: Sequence[Run], colours: dict[str, int]) -> Drawing:
+def accuracy_by_size(runs: Sequence[Run], colours: dict[str, int]) -> ReportFigure:
     """Accuracy with inherited weights against the number of parameters; the Pareto set."""
     drawn = figure(height=3.4)
     axes = drawn.subplots()
@@ -77,7 +77,7 @@ def accuracy_by_size(runs: Sequence[Run], colours: dict[str, int]) -> Drawing:
     seeds = [len(run.seeds) for run in runs]
     over = "" if max(seeds) == 1 else ", the mean over the seeds"
     left_out = max(len(run.subnets) for run in runs) > MAX_POINTS
-    return Drawing(
+    return ReportFigure(
         "accuracy-by-size",
         "Accuracy by size, and the Pareto set",
         f"Each point is a subnet with the weights that it inherits{over}. Up and to the left is "
@@ -90,7 +90,7 @@ def accuracy_by_size(runs: Sequence[Run], colours: dict[str, int]) -> Drawing:
     )
 
 
-def seed_by_seed(runs: Sequence[Run], colours: dict[str, int]) -> Drawing:
+def seed_by_seed(runs: Sequence[Run], colours: dict[str, int]) -> ReportFigure:
     """The subnets' accuracies in two supernets that differ in the seed alone."""
     drawn = figure(height=3.4)
     axes = drawn.subplots()
@@ -114,7 +114,7 @@ def seed_by_seed(runs: Sequence[Run], colours: dict[str, int]) -> Drawing:
     shares(axes.yaxis)
     legend_below(drawn, axes)
     more = any(len(run.seeds) > 2 for run in runs)
-    return Drawing(
+    return ReportFigure(
         "seed-by-seed",
         "One seed by another",
         "Each point is a subnet, in two supernets that were trained alike but for the seed. Where "
@@ -126,7 +126,7 @@ def seed_by_seed(runs: Sequence[Run], colours: dict[str, int]) -> Drawing:
     )
 
 
-def predicted_by_true(group: Ranked, colours: dict[str, int], suffix: str) -> Drawing:
+def predicted_by_true(group: Ranked, colours: dict[str, int], suffix: str) -> ReportFigure:
     """Inherited accuracy against the truth."""
     drawn = figure(height=3.4)
     axes = drawn.subplots()
@@ -174,7 +174,7 @@ def predicted_by_true(group: Ranked, colours: dict[str, int], suffix: str) -> Dr
     shares(axes.xaxis)
     shares(axes.yaxis)
     legend_below(drawn, axes)
-    return Drawing(
+    return ReportFigure(
         f"predicted-by-true{suffix}",
         "Predicted by true",
         "Each point is a subnet: what the supernet says of it, against what it reaches when it is "
@@ -188,7 +188,7 @@ def predicted_by_true(group: Ranked, colours: dict[str, int], suffix: str) -> Dr
     )
 
 
-def taus(group: Ranked, colours: dict[str, int], suffix: str) -> Drawing:
+def taus(group: Ranked, colours: dict[str, int], suffix: str) -> ReportFigure:
     """τ with its interval, for every seed, their mean, and the baselines."""
     rows: list[tuple[str, Estimate, str, bool]] = []
     for run in group.runs:
@@ -220,7 +220,7 @@ def taus(group: Ranked, colours: dict[str, int], suffix: str) -> Drawing:
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("Kendall's τ with the truth")
     spoken = joined([f"{label} {estimated(estimate, '.2f')}" for label, estimate, *_ in rows])
-    return Drawing(
+    return ReportFigure(
         f"kendall-tau{suffix}",
         "How well each ranking agrees with the truth",
         f"1 is the order of the truth, 0 is chance. Lines are 95% intervals over the "

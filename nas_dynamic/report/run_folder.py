@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 
 from nas_dynamic._extras import extra
-from nas_dynamic.records import RunError
+from nas_dynamic.storage.journal import RunError
 
 with extra("experiment"):
     from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -48,7 +48,7 @@ class Subnet(_Record):
 
 
 class Row(_Record):
-    """What one update used: see `nas_dynamic.adapters.nni.trace.Trace`."""
+    """What one update used: see `nas_dynamic.experiment.nni.recorder.TrainingRecorder`."""
 
     step: int
     lr: float
@@ -67,7 +67,7 @@ class Pair(_Record):
 
 
 class Cost(_Record):
-    """What a training cost: see `nas_dynamic.cost.CostMeter.result`."""
+    """What a training cost: see `nas_dynamic.experiment.cost.CostMeter.result`."""
 
     peak_memory: int | None = None
     memory_of: str = "process"

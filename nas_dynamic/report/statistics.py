@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from nas_dynamic._extras import extra
-from nas_dynamic.diagnostics import Diagnostics, diagnose
-from nas_dynamic.paired import Difference
-from nas_dynamic.ranking import Estimate, estimate, tau
+from nas_dynamic.analysis.diagnostics import Diagnostics, diagnose
+from nas_dynamic.analysis.paired import Difference
+from nas_dynamic.analysis.ranking import Estimate, estimate, tau
 from nas_dynamic.report.run_folder import Pair, Row, Run
 
 with extra("experiment"):

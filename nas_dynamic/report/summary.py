@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from nas_dynamic.report.format import estimated, interval, joined, percent, points, signed
 from nas_dynamic.report.run_folder import Run
 from nas_dynamic.report.statistics import (
     Comparison,
@@ -14,7 +15,6 @@ from nas_dynamic.report.statistics import (
     pareto,
     share_interval,
 )
-from nas_dynamic.report.words import estimated, interval, joined, percent, points, signed
 
 __all__ = ["summary", "unfinished"]
 

@@ -8,11 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from nas_dynamic.architecture import architecture_text
-from nas_dynamic.ranking import Estimate, comparable_loss
-from nas_dynamic.report.run_folder import Run, Seed
-from nas_dynamic.report.statistics import Ranked, pareto
-from nas_dynamic.report.words import (
+from nas_dynamic.analysis.ranking import Estimate, comparable_loss
+from nas_dynamic.report.format import (
     bytes_text,
     duration,
     energy,
@@ -22,6 +19,9 @@ from nas_dynamic.report.words import (
     percent,
     value_text,
 )
+from nas_dynamic.report.run_folder import Run, Seed
+from nas_dynamic.report.statistics import Ranked, pareto
+from nas_dynamic.space import architecture_text
 
 __all__ = ["Table", "cost", "diagnostics", "environments", "pareto_sets", "scores", "settings"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from nas_dynamic.report.drawing import (
     BINS,
     NO_TRACE,
-    Drawing,
+    ReportFigure,
     colour,
     counts,
     curve,
@@ -19,15 +19,15 @@ from nas_dynamic.report.drawing import (
     legend_label,
     total_updates,
 )
+from nas_dynamic.report.format import few
 from nas_dynamic.report.run_folder import Run
 from nas_dynamic.report.statistics import complexity_bands
 from nas_dynamic.report.theme import LIGHT, RAMP, figure
-from nas_dynamic.report.words import few
 
 __all__ = ["learning_rate", "loss", "same_scale"]
 
 
-def loss(runs: Sequence[Run], colours: dict[str, int]) -> Drawing:
+def loss(runs: Sequence[Run], colours: dict[str, int]) -> ReportFigure:
     """Training loss of the sampled subnets over the updates."""
     title = "Training loss"
     drawn = figure()
@@ -55,12 +55,12 @@ def loss(runs: Sequence[Run], colours: dict[str, int]) -> Drawing:
         )
         words.append(f"{run.name}: from {mean[0]:.2f} to {mean[-1]:.2f}")
     if not words:
-        return Drawing("loss", title, NO_TRACE)
+        return ReportFigure("loss", title, NO_TRACE)
     axes.set(xlabel="update", ylabel="cross-entropy")
     counts(axes.xaxis)
     legend_below(drawn, axes)
     several = any(len(run.seeds) > 1 for run in runs)
-    return Drawing(
+    return ReportFigure(
         "loss",
         title,
         "Of the batch of each update, with the subnet that was sampled for it; the mean over "
@@ -72,12 +72,12 @@ def loss(runs: Sequence[Run], colours: dict[str, int]) -> Drawing:
     )
 
 
-def learning_rate(run: Run, suffix: str) -> Drawing:
+def learning_rate(run: Run, suffix: str) -> ReportFigure:
     """lr over the updates, by quantile of complexity."""
     name, title = file_name("learning-rate", run), f"Learning rate by size{suffix}"
     rows = run.rows()
     if not rows:
-        return Drawing(name, title, NO_TRACE)
+        return ReportFigure(name, title, NO_TRACE)
     drawn = figure()
     axes = drawn.subplots()
     by_size = any(row.gamma is not None for row in rows)
@@ -97,7 +97,7 @@ def learning_rate(run: Run, suffix: str) -> Drawing:
     counts(axes.xaxis)
     if by_size:
         legend_below(drawn, axes, "parameters of the subnet")
-    return Drawing(
+    return ReportFigure(
         name,
         title,
         (
@@ -111,7 +111,7 @@ def learning_rate(run: Run, suffix: str) -> Drawing:
     )
 
 
-def same_scale(drawings: Sequence[Drawing]) -> None:
+def same_scale(drawings: Sequence[ReportFigure]) -> None:
     """Give figures that stand side by side one y axis."""
     axes = [drawing.drawn.axes[0] for drawing in drawings if drawing.drawn is not None]
     limits = [panel.get_ylim() for panel in axes]

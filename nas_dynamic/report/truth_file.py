@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nas_dynamic.records import RunError
+from nas_dynamic.analysis.architecture_table import read_rows
 from nas_dynamic.report.run_folder import Key, Run, architecture_key, read_json
-from nas_dynamic.tables import read_rows
+from nas_dynamic.storage.journal import RunError
 
 __all__ = ["with_truth"]
 

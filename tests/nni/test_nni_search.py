@@ -20,9 +20,9 @@ from nas_dynamic.adapters.nni import (
     search_space,
     subnet_parameters,
 )
-from nas_dynamic.data import batch_loader, calibration_batches
-from nas_dynamic.data_sets import digits
-from nas_dynamic.evaluation import score_subnets
+from nas_dynamic.evaluation.scoring import score_subnets
+from nas_dynamic.experiment.data import batch_loader, calibration_batches
+from nas_dynamic.experiment.data_sets import digits
 from tests.nni.conftest import HUB
 from tests.nni.test_strategies import needs_tianshou
 

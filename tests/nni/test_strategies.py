@@ -26,8 +26,8 @@ from nas_dynamic.adapters.nni import (
     search_space,
     subnet_parameters,
 )
+from nas_dynamic.adapters.nni.multi_subnet import distillation_loss
 from nas_dynamic.adapters.nni.sampling import SamplingCallback
-from nas_dynamic.adapters.nni.several import distillation_loss
 
 needs_tianshou = pytest.mark.skipif(
     importlib.util.find_spec("tianshou") is None or importlib.util.find_spec("gym") is None,

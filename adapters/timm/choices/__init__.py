@@ -1,0 +1,1 @@
+"""Supernets of timm models in which some layers are a choice of layers."""

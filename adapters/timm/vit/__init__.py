@@ -1,0 +1,1 @@
+"""Elastic vision transformers: subnets that are slices of the supernet's weights."""

@@ -1,0 +1,176 @@
+"""Tables of architectures: what they reach when trained alone, measured by others."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nas_dynamic._extras import extra
+from nas_dynamic.space import Architecture, SearchSpace
+
+__all__ = ["ArchitectureTable", "read_rows"]
+
+
+class ArchitectureTable:
+    """A value for each of some architectures of a space.
+
+    Args:
+        space: the architectures.
+        values: architecture → value, as pairs; or a mapping from tuples of candidates, in the
+            order of `space.labels`.
+
+    Raises:
+        ValueError: an architecture is not of the space, has two values, or one that is not finite.
+
+    Example:
+        >>> space = SearchSpace({"layer1": ["conv3", "conv5"], "depth": [2, 3]})
+        >>> table = ArchitectureTable(space, {("conv3", 2): 91.0, ("conv5", 3): 93.5})
+        >>> table({"layer1": "conv5", "depth": 3})
+        93.5
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        values: Mapping[tuple[Hashable, ...], float] | Iterable[tuple[Architecture, float]],
+    ) -> None:
+        self.space = space
+        self._values: dict[tuple[int, ...], float] = {}
+        pairs = values.items() if isinstance(values, Mapping) else values
+        for architecture, value in pairs:
+            if isinstance(architecture, tuple):
+                architecture = self._labelled(architecture)
+            self._add(architecture, value)
+
+    @classmethod
+    def read(
+        cls,
+        path: str | Path,
+        space: SearchSpace,
+        value: str,
+        parse: Callable[[dict[str, Any]], Architecture] | None = None,
+    ) -> ArchitectureTable:
+        """Read a CSV (.csv, .csv.gz) or a parquet file with one row an architecture.
+
+        Args:
+            path: of the file.
+            space: the architectures.
+            value: column of the values.
+            parse: row → architecture. By default every label of the space is a column that holds
+                candidates, as text.
+
+        Raises:
+            ValueError: a column is missing, or a row is of no architecture of the space, has no
+                value or contradicts an earlier one; the message has its number, from 1.
+        """
+        rows = read_rows(path)
+        wanted = {value} | (set() if parse else set(space.labels))
+        missing = wanted - set(rows[0])
+        if missing:
+            raise ValueError(
+                f"{path} has no column {sorted(missing)}; its columns are {list(rows[0])}"
+            )
+        table = cls(space, ())
+        for number, row in enumerate(rows, 1):
+            try:
+                architecture = parse(row) if parse else _named(space, row)
+                table._add(architecture, _number(row[value], value))
+            except ValueError as error:
+                raise ValueError(f"{path}, row {number} of {len(rows)}: {error}") from error
+        return table
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __contains__(self, architecture: Architecture) -> bool:
+        return self._key(architecture) in self._values
+
+    def __call__(self, architecture: Architecture) -> float:
+        """Look a value up.
+
+        Raises:
+            ValueError: the table has no such architecture.
+        """
+        try:
+            return self._values[self._key(architecture)]
+        except KeyError:
+            raise ValueError(
+                f"the table of {len(self)} architectures has none with {dict(architecture)}"
+            ) from None
+
+    def _add(self, architecture: Architecture, value: float) -> None:
+        key = self._key(architecture)
+        if not math.isfinite(value):
+            raise ValueError(
+                f"{dict(architecture)} has the value {value}; drop what was not measured"
+            )
+        if self._values.setdefault(key, float(value)) != value:
+            raise ValueError(
+                f"{dict(architecture)} has the values {self._values[key]} and {value}; "
+                "average them, or choose one"
+            )
+
+    def _key(self, architecture: Architecture) -> tuple[int, ...]:
+        return tuple(self.space.encode(architecture).tolist())
+
+    def _labelled(self, candidates: tuple[Hashable, ...]) -> Architecture:
+        if len(candidates) != len(self.space.labels):
+            raise ValueError(
+                f"{candidates} has {len(candidates)} candidates; "
+                f"the space has {len(self.space.labels)} choices"
+            )
+        return dict(zip(self.space.labels, candidates, strict=True))
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a CSV (values are text), gzipped or not, or of a parquet file.
+
+    Values that a row of a CSV lacks, such as those of a file that was cut off, are "".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is of another kind, or has no rows.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file")
+    if path.suffix == ".parquet":
+        with extra("parquet"):
+            import pandas
+            import pyarrow  # noqa: F401, pandas names it as optional
+        rows = pandas.read_parquet(path).to_dict("records")
+    elif path.name.endswith((".csv", ".csv.gz")):
+        with (gzip.open if path.suffix == ".gz" else open)(
+            path, "rt", newline="", encoding="utf-8-sig"
+        ) as file:
+            rows = list(csv.DictReader(file, restval=""))
+    else:
+        raise ValueError(f"{path}: a table is a .csv, a .csv.gz or a .parquet file")
+    if not rows:
+        raise ValueError(f"{path} has no rows")
+    return rows
+
+
+def _number(value: Any, column: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r} in column {column!r} is no number") from None
+
+
+def _named(space: SearchSpace, row: Mapping[str, Any]) -> Architecture:
+    """The architecture whose candidates read as in a row."""
+    architecture = {}
+    for label, candidates in space.choices.items():
+        matching = [c for c in candidates if str(c) == str(row[label])]
+        if len(matching) != 1:
+            raise ValueError(
+                f"{row[label]!r} in column {label!r} is no candidate; they are "
+                f"{[str(candidate) for candidate in candidates]}"
+            )
+        architecture[label] = matching[0]
+    return architecture

@@ -1,0 +1,179 @@
+"""What a checkpoint holds of a dynamic training, read in full before anything is changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from nas_dynamic.momentum import is_plain
+
+__all__ = ["CHECKPOINT_KEY", "TrainingState", "differences", "expect", "read"]
+
+CHECKPOINT_KEY = "dynamic_training"
+"""Where in `optimizer.state_dict()` the state of a dynamic training is."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingState:
+    """The counters of a dynamic training, and its groups as plain data.
+
+    The names are those of the attributes of `DynamicTraining`; `groups` is of `GroupStates`.
+    """
+
+    updates: int
+    steps: int
+    skipped: int
+    parts: tuple[int, int]
+    peaks: list[float]
+    groups: dict[str, Any] | None
+
+    def state_dict(self, definition: dict[str, Any]) -> dict[str, Any]:
+        """What goes into a checkpoint, with what it may be resumed by."""
+        shallow = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {"definition": definition} | shallow | {"parts": list(self.parts)}
+
+
+def read(state_dict: Mapping[str, Any], definition: dict[str, Any]) -> TrainingState:
+    """The state of a dynamic training in the state_dict of an optimizer.
+
+    Raises:
+        ValueError: there is none; it is of another definition, and the message names every
+            difference; or it is damaged, and the message names the first entry that is.
+    """
+    if CHECKPOINT_KEY not in state_dict:
+        raise ValueError(
+            "the checkpoint was written without dynamic training; load it into the optimizer "
+            "before DynamicTraining is attached, and every group starts from its state. Or it is "
+            "of torch's get_optimizer_state_dict, which leaves the groups out; save "
+            "optimizer.state_dict() instead"
+        )
+    saved = expect(state_dict[CHECKPOINT_KEY], dict, CHECKPOINT_KEY)
+    found = {
+        name: expect(saved.get(name), kind, f"{CHECKPOINT_KEY}.{name}")
+        for name, kind in (
+            ("definition", dict),
+            ("updates", int),
+            ("steps", int),
+            ("skipped", int),
+            ("parts", list),
+            ("peaks", list),
+        )
+    }
+    differing = differences(found.pop("definition"), definition)
+    if differing:
+        raise ValueError("the checkpoint is of another dynamic training: " + "; ".join(differing))
+    counts = {name: found[name] for name in ("updates", "steps", "skipped")}
+    for name, count in counts.items():
+        _check(count >= 0, name, count)
+    for name, kind in (("parts", int), ("peaks", float)):
+        for number, value in enumerate(found[name]):
+            expect(value, kind, f"{CHECKPOINT_KEY}.{name}[{number}]")
+    made, parts = found["parts"] if len(found["parts"]) == 2 else (0, 0)
+    _check(0 <= made < parts, "parts", found["parts"])
+    scheduled = definition["calr"] is not None
+    _check(
+        len(found["peaks"]) <= len(state_dict["param_groups"])
+        and (scheduled or not found["peaks"])
+        and bool(found["peaks"] or not scheduled or counts["updates"] == 0)
+        and all(math.isfinite(peak) and peak >= 0 for peak in found["peaks"]),
+        "peaks",
+        found["peaks"],
+    )
+    groups = None
+    if definition["momentum"] is not None:
+        groups = expect(saved.get("groups"), dict, f"{CHECKPOINT_KEY}.groups")
+        _check_groups(groups, state_dict["param_groups"])
+    return TrainingState(**counts, parts=(made, parts), peaks=list(found["peaks"]), groups=groups)
+
+
+def _check_groups(groups: dict[str, Any], param_groups: Sequence[Mapping[str, Any]]) -> None:
+    """Check the state of `GroupStates` down to the state of each parameter."""
+    parameters = {number for group in param_groups for number in group["params"]}
+
+    def state(value: Any, name: str) -> None:
+        for key, of_parameter in expect(value, dict, f"{CHECKPOINT_KEY}.{name}").items():
+            _check(type(key) is not int or key in parameters, name, f"of a parameter {key}")
+            if type(key) is int:
+                expect(of_parameter, dict, f"{CHECKPOINT_KEY}.{name}[{key}]")
+
+    def counters(value: Any, name: str, lengths: Collection[int]) -> list[dict[Any, Any]]:
+        _check(len(expect(value, list, f"{CHECKPOINT_KEY}.{name}")) in lengths, name, value)
+        return [
+            expect(entry, dict, f"{CHECKPOINT_KEY}.{name}[{n}]") for n, entry in enumerate(value)
+        ]
+
+    state(groups.get("origin"), "groups.origin")
+    keys = []
+    for number, entry in enumerate(
+        expect(groups.get("groups"), list, f"{CHECKPOINT_KEY}.groups.groups")
+    ):
+        name = f"groups.groups[{number}]"
+        _check(len(expect(entry, list, f"{CHECKPOINT_KEY}.{name}")) == 3, name, entry)
+        _check(is_plain(entry[0]) and entry[0] not in keys, f"{name}[0]", entry[0])
+        state(entry[1], f"{name}[1]")
+        # None of a group that was opened by a step that raised; fewer than there are param groups
+        # if some were added since the group's last update.
+        counters(entry[2], f"{name}[2]", range(len(param_groups) + 1))
+        keys.append(entry[0])
+    initial = counters(groups.get("initial"), "groups.initial", {len(param_groups)})
+    for number, of_group in enumerate(initial):
+        for key, value in of_group.items():
+            name = f"groups.initial[{number}].{key}"
+            _check(value is None or (type(value) is list and len(value) == 1), name, value)
+    current = groups.get("current", ())
+    known = current is None or (
+        type(current) is list and len(current) == 1 and is_plain(current[0]) and current[0] in keys
+    )
+    _check(known, "groups.current", current)
+
+
+def _check(sound: bool, name: str, value: Any) -> None:
+    if not sound:
+        raise ValueError(
+            f"the checkpoint is damaged: {CHECKPOINT_KEY}.{name} is {_shown(value)}; "
+            "resume from an earlier checkpoint"
+        )
+
+
+def expect(value: Any, kind: type, where: str) -> Any:
+    """The value, which has to be just of this type.
+
+    Raises:
+        ValueError: it is not; the message says where it stands.
+    """
+    if type(value) is not kind:
+        raise ValueError(
+            f"the checkpoint is damaged: {where} is {_shown(value)}, which is no {kind.__name__}; "
+            "resume from an earlier checkpoint"
+        )
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def differences(saved: Any, here: Any, path: str = "") -> list[str]:
+    """Where two definitions differ, one sentence each."""
+    if isinstance(saved, dict) and isinstance(here, dict):
+        found = []
+        for key in [*saved, *(key for key in here if key not in saved)]:
+            found += differences(
+                saved.get(key), here.get(key), f"{path}.{key}" if path else str(key)
+            )
+        return found
+    if _same(saved, here):
+        return []
+    return [f"{path} is {saved} in the checkpoint and {here} here"]
+
+
+def _same(saved: Any, here: Any) -> bool:
+    if isinstance(saved, list | tuple) and isinstance(here, list | tuple):
+        return len(saved) == len(here) and all(map(_same, saved, here))
+    # No definition has a tensor; a damaged one may, and comparing it would give a tensor.
+    return not torch.is_tensor(saved) and saved == here

@@ -1,0 +1,249 @@
+"""What an update uses: from the subnets of a step to an lr and a momentum group."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nas_dynamic.calr import CaLR, checked_complexity
+from nas_dynamic.momentum import MomentumSeparation
+from nas_dynamic.space import Architecture, SearchSpace
+
+__all__ = ["Subnet", "Update", "UpdateRule"]
+
+
+@dataclass(frozen=True, slots=True)
+class Subnet:
+    """One subnet of an update.
+
+    Attributes:
+        architecture: what was sampled.
+        complexity: of the subnet; None without CaLR.
+        gamma: γ of the subnet; None without CaLR.
+    """
+
+    architecture: Architecture
+    complexity: float | None
+    gamma: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one update used.
+
+    Attributes:
+        step: 0-based number of the training step, t of CaLR.
+        subnets: the subnets whose gradients the update took; usually one.
+        factor: what the scheduled lr was multiplied by, one per param group.
+        lr: the lr that the update used, one per param group.
+        group: momentum group; None without momentum separation.
+    """
+
+    step: int
+    subnets: tuple[Subnet, ...]
+    factor: tuple[float, ...]
+    lr: tuple[Any, ...]
+    group: Hashable
+
+    @property
+    def architecture(self) -> Architecture:
+        """The architecture of an update of one subnet."""
+        return self._only.architecture
+
+    @property
+    def complexity(self) -> float | None:
+        """The complexity of the subnet, in an update of one."""
+        return self._only.complexity
+
+    @property
+    def gamma(self) -> float | None:
+        """γ of the subnet, in an update of one."""
+        return self._only.gamma
+
+    @property
+    def _only(self) -> Subnet:
+        if len(self.subnets) != 1:
+            raise ValueError(f"the update took {len(self.subnets)} subnets; look at `subnets`")
+        return self.subnets[0]
+
+
+class UpdateRule:
+    """From what was sampled to what an update will use, or an error; no tensor is touched.
+
+    Attributes:
+        peaks: the greatest lr that each param group was scheduled at in an update so far; empty
+            ahead of the first, and without CaLR.
+        weighed: the architectures that `loss_weights` was called with for the coming update.
+    """
+
+    def __init__(
+        self,
+        calr: CaLR | None,
+        momentum: MomentumSeparation | None,
+        space: SearchSpace | None,
+    ) -> None:
+        self.calr = calr
+        self.momentum = momentum
+        self.space = space
+        self.peaks: list[float] = []
+        self.weighed: list[Architecture] = []
+        self._next_peaks: list[float] = []
+        self._warned: set[str] = set()
+
+    def plan(
+        self,
+        param_groups: Sequence[Mapping[str, Any]],
+        architectures: Architecture | Sequence[Architecture] | None,
+        step: int,
+    ) -> Update:
+        """The coming update, of the subnets that the host says it sampled."""
+        subnets = self.subnets(architectures)
+        group = self.group(subnets)
+        self._check_weighed(subnets)
+        factors = [1.0] * len(param_groups)
+        if self.calr is not None:
+            lrs = _lrs(param_groups)
+            self._next_peaks = peaks = self._peaks_with(lrs)
+            if not self.calr.follows_scheduler and lrs != peaks:
+                self.warn_once(
+                    "decayed twice",
+                    f"an lr scheduler has decayed the lr, and CaLR's {self.calr.curve!r} curve "
+                    "decays it again. Use CaLR(curve='scheduler') to bend the scheduler's decay "
+                    "instead, or remove the scheduler",
+                )
+            factors = [
+                self._lr_factor(
+                    self._factors(self.calr, subnets, step, lr / peak if peak > 0 else 0.0)
+                )
+                for lr, peak in zip(lrs, peaks, strict=True)
+            ]
+        return Update(
+            step=step,
+            subnets=subnets,
+            factor=tuple(factors),
+            lr=tuple(g["lr"] * factor for g, factor in zip(param_groups, factors, strict=True)),
+            group=group,
+        )
+
+    def begin(self) -> list[float]:
+        """Begin the update that was planned; the peaks ahead of it, to go back to."""
+        before, self.peaks = self.peaks, self._next_peaks
+        return before
+
+    def _peaks_with(self, lrs: list[float]) -> list[float]:
+        # Peaks of updates only: a warm-up may lower the lr after attachment and before the first.
+        known = self.peaks + [0.0] * (len(lrs) - len(self.peaks))
+        return [max(peak, lr) for peak, lr in zip(known, lrs, strict=True)]
+
+    def loss_weights(
+        self,
+        param_groups: Sequence[Mapping[str, Any]],
+        architectures: Sequence[Architecture],
+        step: int,
+    ) -> list[float]:
+        """The weight of each subnet's loss; see `DynamicTraining.loss_weights`."""
+        subnets = self.subnets(architectures)
+        weights = [1.0] * len(subnets)
+        if self.calr is not None:
+            # A group whose lr has always been 0 trains nothing.
+            lrs = _lrs(param_groups)
+            peaks = self._peaks_with(lrs)
+            ratios = [lr / peak for lr, peak in zip(lrs, peaks, strict=True) if peak > 0] or [0.0]
+            weighed = len(subnets) > 1 or self.calr.anneal == "loss"
+            if self.calr.follows_scheduler and weighed and max(ratios) - min(ratios) > 1e-6:
+                raise ValueError(
+                    "param groups are at different parts of their lr schedules, so that one "
+                    "weight for a subnet's loss cannot serve all; use one schedule, or one subnet "
+                    "a step and anneal='lr'"
+                )
+            factors = self._factors(self.calr, subnets, step, ratios[0])
+            common = self._lr_factor(factors)
+            weights = [factor / common if common > 0 else 1.0 for factor in factors]
+        self.weighed = [subnet.architecture for subnet in subnets]
+        return weights
+
+    def _check_weighed(self, subnets: Sequence[Subnet]) -> None:
+        """Losses that need weights must have been given those of just these subnets."""
+        if self.calr is None or (len(subnets) == 1 and self.calr.anneal == "lr"):
+            return
+        if self.weighed != [subnet.architecture for subnet in subnets]:
+            raise RuntimeError(
+                f"the losses of this update's {len(subnets)} subnets need weights: multiply each "
+                "by its entry of DynamicTraining.loss_weights(architectures) ahead of backward, "
+                "with the architectures in the order that `architecture` returns them"
+            )
+
+    def subnets(
+        self, architectures: Architecture | Sequence[Architecture] | None
+    ) -> tuple[Subnet, ...]:
+        """The subnets of an update, from what the host says it sampled."""
+        if isinstance(architectures, Mapping):
+            architectures = [architectures]
+        if not architectures:
+            raise RuntimeError(
+                f"no architecture at the update: `architecture` returned {architectures}; "
+                "sample a subnet before the step"
+            )
+        return tuple([self._subnet(architecture) for architecture in architectures])
+
+    def _subnet(self, architecture: Architecture) -> Subnet:
+        if self.space is not None:
+            self.space.validate(architecture)
+        if self.calr is None:
+            return Subnet(dict(architecture), None, None)
+        complexity = checked_complexity(self.calr.complexity, architecture)
+        if not self.calr.covers(complexity):
+            self.warn_once(
+                "outside bounds",
+                f"a subnet of complexity {complexity:g} is outside CaLR's bounds "
+                f"({self.calr.c_min:g}, {self.calr.c_max:g}) and takes the γ of the nearer bound; "
+                "give the bounds of the whole space",
+            )
+        return Subnet(dict(architecture), complexity, self.calr.gamma_of(complexity))
+
+    def group(self, subnets: Sequence[Subnet]) -> Hashable:
+        """The one group that all subnets are of; None without momentum separation."""
+        if self.momentum is None:
+            return None
+        groups = dict.fromkeys(self.momentum.group(subnet.architecture) for subnet in subnets)
+        if len(groups) > 1:
+            raise RuntimeError(
+                f"the subnets of one update are of the groups {', '.join(map(repr, groups))}, and "
+                "one momentum would mix them. Sample a step of one group, such as "
+                "FairSampler(space, group_by=label), or take one update a group: "
+                "DynamicTraining.split"
+            )
+        return next(iter(groups))
+
+    def _factors(
+        self, calr: CaLR, subnets: Sequence[Subnet], step: int, lr_ratio: float
+    ) -> list[float]:
+        """f(α_k): CaLR's factor of every subnet."""
+        if calr.total_steps is not None and step >= calr.total_steps:
+            raise RuntimeError(
+                f"all {calr.total_steps} steps of CaLR's total_steps are done: the lr would be "
+                "zero. Give CaLR the number of steps of the whole training"
+            )
+        return [
+            calr.factor_of(subnet.gamma, step, lr_ratio)
+            for subnet in subnets
+            if subnet.gamma is not None
+        ]
+
+    def _lr_factor(self, factors: Sequence[float]) -> float:
+        """What the scheduled lr is multiplied by: mean_k f(α_k), or 1 if losses anneal alone."""
+        if self.calr is not None and self.calr.anneal == "loss":
+            return 1.0
+        return sum(factors) / len(factors)
+
+    def warn_once(self, kind: str, message: str) -> None:
+        """Warn the first time that something of this kind is seen."""
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, UserWarning, stacklevel=2)
+
+
+def _lrs(param_groups: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [float(group["lr"]) for group in param_groups]

@@ -1,0 +1,272 @@
+"""The command line: `nas-dynamic demo`, `train`, `compare`, `report`, …"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from nas_dynamic.storage.journal import RunError
+
+__all__ = ["main"]
+
+DEMO = """\
+Trains NNI's NasBench201 space, at small size, on scikit-learn's digits: as usual, and with
+dynamic training from the same seeds, on the same subnets, for as many updates. Scores a sample
+of subnets with the weights that they inherit, trains each of them alone, and prints how well
+the one ranks the other. Nothing is downloaded. Results go to OUT/demo, over those of an earlier
+demo; the accuracies of subnets trained alone are kept in OUT for the next one."""
+
+COMPARE = """\
+Answers whether dynamic training helps on the space and data of CONFIG, with an interval: trains
+its supernet as usual and as CONFIG says, from the same seeds, on the same subnets, for as many
+updates; scores a sample of subnets, trains each of them alone as the truth, and prints the
+differences over the seeds. Results go to OUT/NAME-compare. Start it again to go on after a stop,
+or with more seeds: what is there is kept. CONFIG is as for train; its seeds are not used."""
+
+TRAIN = """\
+Trains the supernet that CONFIG describes (model space, data, optimizer, dynamic options, budget,
+seeds) and scores a sample of its subnets. Results go to OUT/NAME, where NAME is the name in
+CONFIG. A checkpoint is written after every epoch, so that --resume can go on with a run that was
+stopped. A finished run is never overwritten. The keys of CONFIG are in docs/configuration.md."""
+
+REPORT = """\
+Writes one HTML page, which needs no network, on runs that train, demo and compare have written:
+what was found and how sure that is, accuracy by size, the ranking against the truth where there is
+one, training, groups, cost, configuration. Several runs stand side by side; the first one is what
+the others are compared with. A run that is not finished is reported as far as it is. An earlier
+page of the same name, and its figures, are overwritten."""
+
+IMPORT_HINTS = ("pkg_resources is deprecated", ".* is found to be not a nn.Module")
+"""What NNI warns of when it is imported, as regular expressions."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line, and return its exit status: 0, or 1 for a run that cannot be."""
+    options = _parser().parse_args(arguments)
+    for hint in IMPORT_HINTS:
+        warnings.filterwarnings("ignore", hint)
+    try:
+        options.command(options)
+    except (RunError, FileNotFoundError, ImportError) as error:
+        print(f"nas-dynamic: {error}", file=sys.stderr)
+        return 1
+    except FloatingPointError as error:
+        print(f"nas-dynamic: the training diverged: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("nas-dynamic: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> None:
+    import torch
+
+    from nas_dynamic.experiment.console import Display
+    from nas_dynamic.experiment.demo import Demo, print_results, run_demo
+
+    # The networks are so small that more threads gain nothing and make sums come out otherwise.
+    torch.set_num_threads(1)
+    demo = Demo(
+        seeds=options.seed,
+        epochs=options.epochs,
+        standalone_epochs=options.standalone_epochs,
+        subnets=options.subnets,
+        channels=options.channels,
+        device=options.device,
+        precision=options.precision,
+    )
+    with Display() as display:
+        results = run_demo(demo, options.out, display)
+    print_results(results, display.console)
+    folder = options.out / "demo"
+    print(f"Figure and JSON are in {folder}; `nas-dynamic report {folder}` makes a page of them")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from nas_dynamic.experiment.config import load
+    from nas_dynamic.experiment.console import Display
+    from nas_dynamic.experiment.run import print_results, run
+
+    config = load(
+        options.config, seeds=options.seed, device=options.device, precision=options.precision
+    )
+    with Display() as display:
+        results = run(config, options.out, display, resume=options.resume)
+    print_results(results, display.console)
+    folder = options.out / config.name
+    print(f"Figure and JSON are in {folder}; `nas-dynamic report {folder}` makes a page of them")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from nas_dynamic.experiment.compare import compare, print_comparison
+    from nas_dynamic.experiment.config import load
+    from nas_dynamic.experiment.console import Display
+
+    config = load(options.config, device=options.device, precision=options.precision)
+    scoring = config.scoring.model_copy(update={"subnets": options.subnets})
+    with Display() as display:
+        comparison = compare(
+            config.model_copy(update={"scoring": scoring}),
+            options.out,
+            display,
+            seeds=sorted(set(options.seed)),
+            standalone_epochs=options.standalone_epochs,
+            static_curve=options.static_curve,
+        )
+    print_comparison(comparison, display.console)
+    print(f"Runs and JSON are in {options.out / (config.name + '-compare')}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from nas_dynamic.report import write_report
+
+    page, figures = write_report(
+        options.runs,
+        output=options.output,
+        figures=options.figures,
+        truth=options.truth,
+        truth_column=options.truth_column,
+    )
+    print(f"The report is {page}; its figures, as PNG and SVG, are in {figures}")
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from nas_dynamic.experiment.doctor import examine, print_findings
+
+    if not print_findings(examine()):
+        raise RunError("what is broken, and the remedy, stands above")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nas-dynamic", description="Dynamic training of weight-sharing supernets."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--out", type=Path, default=Path("runs"), help="folder of all runs (default: %(default)s)"
+    )
+    formatter = argparse.RawDescriptionHelpFormatter
+
+    demo = commands.add_parser(
+        "demo",
+        parents=[common],
+        formatter_class=formatter,
+        description=DEMO,
+        help="train and compare static and dynamic supernets on a small task",
+    )
+    demo.set_defaults(command=_demo)
+    _add_seeds(demo, [0, 1])
+    demo.add_argument("--device", default="cpu", help=f"{DEVICES} (default: %(default)s)")
+    demo.add_argument(
+        "--precision", choices=PRECISIONS, default="32", help="(default: %(default)s)"
+    )
+    _add_number(demo, "--epochs", 100, 1, "of each supernet")
+    _add_number(demo, "--standalone-epochs", 10, 1, "of each subnet that is trained alone")
+    _add_number(demo, "--subnets", 50, 2, "that are scored, and trained alone")
+    _add_number(demo, "--channels", 4, 1, "of the first cells of the space")
+
+    train = commands.add_parser(
+        "train",
+        parents=[common],
+        formatter_class=formatter,
+        description=TRAIN,
+        help="train and score the supernet of a configuration file",
+    )
+    train.set_defaults(command=_train)
+    train.add_argument("--resume", action="store_true", help="go on with the run in OUT/NAME")
+    train.add_argument("--seed", type=SEED, nargs="+", help="instead of CONFIG's seeds")
+
+    compare = commands.add_parser(
+        "compare",
+        parents=[common],
+        formatter_class=formatter,
+        description=COMPARE,
+        help="measure whether dynamic training helps, over paired seeds",
+    )
+    compare.set_defaults(command=_compare)
+    _add_seeds(compare, [0, 1, 2, 3, 4])
+    _add_number(compare, "--subnets", 30, 3, "that are scored, and trained alone")
+    _add_number(compare, "--standalone-epochs", 10, 1, "of each subnet that is trained alone")
+    compare.add_argument(
+        "--static-curve",
+        choices=("cosine", "polynomial", "cosine-power"),
+        default="cosine",
+        help="decay of the static arm's lr where CONFIG has no scheduler; CONFIG's dynamic.curve "
+        "tells what the curve by itself does (default: cosine)",
+    )
+    for command in (train, compare):
+        command.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
+        command.add_argument("--device", help=f"instead of CONFIG's: {DEVICES}")
+        command.add_argument("--precision", choices=PRECISIONS, help="instead of CONFIG's")
+
+    report = commands.add_parser(
+        "report",
+        formatter_class=formatter,
+        description=REPORT,
+        help="make a page of one run or more",
+    )
+    report.set_defaults(command=_report)
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
+    for name, kind, text in (
+        ("--output", "FILE.html", "the page (default: report.html in RUN, or beside several)"),
+        ("--figures", "FOLDER", "of the figures (default: FILE-figures)"),
+        ("--truth", "FILE", "accuracies of subnets trained alone: .json, .csv or .parquet"),
+    ):
+        report.add_argument(name, type=Path, metavar=kind, help=text)
+    report.add_argument(
+        "--truth-column",
+        default="accuracy",
+        metavar="NAME",
+        help="that holds them (default: %(default)s)",
+    )
+
+    doctor = commands.add_parser("doctor", help="print what of this installation works")
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+DEVICES = "auto, cpu, cuda, cuda:N or mps"
+PRECISIONS = ("32", "bf16-mixed", "16-mixed")
+
+
+def _add_seeds(parser: argparse.ArgumentParser, default: list[int]) -> None:
+    shown = " ".join(map(str, default))
+    parser.add_argument(
+        "--seed",
+        type=SEED,
+        nargs="+",
+        default=default,
+        help=f"seeds of the supernets (default: {shown})",
+    )
+
+
+def _add_number(
+    parser: argparse.ArgumentParser, name: str, default: int, least: int, text: str
+) -> None:
+    parser.add_argument(
+        name, type=_from(least), default=default, metavar="N", help=f"{text} (default: {default})"
+    )
+
+
+def _from(least: int, most: float = math.inf):
+    """An argument type: whole numbers from `least` on, up to `most`."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{value} is more than {most}")
+        return value
+
+    return number
+
+
+SEED = _from(0, 2**32 - 1)  # as in a configuration

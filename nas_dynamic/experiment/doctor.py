@@ -1,0 +1,196 @@
+"""`nas-dynamic doctor`: what of this installation works, and what to do about the rest."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import platform
+import warnings
+from dataclasses import dataclass
+from email.message import Message
+from importlib import metadata
+from typing import Any, Literal
+
+import torch
+
+__all__ = ["Finding", "examine", "print_findings"]
+
+State = Literal["works", "absent", "broken", "untested"]
+
+PACKAGES = (
+    "nas-dynamic",
+    "torch",
+    "numpy",
+    "torchvision",
+    "nni",
+    "pytorch-lightning",
+    "timm",
+    "scikit-learn",
+    "setuptools",
+)
+# What is imported, what it is for, the packages and the extra of this project that it takes.
+PARTS = (
+    ("nas_dynamic.adapters.nni", "NNI experiments", ("nni", "pytorch_lightning"), "nni"),
+    ("nas_dynamic.adapters.timm", "timm supernets", ("timm",), "timm"),
+    (
+        "nas_dynamic.experiment.run",
+        "nas-dynamic demo and train",
+        (
+            "nni",
+            "jinja2",
+            "matplotlib",
+            "pydantic",
+            "yaml",
+            "rich",
+            "sklearn",
+            "scipy",
+            "torchvision",
+        ),
+        "nni,experiment",
+    ),
+    ("nas_dynamic.search", "searches for subnets", ("lightgbm", "pymoo", "scipy"), "search"),
+    (
+        "nas_dynamic.analysis.architecture_table",
+        "truth tables in parquet files",
+        ("pandas", "pyarrow"),
+        "parquet",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the examination.
+
+    Attributes:
+        name: what was looked at.
+        state: `"absent"` is optional and not installed; `"untested"` is there, but this project
+            has no test on it.
+        detail: a version, or what is wrong and the remedy.
+    """
+
+    name: str
+    state: State
+    detail: str
+
+
+def examine() -> list[Finding]:
+    """Look at Python, packages, adapters, processors, and one update of each optimizer step."""
+    findings = [_python()]
+    findings += [_package(name) for name in PACKAGES]
+    findings += [_part(*part) for part in PARTS]
+    threads, cpus = torch.get_num_threads(), os.cpu_count()
+    findings.append(Finding("CPU threads", "works", f"{threads} of {cpus} processors"))
+    findings += _accelerators()
+    findings.append(_distributed())
+    findings.append(_update())
+    return findings
+
+
+def print_findings(findings: list[Finding]) -> bool:
+    """Print them, one a line; whether nothing is broken."""
+    for finding in findings:
+        print(f"{finding.state:9}{finding.name}: {finding.detail}")
+    return all(finding.state != "broken" for finding in findings)
+
+
+def _python() -> Finding:
+    detail = f"{platform.python_version()} on {platform.platform()}"
+    version = ".".join(platform.python_version_tuple()[:2])
+    classifiers = _metadata().get_all("Classifier", [])
+    prefix = "Programming Language :: Python :: 3."
+    tested = [c.rpartition(" ")[2] for c in classifiers if c.startswith(prefix)]
+    if tested and version not in tested:
+        return Finding("python", "untested", f"{detail}; tested are {', '.join(tested)}")
+    return Finding("python", "works", detail)
+
+
+def _package(name: str) -> Finding:
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Finding(name, "absent", "not installed")
+    if importlib.util.find_spec("packaging") is None:
+        return Finding(name, "works", f"{version} (not compared: packaging is not installed)")
+    from packaging.requirements import Requirement
+
+    for text in _metadata().get_all("Requires-Dist", []):
+        requirement = Requirement(text)
+        if requirement.name == name and not requirement.specifier.contains(version, True):
+            wanted = f"{name}{requirement.specifier}"
+            detail = f"{version}, and tested is {wanted}: pip install '{wanted}'"
+            return Finding(name, "untested", detail)
+    return Finding(name, "works", version)
+
+
+def _metadata() -> Any:
+    try:
+        return metadata.metadata("nas-dynamic")
+    except metadata.PackageNotFoundError:  # the sources, not installed
+        return Message()
+
+
+def _part(module: str, purpose: str, packages: tuple[str, ...], extra: str) -> Finding:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        detail = f"{purpose} need {', '.join(missing)}: pip install 'nas-dynamic[{extra}]'"
+        return Finding(module, "absent", detail)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NNI's import is full of them
+        try:
+            for name in (*packages, module):  # a module may import some only where it uses them
+                importlib.import_module(name)
+        except Exception as error:  # whatever a broken installation raises is the finding
+            remedy = f"in a new environment: pip install 'nas-dynamic[{extra}]'"
+            return Finding(module, "broken", f"{type(error).__name__}: {error}; {remedy}")
+    return Finding(module, "works", purpose)
+
+
+def _accelerators() -> list[Finding]:
+    if torch.cuda.is_available():
+        return [
+            Finding(f"cuda:{number}", "untested", torch.cuda.get_device_name(number))
+            for number in range(torch.cuda.device_count())
+        ]
+    if torch.backends.mps.is_available():
+        return [Finding("mps", "untested", "Apple GPU")]
+    reason = "this torch is built for the CPU" if torch.version.cuda is None else "none is visible"
+    return [Finding("accelerator", "absent", f"{reason}; training runs on the CPU")]
+
+
+def _distributed() -> Finding:
+    if not torch.distributed.is_available():
+        return Finding("DDP", "absent", "this torch is built without torch.distributed")
+    if not torch.distributed.is_gloo_available():
+        return Finding("DDP", "untested", "this torch has no gloo, which the tests use")
+    return Finding("DDP", "works", "gloo; nccl is not tested")
+
+
+def _update() -> Finding:
+    """One real update, by the step hooks that everything here stands on."""
+    from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation
+
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter], lr=1.0, momentum=0.9)
+    dynamic = DynamicTraining(
+        optimizer,
+        architecture=lambda: {"width": 1},
+        calr=CaLR(lambda architecture: 1, total_steps=2, bounds=(1, 2)),
+        momentum=MomentumSeparation("width"),
+    )
+    lrs = []
+    for _ in range(2):
+        parameter.sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert dynamic.last is not None
+        lrs.append(dynamic.last.lr[0])
+    dynamic.detach()
+    if lrs != [1.0, 0.5**4]:
+        return Finding(
+            "update",
+            "broken",
+            f"the lrs of two updates are {lrs}, not [1.0, 0.0625]; report this, with all lines",
+        )
+    return Finding("update", "works", "lr and momentum of each update are set by the step hooks")

@@ -1,0 +1,1 @@
+"""The backend of experiments: supernets of a configuration, trained by NNI."""

@@ -1,0 +1,109 @@
+"""Whether a configuration can be trained: all that it names is built once, ahead of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from nni.nas.strategy import RandomOneShot
+from torch import nn
+
+from nas_dynamic.adapters.nni.space import activate, search_space, subnet_parameters
+from nas_dynamic.adapters.nni.training import build_calr, build_momentum
+from nas_dynamic.attach.training import DynamicTraining
+from nas_dynamic.complexity import gamma_reference, lookup
+from nas_dynamic.experiment.config import FOREIGN, Config, ConfigError, kwargs_of, refusing
+from nas_dynamic.experiment.data import ImageData, batch_loader
+from nas_dynamic.experiment.nni.supernet import (
+    build_optimizer,
+    build_scheduler,
+    build_space,
+    quiet,
+    updates_of,
+)
+from nas_dynamic.space import Architecture, SearchSpace
+
+__all__ = ["check_trainable"]
+
+
+def check_trainable(config: Config, data: ImageData, device: torch.device) -> None:
+    """Build what the training will build, and make one update with two images.
+
+    Costs what the start of the training costs, but for MACs, and the steps of the lr scheduler;
+    writes nothing.
+
+    Args:
+        config: the configuration.
+        data: its images.
+        device: what its `device` stands for.
+
+    Raises:
+        ConfigError: names the key that is at fault, and what its value does not suit.
+    """
+    with refusing("data"):
+        batches = len(batch_loader(data.train, config.batch_size, shuffle=True))
+    with refusing(f"device is {config.device!r}, which cannot be used", *FOREIGN):
+        torch.empty(0, device=device)
+    with quiet(warned=True):
+        supernet = build_space(config, data.classes)
+        with refusing(f"space.name is {config.space.name!r}, which makes no supernet"):
+            supernet = RandomOneShot().mutate_model(supernet).to(device)
+            space = search_space(supernet)
+            parameters = lookup(space, subnet_parameters(supernet))
+        optimizer = build_optimizer(config, supernet.parameters())
+        scheduler = build_scheduler(config, optimizer)
+        updates = updates_of(config, batches)
+        _check_dynamic(config, optimizer, space, parameters, updates)
+        activate(supernet, space.sample(np.random.default_rng(0)))
+        _check_images(config, data, device, supernet)
+        with refusing(f"optimizer: {config.optimizer.name} cannot step", *FOREIGN):
+            optimizer.step()
+        if config.scheduler is not None and scheduler is not None:
+            # As often as in the training: some use their arguments late, or have an end.
+            by_epoch = config.scheduler.interval == "epoch"
+            with refusing(kwargs_of("scheduler", config.scheduler), *FOREIGN):
+                for _ in range(updates // batches if by_epoch else updates):
+                    scheduler.step()
+
+
+def _check_dynamic(
+    config: Config,
+    optimizer: torch.optim.Optimizer,
+    space: SearchSpace,
+    parameters: Callable[[Architecture], float],
+    updates: int,
+) -> None:
+    """Build what `dynamic` attaches, and attach it."""
+    options = config.dynamic.model_dump() | {"anneal": "lr"}
+    reference: dict[str, Any] = {"bounds": (1.0, 2.0)}
+    with refusing("dynamic"):
+        if config.dynamic.complexity != "macs":  # to measure those takes long, and asks no key
+            reference = gamma_reference(space, parameters, config.dynamic.gamma_by)
+        momentum = build_momentum(options, space, parameters, optimizer)
+        calr = build_calr(options, parameters, updates, reference) if options["calr"] else None
+    with refusing(f"optimizer.name is {config.optimizer.name!r}"):
+        training = DynamicTraining(
+            optimizer, dict, calr=calr, momentum=momentum, idle=config.dynamic.idle, space=space
+        )
+    training.detach()
+
+
+def _check_images(
+    config: Config, data: ImageData, device: torch.device, supernet: nn.Module
+) -> None:
+    """Give the active subnet's parameters their gradients for two images."""
+    images, labels = data.train[torch.arange(min(2, config.batch_size))]
+    size = "×".join(map(str, images.shape[1:]))
+    kinds = (RuntimeError, AssertionError)  # what the layers of a space of one's own raise as well
+    with refusing(f"space {config.space.name} cannot take images of {size}", *kinds):
+        logits = supernet.train()(images.to(device))
+    wanted = (len(images), data.classes)
+    found = tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
+    if found != wanted:
+        raise ConfigError(
+            f"space {config.space.name} gives {found} for {len(images)} images; it must give "
+            f"logits of shape {wanted}, one for each of {data.classes} classes: see space.kwargs"
+        )
+    nn.functional.cross_entropy(logits, labels.to(device)).backward()

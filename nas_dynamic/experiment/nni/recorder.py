@@ -1,0 +1,180 @@
+"""What a training leaves on record: lr, loss and group of updates, alike gradients, cost."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from nas_dynamic.adapters.nni.space import subnet_parameters
+from nas_dynamic.adapters.nni.training import DynamicCallback
+from nas_dynamic.attach.update_rule import Update
+from nas_dynamic.experiment.cost import CostMeter
+
+__all__ = ["MAX_PAIRS", "MAX_ROWS", "Progress", "TrainingRecorder"]
+
+Progress = Callable[[int, int], None]
+"""Told how much is done, and how much there is to do."""
+
+MAX_ROWS = 2000
+"""Updates of which a row is kept."""
+
+MAX_PAIRS = 200
+"""Pairs of updates whose gradients are compared."""
+
+LEAST_PAIR_DISTANCE = 10
+"""Updates from pair to pair, at least, so that comparing stays a small part of the work."""
+
+
+class TrainingRecorder(pl.Callback):
+    """Records a training that `dynamic` attaches to; of bounded size, however long that is.
+
+    It is kept in Lightning's checkpoints, so that a resumed training has the record of all.
+
+    Args:
+        progress: told the number of updates.
+        total: number of updates of the whole training.
+
+    Attributes:
+        rows: what updates used, at most `MAX_ROWS` of them, evenly spaced; each with step, lr,
+            gamma, group, parameters and loss (None if not finite).
+        updates: number of updates so far.
+        groups: number of updates of each momentum group; empty without momentum separation.
+        pairs: at most `MAX_PAIRS`, evenly spaced, of one update and the next; each with the step
+            of the first, their groups, and the cosine of their gradients, over the parameters
+            that both have a gradient for and before clipping. A pair that a stop divides is lost.
+        group_by: what momentum separation groups by; None without it.
+    """
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self.progress = progress
+        self.total = total
+        self.rows: list[dict[str, Any]] = []
+        self.updates = 0
+        self.groups: Counter[str] = Counter()
+        self.pairs: list[dict[str, Any]] = []
+        self.group_by: str | None = None
+        self._meter: CostMeter | None = None
+        self._cost: dict[str, Any] = {}
+        self._last: Update | None = None
+        self._gradients: dict[torch.Tensor, torch.Tensor] = {}
+        self._first: tuple[int, str | None] | None = None
+        self._cosine: torch.Tensor | None = None
+
+    @property
+    def cost(self) -> dict[str, Any]:
+        """What the training has cost so far, over all its starts: see `CostMeter.result`."""
+        return self._cost if self._meter is None else self._meter.result()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The record so far, as plain data."""
+        return {
+            "rows": self.rows,
+            "updates": self.updates,
+            "groups": dict(self.groups),
+            "pairs": self.pairs,
+            "group_by": self.group_by,
+            "cost": self.cost,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the record of a checkpoint."""
+        self.rows = state_dict["rows"]
+        self.updates = state_dict["updates"]
+        self.groups = Counter(state_dict["groups"])
+        self.pairs = state_dict["pairs"]
+        self.group_by = state_dict["group_by"]
+        self._cost = state_dict["cost"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the training to record, and begin to measure."""
+        self._meter = CostMeter(pl_module.device, before=self._cost)
+        self.parameters = subnet_parameters(pl_module.model)
+        self.every = -(-self.total // MAX_ROWS)
+        self.pair_every = max(LEAST_PAIR_DISTANCE, -(-self.total // MAX_PAIRS))
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        (attached,) = (c for c in callbacks if isinstance(c, DynamicCallback))
+        self.training = attached.training
+        if self.training.momentum is not None:
+            self.group_by = str(self.training.momentum.group_by)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure no more."""
+        self._cost, self._meter = self.cost, None
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Keep the gradients of the first update of a pair, and compare those of the second."""
+        step = self.training.steps
+        if step % self.pair_every == 0:
+            self._gradients = {
+                parameter: parameter.grad.detach().clone()
+                for group in optimizer.param_groups
+                for parameter in group["params"]
+                if parameter.grad is not None
+            }
+        elif self._first is not None and step == self._first[0] + 1:
+            self._cosine = _cosine(self._gradients)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Record what the update used, and tell the progress."""
+        update = self.training.last
+        if update is None or update is self._last:  # AMP has skipped the step
+            return
+        self._last = update
+        group = None if update.group is None else str(update.group)
+        self.updates += 1
+        if group is not None:
+            self.groups[group] += 1
+        self._pair(update.step, group)
+        self.progress(update.step + 1, self.total)
+        if update.step % self.every:
+            return
+        loss = outputs["loss"].item()
+        self.rows.append(
+            {
+                "step": update.step,
+                "lr": float(update.lr[0]),
+                "gamma": update.gamma,
+                "group": group,
+                "parameters": self.parameters(update.architecture),
+                "loss": loss if math.isfinite(loss) else None,
+            }
+        )
+        assert self._meter is not None
+        self._meter.update()
+
+    def _pair(self, step: int, group: str | None) -> None:
+        if step % self.pair_every == 0:
+            self._first = step, group
+            return
+        if self._first is not None and self._cosine is not None:
+            cosine = self._cosine.item()
+            if math.isfinite(cosine):  # it is not if one has no gradient but zeros, or diverged
+                first, groups = self._first[0], [self._first[1], group]
+                self.pairs.append({"step": first, "groups": groups, "cosine": cosine})
+        self._gradients, self._first, self._cosine = {}, None, None
+
+
+def _cosine(before: dict[torch.Tensor, torch.Tensor]) -> torch.Tensor | None:
+    """Of kept gradients and those of now, over the parameters that have both."""
+    pairs = [(kept.flatten(), p.grad.flatten()) for p, kept in before.items() if p.grad is not None]
+    if not pairs:
+        return None
+    products = torch.stack([torch.dot(a, b) for a, b in pairs]).sum()
+    norms = [
+        torch.stack(torch._foreach_norm(list(side))).norm() for side in zip(*pairs, strict=True)
+    ]
+    return products / (norms[0] * norms[1])

@@ -1,0 +1,36 @@
+"""Search for the best subnets of a space, over anything that scores them."""
+
+from __future__ import annotations
+
+from nas_dynamic.search.evolution import Evolution, RandomSearch
+from nas_dynamic.search.predictors import GradientBoosting, Predictor, PretrainedMLP, Regressor
+from nas_dynamic.search.problem import (
+    Evaluations,
+    Limits,
+    MnasReward,
+    Objective,
+    Problem,
+    Strategy,
+)
+from nas_dynamic.search.result import Evaluation, SearchResult
+from nas_dynamic.search.run import search
+from nas_dynamic.search.surrogate import Surrogate
+
+__all__ = [
+    "Evaluation",
+    "Evaluations",
+    "Evolution",
+    "GradientBoosting",
+    "Limits",
+    "MnasReward",
+    "Objective",
+    "Predictor",
+    "PretrainedMLP",
+    "Problem",
+    "RandomSearch",
+    "Regressor",
+    "SearchResult",
+    "Strategy",
+    "Surrogate",
+    "search",
+]

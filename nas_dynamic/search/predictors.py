@@ -1,0 +1,185 @@
+"""Models that predict an objective from the one-hot encoding of a subnet."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from nas_dynamic._extras import extra
+from nas_dynamic.search.problem import Problem
+
+with extra("search"):
+    import lightgbm
+
+__all__ = ["GradientBoosting", "Predictor", "PretrainedMLP", "Regressor"]
+
+
+class Regressor(Protocol):
+    """Predicts one number from a one-hot encoding."""
+
+    def fit(self, x: np.ndarray, y: np.ndarray) -> object:
+        """Fit x, (subnets, candidates), to y, (subnets,), and forget earlier data."""
+        ...
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Values of shape (subnets,)."""
+        ...
+
+
+class Predictor(Protocol):
+    """Makes the regressor of one search."""
+
+    def __call__(self, problem: Problem, seed: int) -> Regressor:
+        """A regressor for encodings of the problem's space."""
+        ...
+
+
+@dataclass(frozen=True)
+class GradientBoosting:
+    """LightGBM on one-hot encodings.
+
+    Args:
+        trees: boosting rounds.
+        leaves: greatest number of leaves of a tree.
+        lr: shrinkage of each tree.
+        leaf_size: least number of subnets in a leaf.
+
+    Source: Luo et al., "Accuracy Prediction with Non-neural Model for Neural Architecture
+    Search" (GBDT-NAS), 2020, arXiv 2007.04785.
+    """
+
+    trees: int = 100
+    leaves: int = 15
+    lr: float = 0.1
+    leaf_size: int = 3
+
+    def __call__(self, problem: Problem, seed: int) -> Regressor:
+        """See `Predictor`."""
+        return _Boosted(self, seed)
+
+
+class _Boosted:
+    def __init__(self, options: GradientBoosting, seed: int) -> None:
+        self.trees = options.trees
+        self.parameters = {
+            "objective": "regression",
+            "num_leaves": options.leaves,
+            "learning_rate": options.lr,
+            "min_data_in_leaf": options.leaf_size,
+            "min_data_in_bin": 1,
+            "seed": seed,
+            "deterministic": True,  # a search that is resumed repeats its fits
+            "force_row_wise": True,
+            "num_threads": 1,
+            "verbosity": -1,
+        }
+
+    def fit(self, x: np.ndarray, y: np.ndarray) -> None:
+        data = lightgbm.Dataset(x, y, params={"verbosity": -1})
+        self.model = lightgbm.train(self.parameters, data, self.trees)
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        return np.asarray(self.model.predict(x, num_threads=1))
+
+
+@dataclass(frozen=True)
+class PretrainedMLP:
+    """A perceptron that learns free measures of many subnets before the first evaluation.
+
+    The measures (parameters, MACs, …) cost nothing, so its hidden layers know what candidates
+    have in common before accuracies come in. Each fit then starts from the pre-trained layers
+    with a new head.
+
+    Args:
+        subnets: random subnets to pre-train on, without regard to limits.
+        width: of the two hidden layers.
+        steps: updates of the pre-training, of 256 subnets each.
+        fine_tuning: updates of a fit, of all evaluated subnets each.
+        lr: of AdamW.
+        weight_decay: of AdamW.
+
+    Source: Dai et al., "FBNetV3: Joint Architecture-Recipe Search using Predictor Pretraining",
+    CVPR 2021.
+    """
+
+    subnets: int = 2000
+    width: int = 64
+    steps: int = 300
+    fine_tuning: int = 150
+    lr: float = 5e-3
+    weight_decay: float = 1e-2
+
+    def __call__(self, problem: Problem, seed: int) -> Regressor:
+        """See `Predictor`.
+
+        Raises:
+            ValueError: the problem has no free measures.
+        """
+        if not problem.measures:
+            raise ValueError(
+                "a pre-trained predictor learns free measures, and the search has none; "
+                "give measures={'parameters': …}, or use GradientBoosting"
+            )
+        return _PretrainedRegressor(self, problem, seed)
+
+
+class _PretrainedRegressor:
+    def __init__(self, options: PretrainedMLP, problem: Problem, seed: int) -> None:
+        self.options, self.seed = options, seed
+        generator = np.random.default_rng([seed, 1])
+        encodings = generator.integers(
+            problem.widths, size=(options.subnets, len(problem.widths)), dtype=np.int64
+        )
+        measured = [problem.measured(problem.space.decode(row)) for row in encodings]
+        statistics = _standardized(np.array([list(values.values()) for values in measured]))
+        x = torch.from_numpy(problem.one_hot(encodings))
+        y = torch.from_numpy(statistics.astype(np.float32))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.trunk = nn.Sequential(
+                nn.Linear(x.shape[1], options.width),
+                nn.SiLU(),
+                nn.Linear(options.width, options.width),
+                nn.SiLU(),
+            )
+            head = nn.Linear(options.width, y.shape[1])
+            batches = [torch.randint(len(x), (256,)) for _ in range(options.steps)]
+        self._train(nn.Sequential(self.trunk, head), ((x[rows], y[rows]) for rows in batches))
+
+    def fit(self, x: np.ndarray, y: np.ndarray) -> None:
+        self.mean, self.scale = float(y.mean()), float(y.std()) or 1.0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            head = nn.Linear(self.options.width, 1)
+        self.model = nn.Sequential(copy.deepcopy(self.trunk), head)
+        targets = torch.from_numpy(((y - self.mean) / self.scale).astype(np.float32))[:, None]
+        data = torch.from_numpy(x), targets
+        self._train(self.model, [data] * self.options.fine_tuning)
+
+    @torch.inference_mode()
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        return self.model(torch.from_numpy(x))[:, 0].numpy() * self.scale + self.mean
+
+    def _train(
+        self, model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+    ) -> None:
+        options = self.options
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=options.lr, weight_decay=options.weight_decay
+        )
+        with torch.enable_grad():
+            for x, y in batches:
+                optimizer.zero_grad()
+                nn.functional.mse_loss(model(x), y).backward()
+                optimizer.step()
+
+
+def _standardized(values: np.ndarray) -> np.ndarray:
+    spread = values.std(0)
+    return (values - values.mean(0)) / np.where(spread > 0, spread, 1)

@@ -1,0 +1,1 @@
+"""Storage: files that a stop at any point leaves whole."""
