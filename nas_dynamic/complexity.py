@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nas_dynamic.calr import checked_complexity
 from nas_dynamic.evaluation.scoring import evaluation_mode
 from nas_dynamic.sampling import Sampler, UniformSampler
-from nas_dynamic.space import Architecture, SearchSpace, candidate_of_json
+from nas_dynamic.space import Architecture, Key, SearchSpace, candidate_from_json, key
 
 __all__ = [
     "AdditiveTable",
@@ -162,7 +162,7 @@ class AdditiveTable:
         try:
             content = json.loads(Path(path).read_text())
             terms = {
-                label: {candidate_of_json(candidate): float(term) for candidate, term in rows}
+                label: {candidate_from_json(candidate): float(term) for candidate, term in rows}
                 for label, rows in content["terms"].items()
             }
             return cls(float(content["constant"]), terms)
@@ -180,14 +180,14 @@ class CachedComplexity:
     def __init__(self, space: SearchSpace, complexity: Complexity) -> None:
         self.labels = space.labels
         self.complexity = complexity
-        self._values: dict[tuple[Hashable, ...], float] = {}
+        self._values: dict[Key, float] = {}
 
     def __call__(self, architecture: Architecture) -> float:
         """Look the complexity up, or compute and keep it."""
-        key = tuple([architecture[label] for label in self.labels])
-        value = self._values.get(key)
+        looked_up = key({label: architecture[label] for label in self.labels})
+        value = self._values.get(looked_up)
         if value is None:
-            value = self._values[key] = self.complexity(architecture)
+            value = self._values[looked_up] = self.complexity(architecture)
         return value
 
     def __repr__(self) -> str:

@@ -13,14 +13,31 @@ import numpy as np
 
 __all__ = [
     "Architecture",
+    "Key",
     "SearchSpace",
+    "architecture_from_json",
     "architecture_text",
-    "candidate_of_json",
+    "candidate_from_json",
     "candidate_text",
+    "key",
 ]
 
 Architecture = Mapping[str, Hashable]
 """One subnet: for every choice of the space, its label and the candidate that was chosen."""
+
+
+Key = frozenset[tuple[str, Hashable]]
+"""What `key` gives: hashable, and equal for equal architectures."""
+
+
+def key(architecture: Architecture) -> Key:
+    """Return what an architecture is looked up by, whatever the order of its labels.
+
+    Example:
+        >>> key({"depth": 2, "layer1": "conv3"}) == key({"layer1": "conv3", "depth": 2})
+        True
+    """
+    return frozenset(architecture.items())
 
 
 class SearchSpace:
@@ -209,9 +226,9 @@ def _listed(values: Sequence[Any], limit: int = 8) -> str:
 
 
 def candidate_text(candidate: Hashable) -> str:
-    """A candidate as text that is the same in every process.
+    """Return a candidate as text that is the same in every process.
 
-    `repr` without addresses, and with the elements of a frozenset in order.
+    That is `repr` without addresses, and with the elements of a frozenset in order.
     """
     if type(candidate) in (frozenset, tuple) and candidate:
         texts = [candidate_text(element) for element in candidate]  # type: ignore[attr-defined]
@@ -221,12 +238,17 @@ def candidate_text(candidate: Hashable) -> str:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(candidate))
 
 
-def candidate_of_json(value: Any) -> Hashable:
-    """The candidate that was written as JSON, which has lists for tuples."""
-    return tuple(map(candidate_of_json, value)) if isinstance(value, list) else value
+def candidate_from_json(value: Any) -> Hashable:
+    """Return the candidate that was written as JSON, which has lists for tuples."""
+    return tuple(map(candidate_from_json, value)) if isinstance(value, list) else value
+
+
+def architecture_from_json(content: Mapping[str, Any]) -> dict[str, Hashable]:
+    """Return the architecture that was written as JSON, which has lists for tuples."""
+    return {label: candidate_from_json(value) for label, value in content.items()}
 
 
 def architecture_text(architecture: Architecture) -> str:
-    """Labels without what they all begin with, and candidates."""
+    """Return the choices as text, without what all labels begin with."""
     prefix = commonprefix(list(architecture)) if len(architecture) > 1 else ""  # noqa: RUF071
     return ", ".join(f"{label[len(prefix) :]} {value}" for label, value in architecture.items())

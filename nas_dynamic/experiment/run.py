@@ -26,7 +26,7 @@ from nas_dynamic.experiment.data_sets import digits, image_folder, torchvision_s
 from nas_dynamic.experiment.figures import Arm, overview
 from nas_dynamic.experiment.nni.preflight import check_trainable
 from nas_dynamic.experiment.nni.supernet import TrainedSupernet, train_supernet
-from nas_dynamic.space import Architecture, SearchSpace, candidate_of_json
+from nas_dynamic.space import Architecture, SearchSpace, candidate_from_json
 from nas_dynamic.storage.journal import RunError, environment, write_json
 
 __all__ = [
@@ -117,7 +117,7 @@ def kept_seed(
     result = json.loads(path.read_text())
     for subnet in (result["best"], *result["subnets"]):
         subnet["architecture"] = {
-            label: candidate_of_json(value) for label, value in subnet["architecture"].items()
+            label: candidate_from_json(value) for label, value in subnet["architecture"].items()
         }
     return result
 

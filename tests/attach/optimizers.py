@@ -191,9 +191,9 @@ HEADER = f"""# Optimizers
 
 Written by `python -m tests.attach.optimizers > docs/optimizers.md`, with torch
 {torch.__version__.split("+")[0]} and timm {timm.__version__}.
-`tests/attach/test_equivalence.py` trains a small supernet with each of these and compares every weight and every group's state, to the bit,
-with one optimizer object for each group; those that are refused, it sees refused. A suffix names an
-option; `foreach` variants are tested and not listed.
+`tests/attach/test_equivalence.py` trains a small supernet with each of these and compares every
+weight and every group's state, to the bit, with one optimizer object for each group; those that are
+refused, it sees refused. A suffix names an option; `foreach` variants are tested and not listed.
 
 Also refused, in both idle modes: `Lookahead` (around or inside the attached optimizer), since
 {UNSUPPORTED["Lookahead"]};
