@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nas_dynamic.calr import ROUNDING, checked_complexity
+from nas_dynamic.complexity_scale import ROUNDING, checked_complexity
 from nas_dynamic.space import Architecture, SearchSpace
 
 __all__ = ["ComplexityBins", "Medoids", "default_label"]

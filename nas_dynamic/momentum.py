@@ -10,10 +10,12 @@ import math
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from nas_dynamic.calr import name_of
-from nas_dynamic.space import Architecture
+from nas_dynamic.space import Architecture, name_of
 
-__all__ = ["MomentumSeparation", "is_plain"]
+__all__ = ["GroupBy", "MomentumSeparation", "is_plain"]
+
+GroupBy = str | Callable[[Architecture], Hashable]
+"""A label, or a rule from an architecture to a group key."""
 
 
 class MomentumSeparation:
@@ -39,7 +41,7 @@ class MomentumSeparation:
 
     def __init__(
         self,
-        group_by: str | Callable[[Architecture], Hashable],
+        group_by: GroupBy,
         *,
         max_groups: int = 64,
     ) -> None:
@@ -53,7 +55,7 @@ class MomentumSeparation:
         self.max_groups = max_groups
 
     def group(self, architecture: Architecture) -> Hashable:
-        """The group of a subnet.
+        """Return the group of a subnet.
 
         Raises:
             ValueError: the architecture lacks the label, or the callable gave no plain value.
@@ -75,7 +77,7 @@ class MomentumSeparation:
         return key
 
     def definition(self) -> dict[str, Any]:
-        """What decides the groups, as plain data: a checkpoint is refused where it differs."""
+        """Return what decides the groups, as plain data: checkpoints are refused by it."""
         if isinstance(self.group_by, str):
             return {"label": self.group_by}
         describe = getattr(self.group_by, "definition", None)
@@ -83,7 +85,7 @@ class MomentumSeparation:
 
 
 def is_plain(key: Any) -> bool:
-    """Whether a group key can be saved, and is found again."""
+    """Return whether a group key can be saved, and is found again."""
     if isinstance(key, tuple):
         return all(is_plain(item) for item in key)
     if type(key) is float and math.isnan(key):

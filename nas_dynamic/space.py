@@ -20,6 +20,7 @@ __all__ = [
     "candidate_from_json",
     "candidate_text",
     "key",
+    "name_of",
 ]
 
 Architecture = Mapping[str, Hashable]
@@ -130,7 +131,7 @@ class SearchSpace:
             )
 
     def restrict(self, choices: Mapping[str, Sequence[Hashable]]) -> SearchSpace:
-        """The sub-space in which the given labels have only the given candidates.
+        """Return the sub-space in which the given labels have only the given candidates.
 
         Example:
             >>> SearchSpace({"layer1": ["conv3", "conv5"], "depth": [2, 3]}).restrict(
@@ -178,13 +179,13 @@ class SearchSpace:
         return encoding
 
     def smallest(self, measure: Callable[[Architecture], float]) -> dict[str, Hashable]:
-        """The architecture with the least `measure`; see `largest`."""
+        """Return the architecture with the least `measure`; see `largest`."""
         return self.largest(lambda architecture: -measure(architecture))
 
     def largest(
         self, measure: Callable[[Architecture], float], restarts: int = 4
     ) -> dict[str, Hashable]:
-        """The architecture with the greatest `measure`, found without enumerating the space.
+        """Return the architecture with the greatest `measure`, without enumerating the space.
 
         Coordinate ascent: each choice in turn takes its best candidate until a pass changes
         nothing, from the first architecture and from `restarts` random ones. Exact where the
@@ -252,3 +253,12 @@ def architecture_text(architecture: Architecture) -> str:
     """Return the choices as text, without what all labels begin with."""
     prefix = commonprefix(list(architecture)) if len(architecture) > 1 else ""  # noqa: RUF071
     return ", ".join(f"{label[len(prefix) :]} {value}" for label, value in architecture.items())
+
+
+def name_of(function: Any) -> str:
+    """Return the name of a callable, or of its class, for comparison between runs.
+
+    Without the module, which is `__main__` in a script and another where that is imported.
+    """
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return named.__qualname__

@@ -147,18 +147,19 @@ def test_counters_in_param_groups_belong_to_the_group(optimizer_class: Any, late
         one_step(optimizer)
     states = GroupStates(optimizer, max_groups=8)
     for group in "aabaab":
-        states.switch(group)
+        states.select(group)
         one_step(optimizer)
-        states.collect()
+        states.keep_counters()
+        states.count_update()
     assert float(states.counters("a")[0]["step"]) == already + 4
     assert float(states.counters("b")[0]["step"]) == already + 2
-    assert states.keys() == ["a", "b"]
+    assert states.updates() == {"a": 4, "b": 2}
 
     restored = GroupStates(optimizer, max_groups=8)
     saved = copy.deepcopy(states.state_dict())
     restored.restore(restored.read(saved, optimizer.state_dict()["param_groups"]))
     for group, count in {"a": 4, "b": 2, "new": 0}.items():
-        restored.switch(group)
+        restored.select(group)
         assert float(optimizer.param_groups[0].get("step", 0)) == already + count
 
 
@@ -181,9 +182,10 @@ def test_a_counter_that_a_group_has_not_written_yet_is_as_at_attachment():
     states = GroupStates(optimizer, max_groups=8)
     seen: dict[str, list[float]] = {"a": [], "b": []}
     for group in "abaaabbab":
-        states.switch(group)
+        states.select(group)
         one_step(optimizer)
-        states.collect()
+        states.keep_counters()
+        states.count_update()
         seen[group].append(optimizer.param_groups[0]["estimate"])
     assert seen == {"a": [1, 1, 2, 2, 2], "b": [1, 1, 2, 2]}
 
@@ -192,17 +194,17 @@ def test_a_switch_moves_pointers_and_hyperparameters_stay():
     parameter = nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
     states = GroupStates(optimizer, max_groups=2)
-    states.switch("a")
+    states.select("a")
     one_step(optimizer)
-    states.collect()
+    states.keep_counters()
     buffer = optimizer.state[parameter]["momentum_buffer"]
-    states.switch("b")
+    states.select("b")
     assert not optimizer.state
     optimizer.param_groups[0]["momentum"] = 0.5  # as a scheduler does, between updates
-    states.switch("a")
+    states.select("a")
     assert optimizer.state[parameter]["momentum_buffer"] is buffer
     assert optimizer.param_groups[0]["momentum"] == 0.5
-    states.switch("b")
+    states.select("b")
     states.check_room("a")
     with pytest.raises(RuntimeError, match=r"'c' would be group number 3; .* coarser"):
         states.check_room("c")

@@ -104,7 +104,7 @@ class FewShotEvaluator(Lightning):
                 f"labels are {', '.join(map(repr, space.labels))}"
             )
         dynamic = self._dynamic()
-        if dynamic is not None and dynamic.options["group_by"] == label:
+        if dynamic is not None and dynamic.options.group_by == label:
             raise ValueError(
                 f"group_by={label!r} is the label that the supernet is split on, so that a "
                 "sub-supernet has a single momentum group; name another label, or none"
@@ -138,7 +138,7 @@ class FewShotEvaluator(Lightning):
         callbacks.append(SamplingCallback(module.sampling))
         dynamic = self._dynamic()
         if dynamic is not None:
-            callbacks.append(DynamicCallback(module.sampling, **dynamic.options))
+            callbacks.append(DynamicCallback(module.sampling, dynamic.options))
         root = Path(self.trainer.default_root_dir) / f"supernet_{number}"
         given: dict[str, Any] = self.trainer.trace_kwargs  # type: ignore[attr-defined]
         options = given | {"callbacks": callbacks, "default_root_dir": root}

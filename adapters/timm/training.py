@@ -9,12 +9,10 @@ import torch
 from timm.utils import unwrap_model
 from torch import nn
 
-from nas_dynamic.attach.ranks import RankAgreement, check_every, watch_ranks
-from nas_dynamic.attach.training import DynamicTraining
-from nas_dynamic.calr import CaLR, check_gamma_by
-from nas_dynamic.complexity import gamma_reference
-from nas_dynamic.grouping import default_label
-from nas_dynamic.momentum import MomentumSeparation
+from nas_dynamic.attach import DynamicTraining
+from nas_dynamic.complexity import Complexity
+from nas_dynamic.host import Host, Options, takes_options
+from nas_dynamic.host import attach as attach_host
 from nas_dynamic.sampling import Sampler, UniformSampler
 from nas_dynamic.space import Architecture, SearchSpace
 
@@ -23,26 +21,16 @@ __all__ = ["Attached", "attach"]
 CHECKPOINT_KEY = "dynamic_sampling"
 
 
+@takes_options
 def attach(
     optimizer: torch.optim.Optimizer,
     supernet: nn.Module,
     total_steps: int | None = None,
     *,
-    calr: bool = True,
-    momentum: bool = True,
-    gamma_max: float = 4.0,
-    gamma_min: float | None = None,
     curve: str | Callable[[float], float] | None = None,
-    warmup_steps: int = 0,
-    complexity: Literal["parameters", "macs"] | Callable[[Architecture], float] = "parameters",
-    bounds: tuple[float, float] | None = None,
-    gamma_by: Literal["rank", "complexity"] = "rank",
-    group_by: str | Callable[[Architecture], Hashable] | None = None,
-    idle: Literal["coast", "freeze"] = "coast",
-    nonfinite: Literal["ignore", "raise", "skip"] = "ignore",
     sampler: Sampler | None = None,
     seed: int = 0,
-    check_ranks_every: int | None = 100,
+    **options: Any,
 ) -> Attached:
     """Train a supernet with CaLR and momentum separation, and draw its subnets.
 
@@ -64,28 +52,12 @@ def attach(
             the script's own lr schedule has to be constant then. By default CaLR bends the lr
             schedule that the script has (`curve="scheduler"`), its warm-up apart; a constant lr
             has no decay to bend.
-        calr: set the lr by the complexity of the subnet.
-        momentum: keep a momentum for each group of subnets.
-        gamma_max: γ of the smallest subnet; see `CaLR`, as for the next three.
-        gamma_min: γ of the largest subnet, 1/γ_max by default.
         curve: the decay; `"polynomial"` with `total_steps`, `"scheduler"` without.
-        warmup_steps: updates of linear warm-up.
-        complexity: `"parameters"`; `"macs"` at the size of image that the model is made for; or
-            a function of an architecture.
-        bounds: least and greatest complexity of the space, for `gamma_by="complexity"`; found by
-            search if not given.
-        gamma_by: `"rank"`, of the complexity among subnets that `sampler` draws, which keeps the
-            mean lr: see `population` of `CaLR`; or `"complexity"`, the paper's γ.
-        group_by: label or rule that groups subnets; see `MomentumSeparation`, and
-            `default_label` for the label that is taken if none is given.
-        idle: what parameters outside of the subnet do in an update; see `DynamicTraining`, as for
-            the next one.
-        nonfinite: what a step does whose gradients have an inf or a NaN.
         sampler: draws one subnet an update; `UniformSampler` by default. To resume, give a new
             one of the same seed: with γ by rank, γ depends on what it draws first.
         seed: of the default sampler, the same on all ranks.
-        check_ranks_every: where several processes train, the updates between two checks that they
-            train the same subnets and have the same weights; see `RankAgreement`. None for none.
+        options: see `nas_dynamic.host.Options`. MACs are at the size of image that the model is
+            made for. By rank, γ goes by the subnets that `sampler` draws.
 
     Raises:
         TypeError: the model is no supernet.
@@ -98,33 +70,43 @@ def attach(
             f"{type(supernet).__name__} is no supernet of this adapter; make one by fuse(), "
             "mobile_supernet() or elastic_vit()"
         )
-    check_every(check_ranks_every)
-    check_gamma_by(gamma_by, bounds)
-    measure = _measure(supernet, complexity)
     curve = curve or ("scheduler" if total_steps is None else "polynomial")
-    sampling = _Sampling(supernet, sampler or UniformSampler(space, seed))
-    training = DynamicTraining(
-        optimizer,
-        architecture=sampling.trained,
-        calr=CaLR(
-            measure,
-            total_steps=total_steps,
-            **gamma_reference(space, measure, gamma_by, bounds, lambda: sampler),
-            gamma_max=gamma_max,
-            gamma_min=gamma_min,
-            curve=curve,
-            warmup_steps=warmup_steps,
-        )
-        if calr
-        else None,
-        momentum=MomentumSeparation(_checked_group(space, group_by, measure)) if momentum else None,
-        idle=idle,
-        nonfinite=nonfinite,
-        space=space,
-    )
-    agreement = watch_ranks(training, check_ranks_every)
-    sampling.start(training)
-    return Attached(training, sampling, agreement)
+    given = Options.of(total_steps=total_steps, curve=curve, **options)
+    host = _Host(optimizer, supernet, sampler or UniformSampler(space, seed), sampler is not None)
+    training = attach_host(host, given)
+    host.sampling.start(training)
+    return Attached(training, host.sampling)
+
+
+class _Host(Host):
+    """A supernet that draws its subnets in its forward pass."""
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, supernet: Any, sampler: Sampler, own: bool
+    ) -> None:
+        self.optimizer = optimizer
+        self.supernet = supernet
+        self.space = supernet.space
+        self.sampling = _Sampling(supernet, sampler)
+        self.own = own
+
+    def sampled(self) -> Architecture:
+        """Return the subnet of this update."""
+        return self.sampling.trained()
+
+    def complexity(self, measure: Literal["parameters", "macs"]) -> Complexity:
+        """Return a table of the supernet."""
+        if measure == "parameters":
+            return self.supernet.subnet_parameters()
+        return self.supernet.subnet_macs()
+
+    def total_steps(self) -> int | None:
+        """Return None: a script of timm's shape does not say."""
+        return None
+
+    def sampler(self) -> Sampler | None:
+        """Return the sampler that was given; the default one draws uniformly."""
+        return self.sampling.sampler if self.own else None
 
 
 class Attached:
@@ -134,12 +116,9 @@ class Attached:
         training: the `DynamicTraining`; `training.last` tells what the last update used.
     """
 
-    def __init__(
-        self, training: DynamicTraining, sampling: _Sampling, agreement: RankAgreement | None
-    ) -> None:
+    def __init__(self, training: DynamicTraining, sampling: _Sampling) -> None:
         self.training = training
         self._sampling = sampling
-        self._agreement = agreement
 
     @property
     def drawn(self) -> Architecture | None:
@@ -149,8 +128,6 @@ class Attached:
     def detach(self) -> None:
         """Stop: the supernet computes the activated subnet in training mode as well."""
         self.training.detach()
-        if self._agreement is not None:
-            self._agreement.detach()
         self._sampling.stop()
 
 
@@ -243,31 +220,3 @@ class _Sampling:
             )
         self.supernet.space.validate(drawn)
         return dict(drawn)
-
-
-def _measure(supernet: Any, complexity: Any) -> Callable[[Architecture], float]:
-    if complexity == "parameters":
-        return supernet.subnet_parameters()
-    if complexity == "macs":
-        return supernet.subnet_macs()
-    if not callable(complexity):
-        raise ValueError(
-            "complexity must be 'parameters', 'macs' or a function of an architecture, "
-            f"got {complexity!r}"
-        )
-    return complexity
-
-
-def _checked_group(
-    space: SearchSpace,
-    group_by: str | Callable[[Architecture], Hashable] | None,
-    measure: Callable[[Architecture], float],
-) -> str | Callable[[Architecture], Hashable]:
-    if group_by is None:
-        return default_label(space, measure)
-    if isinstance(group_by, str) and group_by not in space.choices:
-        raise ValueError(
-            f"group_by={group_by!r} is no label of the space; "
-            f"labels are {', '.join(map(repr, space.labels))}"
-        )
-    return group_by

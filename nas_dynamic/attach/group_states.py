@@ -1,48 +1,61 @@
-"""The optimizer state of each momentum group, and the switch between them."""
+"""The optimizer state of each momentum group, and the pointer that says which one is in use."""
 
 from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-__all__ = ["SCHEDULED", "GroupSnapshot", "GroupStates"]
+__all__ = ["NO_GROUP", "SCHEDULED", "GroupSnapshot", "GroupStates"]
+
+NO_GROUP: Hashable = object()
+"""In place of a group before the first update."""
 
 _ABSENT = object()
 SCHEDULED = {"params", "lr", "initial_lr"}
 """Keys of a param group that are no counters."""
 
+Counters = list[dict[str, Any]]
+"""One dict a param group: what the updates of a momentum group wrote there."""
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    state: Any
+    counters: Counters = field(default_factory=list)
+    updates: int = 0
+
 
 class GroupStates:
     """The optimizer state of every group; `optimizer.state` points to one of them.
 
-    A switch moves pointers, it copies nothing. Some optimizers keep counters in `param_groups`;
-    every key there that an update writes belongs to the group and is switched too. A new group
-    starts from the state that the optimizer had at attachment, usually none.
+    To select a group moves pointers, it copies nothing. Some optimizers keep counters in
+    `param_groups`; every key there that an update writes belongs to the group and is exchanged too.
+    A new group starts from the state that the optimizer had at attachment, usually none.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, max_groups: int) -> None:
         self.optimizer = optimizer
         self.max_groups = max_groups
-        self.current: Hashable = _ABSENT
-        self._states: dict[Hashable, Any] = {}
+        self.current: Hashable = NO_GROUP
+        self._groups: dict[Hashable, _Group] = {}
         self._origin = dict(optimizer.state)
         # One dict a param group: of keys that updates write, the value at attachment.
-        self._initial: list[dict[str, Any]] = []
-        self._counters: dict[Hashable, list[dict[str, Any]]] = {}
-        self._before: list[dict[str, Any]] = []
+        self._initial: Counters = []
+        self._before: Counters = []
         self._meet_param_groups()
 
-    def keys(self) -> list[Hashable]:
-        """The groups so far, in the order of their first update."""
-        return list(self._states)
+    def updates(self) -> dict[Hashable, int]:
+        """Return the number of updates of each group, in the order of their first update."""
+        return {key: group.updates for key, group in self._groups.items() if group.updates}
 
-    def counters(self, group: Hashable) -> list[dict[str, Any]]:
-        """What the updates of a group wrote to `param_groups`, one dict a param group."""
-        return self._counters[group]
+    def counters(self, group: Hashable) -> Counters:
+        """Return what the updates of a group wrote to `param_groups`, one dict a param group."""
+        return self._groups[group].counters
 
     def check_room(self, group: Hashable) -> None:
         """Refuse a group that would be one too many.
@@ -50,49 +63,56 @@ class GroupStates:
         Raises:
             RuntimeError: there are `max_groups` others.
         """
-        if group not in self._states and len(self._states) >= self.max_groups:
+        if group not in self._groups and len(self._groups) >= self.max_groups:
             raise RuntimeError(
-                f"{group!r} would be group number {len(self._states) + 1}; each costs as much "
+                f"{group!r} would be group number {len(self._groups) + 1}; each costs as much "
                 "memory as the optimizer's whole state. Group by something coarser, or raise "
                 "MomentumSeparation(max_groups=…)"
             )
 
-    def switch(self, group: Hashable) -> Callable[[], None]:
-        """Point the optimizer to the state of a group; what undoes this, if no update comes."""
-        new, previous = group not in self._states, self.current
-        if new:
-            self._states[group] = self._fresh()
+    def select(self, group: Hashable) -> None:
+        """Point the optimizer to the state of a group, before its update."""
+        if group not in self._groups:
+            self._groups[group] = _Group(self._fresh())
         self._meet_param_groups()
         if group != self.current:
             self._point_to(group)
         self._before = [dict(param_group) for param_group in self.optimizer.param_groups]
-        return lambda: self._undo(group, new, previous)
 
-    def collect(self) -> None:
-        """After an update: keep the counters that the update wrote to `param_groups`."""
+    def keep_counters(self) -> None:
+        """Keep the counters that an update wrote to `param_groups`, also one that raised."""
         # After an update that raised there may be further param groups by now.
         param_groups = self.optimizer.param_groups[: len(self._before)]
         for param_group, before, initial in zip(
-            param_groups, self._before, self._initial, strict=True
+            param_groups, self._before, self._initial, strict=False
         ):
             for key, value in param_group.items():
                 if value is not before.get(key, _ABSENT) and key not in SCHEDULED:
                     initial.setdefault(key, before.get(key, _ABSENT))
-        self._counters[self.current] = [
+        self._groups[self.current].counters = [
             {key: param_group[key] for key in initial if key in param_group}
-            for param_group, initial in zip(param_groups, self._initial, strict=True)
+            for param_group, initial in zip(param_groups, self._initial, strict=False)
         ]
 
-    def _undo(self, group: Hashable, new: bool, previous: Hashable) -> None:
-        if new:  # fused SGD has allocated momenta and not written them
-            del self._states[group]
-            self._counters.pop(group, None)
+    def count_update(self) -> None:
+        """Count an update of the group in use."""
+        self._groups[self.current].updates += 1
+
+    def return_to(self, previous: Hashable, *, drop: Hashable = NO_GROUP) -> None:
+        """Go back to the group before an update that was not made.
+
+        Args:
+            previous: the group before.
+            drop: the group of that update, if nothing was written to its state: a new one goes.
+        """
+        if drop in self._groups and not self._groups[drop].updates:
+            del self._groups[drop]
         self._point_to(previous)
 
     def _point_to(self, group: Hashable) -> None:
-        known = group is not _ABSENT
-        self.optimizer.state = self._states[group] if known else self._fresh()
-        self._write_counters(self._counters.get(group, ()) if known else ())
+        known = self._groups.get(group)
+        self.optimizer.state = known.state if known else self._fresh()
+        self._write_counters(known.counters if known else ())
         self.current = group
 
     def _fresh(self) -> defaultdict[Any, Any]:
@@ -101,7 +121,7 @@ class GroupStates:
     def _meet_param_groups(self) -> None:
         """Note the counters of param groups that were added since the last call."""
         for param_group in self.optimizer.param_groups[len(self._initial) :]:
-            # A tensor is counted up in place, which `collect` cannot see: what is no
+            # A tensor is counted up in place, which `keep_counters` cannot see: what is no
             # hyperparameter is taken for a counter from the start.
             known = SCHEDULED | self.optimizer.defaults.keys()
             self._initial.append(
@@ -114,7 +134,7 @@ class GroupStates:
 
     def _write_counters(self, counters: Sequence[Mapping[str, Any]]) -> None:
         for i, (param_group, initial) in enumerate(
-            zip(self.optimizer.param_groups, self._initial, strict=True)
+            zip(self.optimizer.param_groups, self._initial, strict=False)
         ):
             written = counters[i] if i < len(counters) else {}
             for key, value in initial.items():
@@ -126,7 +146,7 @@ class GroupStates:
                     param_group[key] = copy.deepcopy(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Every group's state, keyed by parameter number as in `Optimizer.state_dict`."""
+        """Return every group's state, by parameter number as in `Optimizer.state_dict`."""
         self._meet_param_groups()
         parameters = (p for group in self.optimizer.param_groups for p in group["params"])
         numbers = {parameter: number for number, parameter in enumerate(parameters)}
@@ -137,20 +157,20 @@ class GroupStates:
         return {
             "origin": packed(self._origin),
             "groups": [
-                [group, packed(state), self._counters.get(group, [])]
-                for group, state in self._states.items()
+                [key, packed(group.state), group.counters] for key, group in self._groups.items()
             ],
+            "updates": [group.updates for group in self._groups.values()],
             "initial": [
                 {key: None if value is _ABSENT else [value] for key, value in counters.items()}
                 for counters in self._initial
             ],
-            "current": None if self.current is _ABSENT else [self.current],
+            "current": None if self.current is NO_GROUP else [self.current],
         }
 
     def read(
         self, saved: Mapping[str, Any], param_groups: Sequence[Mapping[str, Any]]
     ) -> GroupSnapshot:
-        """What `restore` takes, each state as the optimizer's own `load_state_dict` makes it.
+        """Return what `restore` takes, states as the optimizer's own `load_state_dict` makes them.
 
         Args:
             saved: what `state_dict` gave.
@@ -163,34 +183,37 @@ class GroupStates:
         loader = copy.copy(self.optimizer)
 
         def unpacked(state: Mapping[Any, Any]) -> Any:
-            loader.load_state_dict({"state": state, "param_groups": param_groups})
+            loader.load_state_dict({"state": state, "param_groups": param_groups})  # type: ignore[typeddict-item]
             return loader.state
 
         return GroupSnapshot(
             origin=dict(unpacked(saved["origin"])),
-            states={group: unpacked(state) for group, state, _ in saved["groups"]},
-            counters={group: copy.deepcopy(counters) for group, _, counters in saved["groups"]},
+            groups={
+                key: _Group(unpacked(state), copy.deepcopy(counters), updates)
+                for (key, state, counters), updates in zip(
+                    saved["groups"], saved["updates"], strict=True
+                )
+            },
             initial=[
                 {key: _ABSENT if value is None else value[0] for key, value in counters.items()}
                 for counters in saved["initial"]
             ],
-            current=_ABSENT if saved["current"] is None else saved["current"][0],
+            current=NO_GROUP if saved["current"] is None else saved["current"][0],
         )
 
     def restore(self, saved: GroupSnapshot) -> None:
         """Continue from what `read` gave; raises nothing."""
         self._origin = saved.origin
-        self._states = saved.states
-        self._counters = saved.counters
+        self._groups = saved.groups
         self._initial = saved.initial
         self._point_to(saved.current)
 
 
-class GroupSnapshot(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupSnapshot:
     """The groups of a checkpoint, ready to be taken over."""
 
     origin: dict[Any, Any]
-    states: dict[Hashable, Any]
-    counters: dict[Hashable, list[dict[str, Any]]]
-    initial: list[dict[str, Any]]
+    groups: dict[Hashable, _Group]
+    initial: Counters
     current: Hashable

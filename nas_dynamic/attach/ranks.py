@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
-from nas_dynamic.attach.training import DynamicTraining
+from nas_dynamic.attach.guard import Guard
 from nas_dynamic.attach.update_rule import Update
 from nas_dynamic.space import candidate_text
 
-__all__ = ["RankAgreement", "check_every", "watch_ranks"]
+if TYPE_CHECKING:
+    from nas_dynamic.attach.training import DynamicTraining
+
+__all__ = ["RankAgreement", "check_every", "several_ranks"]
 
 _WHAT = ("the number of updates", "the architecture", "the momentum group", "the lr", "the weights")
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class RankAgreement:
+class RankAgreement(Guard):
     """Stops a distributed training whose ranks have silently gone apart.
 
     DDP averages gradients and compares nothing else: ranks that sample different subnets take
@@ -57,11 +60,11 @@ class RankAgreement:
         self.group = group
         # Steps and not updates: all ranks must come here, also where their updates differ.
         self._steps = 0
-        self._handle = dynamic.optimizer.register_step_post_hook(self._after_step)
+        dynamic.add_guard(self)
 
     def detach(self) -> None:
         """Compare no more."""
-        self._handle.remove()
+        self.dynamic.remove_guard(self)
 
     def check(self) -> None:
         """Compare now. A collective call: every rank has to make it."""
@@ -87,11 +90,12 @@ class RankAgreement:
             "the ranks have gone apart: "
             + "; ".join(sentences)
             + ". Give the sampler one seed on all ranks, build the model from one seed or load it "
-            "on all ranks, and go on from the last checkpoint ahead of this. If ranks are to "
+            "on all ranks, and go on from the last checkpoint before this. If ranks are to "
             "differ, train without this check"
         )
 
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def after_step(self) -> None:
+        """Compare after the first step, and after every so many."""
         self._steps += 1
         if self._steps == 1 or self._steps % self.every == 0:
             self.check()
@@ -111,7 +115,7 @@ class RankAgreement:
         ]
 
     def _weights(self) -> int:
-        """The weights' bits as integers, summed with wrap-around: exact, in any order."""
+        """Sum the weights' bits as integers, with wrap-around: exact, in any order."""
         groups = self.dynamic.optimizer.param_groups
         sums = [_bits(p) for group in groups for p in group["params"] if not _in_parts(p)]
         if not sums:
@@ -124,12 +128,9 @@ class RankAgreement:
         return torch.device("cpu")
 
 
-def watch_ranks(dynamic: DynamicTraining, every: int | None) -> RankAgreement | None:
-    """`RankAgreement` where there are several ranks; None where there is one, or no `every`."""
-    if every is None:
-        return None
-    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    return RankAgreement(dynamic, every) if several else None
+def several_ranks() -> bool:
+    """Return whether this process is one of several of a distributed training."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def check_every(every: int | None) -> None:
@@ -145,7 +146,7 @@ def check_every(every: int | None) -> None:
 
 
 def _in_parts(parameter: torch.Tensor) -> bool:
-    """Whether ranks hold a part each: FSDP2's DTensor, or FSDP's flat parameters."""
+    """Return whether ranks hold a part each: FSDP2's DTensor, or FSDP's flat parameters."""
     return hasattr(parameter, "device_mesh") or getattr(parameter, "_fsdp_flattened", False)
 
 
@@ -157,7 +158,7 @@ def _bits(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _hash(value: Any) -> int:
-    """A number of 63 bits that is the same in every process, unlike Python's own hash."""
+    """Return a number of 63 bits that is the same in every process, unlike Python's own hash."""
     digest = hashlib.blake2b(repr(value).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from nas_dynamic.attach.transaction import Progress
 from nas_dynamic.momentum import is_plain
 
 __all__ = ["CHECKPOINT_KEY", "TrainingState", "differences", "expect", "read"]
@@ -17,28 +18,22 @@ CHECKPOINT_KEY = "dynamic_training"
 """Where in `optimizer.state_dict()` the state of a dynamic training is."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TrainingState:
-    """The counters of a dynamic training, and its groups as plain data.
+    """The progress of a dynamic training, and its groups as `GroupStates.state_dict` gives them."""
 
-    The names are those of the attributes of `DynamicTraining`; `groups` is of `GroupStates`.
-    """
-
-    updates: int
-    steps: int
-    skipped: int
-    parts: tuple[int, int]
-    peaks: list[float]
+    progress: Progress
     groups: dict[str, Any] | None
 
     def state_dict(self, definition: dict[str, Any]) -> dict[str, Any]:
-        """What goes into a checkpoint, with what it may be resumed by."""
-        shallow = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {"definition": definition} | shallow | {"parts": list(self.parts)}
+        """Return what goes into a checkpoint, with what it may be resumed by."""
+        progress = {field.name: getattr(self.progress, field.name) for field in fields(Progress)}
+        lists = {"parts": [*self.progress.parts], "peak_lrs": [*self.progress.peak_lrs]}
+        return {"definition": definition} | progress | lists | {"groups": self.groups}
 
 
 def read(state_dict: Mapping[str, Any], definition: dict[str, Any]) -> TrainingState:
-    """The state of a dynamic training in the state_dict of an optimizer.
+    """Return the state of a dynamic training in the state_dict of an optimizer.
 
     Raises:
         ValueError: there is none; it is of another definition, and the message names every
@@ -60,7 +55,7 @@ def read(state_dict: Mapping[str, Any], definition: dict[str, Any]) -> TrainingS
             ("steps", int),
             ("skipped", int),
             ("parts", list),
-            ("peaks", list),
+            ("peak_lrs", list),
         )
     }
     differing = differences(found.pop("definition"), definition)
@@ -69,25 +64,25 @@ def read(state_dict: Mapping[str, Any], definition: dict[str, Any]) -> TrainingS
     counts = {name: found[name] for name in ("updates", "steps", "skipped")}
     for name, count in counts.items():
         _check(count >= 0, name, count)
-    for name, kind in (("parts", int), ("peaks", float)):
+    for name, kind in (("parts", int), ("peak_lrs", float)):
         for number, value in enumerate(found[name]):
             expect(value, kind, f"{CHECKPOINT_KEY}.{name}[{number}]")
     made, parts = found["parts"] if len(found["parts"]) == 2 else (0, 0)
     _check(0 <= made < parts, "parts", found["parts"])
-    scheduled = definition["calr"] is not None
+    peaks, scheduled = found["peak_lrs"], definition["calr"] is not None
     _check(
-        len(found["peaks"]) <= len(state_dict["param_groups"])
-        and (scheduled or not found["peaks"])
-        and bool(found["peaks"] or not scheduled or counts["updates"] == 0)
-        and all(math.isfinite(peak) and peak >= 0 for peak in found["peaks"]),
-        "peaks",
-        found["peaks"],
+        len(peaks) <= len(state_dict["param_groups"])
+        and (scheduled or not peaks)
+        and bool(peaks or not scheduled or counts["updates"] == 0)
+        and all(math.isfinite(peak) and peak >= 0 for peak in peaks),
+        "peak_lrs",
+        peaks,
     )
     groups = None
     if definition["momentum"] is not None:
         groups = expect(saved.get("groups"), dict, f"{CHECKPOINT_KEY}.groups")
         _check_groups(groups, state_dict["param_groups"])
-    return TrainingState(**counts, parts=(made, parts), peaks=list(found["peaks"]), groups=groups)
+    return TrainingState(Progress(**counts, parts=(made, parts), peak_lrs=tuple(peaks)), groups)
 
 
 def _check_groups(groups: dict[str, Any], param_groups: Sequence[Mapping[str, Any]]) -> None:
@@ -119,6 +114,11 @@ def _check_groups(groups: dict[str, Any], param_groups: Sequence[Mapping[str, An
         # if some were added since the group's last update.
         counters(entry[2], f"{name}[2]", range(len(param_groups) + 1))
         keys.append(entry[0])
+    updates = expect(groups.get("updates"), list, f"{CHECKPOINT_KEY}.groups.updates")
+    _check(len(updates) == len(keys), "groups.updates", updates)
+    for number, count in enumerate(updates):
+        name = f"groups.updates[{number}]"
+        _check(expect(count, int, f"{CHECKPOINT_KEY}.{name}") >= 0, name, count)
     initial = counters(groups.get("initial"), "groups.initial", {len(param_groups)})
     for number, of_group in enumerate(initial):
         for key, value in of_group.items():
@@ -140,7 +140,7 @@ def _check(sound: bool, name: str, value: Any) -> None:
 
 
 def expect(value: Any, kind: type, where: str) -> Any:
-    """The value, which has to be just of this type.
+    """Return the value, which has to be just of this type.
 
     Raises:
         ValueError: it is not; the message says where it stands.
@@ -159,7 +159,7 @@ def _shown(value: Any) -> str:
 
 
 def differences(saved: Any, here: Any, path: str = "") -> list[str]:
-    """Where two definitions differ, one sentence each."""
+    """Return where two definitions differ, one sentence each."""
     if isinstance(saved, dict) and isinstance(here, dict):
         found = []
         for key in [*saved, *(key for key in here if key not in saved)]:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["COAST_ONLY", "FREEZE_ONLY", "UNSUPPORTED", "check_lookahead", "check_supported"]
+__all__ = [
+    "COAST_ONLY",
+    "FREEZE_ONLY",
+    "UNSUPPORTED",
+    "check_idle",
+    "check_lookahead",
+    "check_supported",
+]
 
 _WRAPPER = "it keeps its state in an optimizer inside of it, where groups have none of their own"
 UNSUPPORTED = {
@@ -37,8 +44,7 @@ def check_supported(optimizer: torch.optim.Optimizer, idle: str) -> None:
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ValueError(f"optimizer must be a torch Optimizer, got {type(optimizer).__name__}")
-    if idle not in ("coast", "freeze"):
-        raise ValueError(f"idle must be 'coast' or 'freeze', got {idle!r}")
+    check_idle(idle)
     check_lookahead(optimizer)
     for name in (base.__name__ for base in type(optimizer).__mro__):
         if name in UNSUPPORTED:
@@ -52,6 +58,16 @@ def check_supported(optimizer: torch.optim.Optimizer, idle: str) -> None:
         )
     if idle == "freeze":
         _check_freezes(optimizer)
+
+
+def check_idle(idle: str) -> None:
+    """Check the option of this name.
+
+    Raises:
+        ValueError: there is no such mode.
+    """
+    if idle not in ("coast", "freeze"):
+        raise ValueError(f"idle must be 'coast' or 'freeze', got {idle!r}")
 
 
 def _check_freezes(optimizer: torch.optim.Optimizer) -> None:

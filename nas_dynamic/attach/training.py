@@ -6,16 +6,21 @@ import copy
 import sys
 import weakref
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from types import FrameType
 from typing import Any, Literal
 
 import torch
 
-from nas_dynamic.attach.gradients import SkippedStep, all_finite, by_gradient, fill_missing_grads
+from nas_dynamic.attach.gradients import by_gradient
 from nas_dynamic.attach.group_states import GroupSnapshot, GroupStates
+from nas_dynamic.attach.guard import Guard
+from nas_dynamic.attach.nonfinite import NonFiniteGuard, check_nonfinite
+from nas_dynamic.attach.ranks import RankAgreement, check_every, several_ranks
 from nas_dynamic.attach.state_dict import CHECKPOINT_KEY, TrainingState, read
+from nas_dynamic.attach.step_errors import on_step_error
 from nas_dynamic.attach.supported import check_lookahead, check_supported
+from nas_dynamic.attach.transaction import SkippedStep, UpdateTransaction
 from nas_dynamic.attach.update_rule import Update, UpdateRule
 from nas_dynamic.calr import CaLR
 from nas_dynamic.momentum import MomentumSeparation
@@ -24,18 +29,6 @@ from nas_dynamic.space import Architecture, SearchSpace, candidate_text
 __all__ = ["DynamicTraining"]
 
 _attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
-
-
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """An update that has begun, and what to put back after it."""
-
-    update: Update
-    scheduled: list[Any]
-    trained: list[torch.Tensor]
-    lent: list[tuple[torch.Tensor, torch.Tensor]]
-    peaks: list[float]
-    undo: Callable[[], None]
 
 
 class DynamicTraining:
@@ -56,14 +49,16 @@ class DynamicTraining:
         idle: what an update does with the parameters outside of the subnet.
             `"coast"`: as if their gradient were zero; weight decay and their group's momentum
             move them on, as in the paper's experiments. `"freeze"`: nothing. Either holds whether
-            the host's `zero_grad` leaves None or zeros: coasting lends zero gradients for the
-            time of the update, freezing drops all gradients after it.
+            the host's `zero_grad` leaves None or zeros: coasting fills missing gradients with zeros
+            for the time of the update, freezing drops all gradients after it.
         space: checks every architecture against a space, where given.
         nonfinite: what a step does whose gradients have an inf or a NaN. `"ignore"`: the update,
-            as without dynamic training. `"raise"`: a FloatingPointError ahead of the update.
+            as without dynamic training. `"raise"`: a FloatingPointError before the update.
             `"skip"`: no update, and `skipped` counts it. Either of these leaves weights, state
             and count as they were, and waits for the device once a step. Steps under GradScaler
             are left to it.
+        check_ranks_every: where `torch.distributed` is initialised with several ranks, the steps
+            between two checks that they train the same; see `RankAgreement`. None for none.
 
     Raises:
         ValueError: the optimizer cannot be attached to, or is attached already.
@@ -93,10 +88,11 @@ class DynamicTraining:
         idle: Literal["coast", "freeze"] = "coast",
         space: SearchSpace | None = None,
         nonfinite: Literal["ignore", "raise", "skip"] = "ignore",
+        check_ranks_every: int | None = 100,
     ) -> None:
         check_supported(optimizer, idle)
-        if nonfinite not in ("ignore", "raise", "skip"):
-            raise ValueError(f"nonfinite must be 'ignore', 'raise' or 'skip', got {nonfinite!r}")
+        check_nonfinite(nonfinite)
+        check_every(check_ranks_every)
         if optimizer in _attached:
             raise ValueError(
                 "dynamic training is attached to this optimizer already; detach() that one first"
@@ -107,30 +103,31 @@ class DynamicTraining:
                 f"got {type(architecture).__name__}"
             )
         self.optimizer = optimizer
+        self.architecture = architecture
         self.calr = calr
         self.momentum = momentum
         self.idle = idle
         self.space = space
-        self.nonfinite = nonfinite
-        self.updates = 0
-        """Number of updates so far: steps that were skipped, or had no gradient, do not count."""
-        self.steps = 0
-        """Number of training steps so far, t of CaLR: the updates, but for `split`."""
-        self.skipped = 0
-        """Number of steps that were skipped by `nonfinite="skip"`."""
-        self.last: Update | None = None
-        """What the last update used, for logging."""
-        self._planner = UpdateRule(calr, momentum, space)
-        self._parts = (0, 1)  # updates made of this step, and the number that it takes
-        self._architecture = architecture
+        self._rule = UpdateRule(calr, momentum, space)
         self._states = GroupStates(optimizer, momentum.max_groups) if momentum else None
-        self._pending: _Pending | None = None
+        self._update = UpdateTransaction(optimizer, self._states, idle)
+        self._skip = SkippedStep(optimizer)
+        self._guards: list[Guard] = []
+        self._weighted: list[Architecture] = []  # whose losses were given weights
         self._outer: FrameType | None = None  # the call of step() whose update is under way
         self._inner = 0  # calls of super().step() in it
-        self._standstill = SkippedStep(optimizer)
         self._loading: tuple[TrainingState, GroupSnapshot | None] | None = None
+        if nonfinite != "ignore":
+            self.add_guard(NonFiniteGuard(self, nonfinite))
+        if check_ranks_every is not None and several_ranks():
+            RankAgreement(self, check_ranks_every)
+        self._register()
+        _attached.add(optimizer)
+
+    def _register(self) -> None:
+        optimizer = self.optimizer
         after_step = optimizer.register_step_post_hook(self._after_step)
-        # Ahead of all others: a scheduler that is stepped by one would write to the update's lr.
+        # Before all others: a scheduler that is stepped by one would write to the update's lr.
         post_hooks: Any = optimizer._optimizer_step_post_hooks
         post_hooks.move_to_end(after_step.id, last=False)
         self._handles = [
@@ -141,12 +138,40 @@ class DynamicTraining:
             optimizer.register_load_state_dict_pre_hook(self._check_checkpoint),
             optimizer.register_load_state_dict_post_hook(self._load),
         ]
-        _attached.add(optimizer)
+        self._unwatch = on_step_error(optimizer, self._roll_back)
+
+    @property
+    def updates(self) -> int:
+        """Number of updates so far: steps that were skipped, or had no gradient, do not count."""
+        return self._update.progress.updates
+
+    @property
+    def steps(self) -> int:
+        """Number of training steps so far, t of CaLR: the updates, but for `split`."""
+        return self._update.progress.steps
+
+    @property
+    def skipped(self) -> int:
+        """Number of steps that were skipped by a guard, such as by `nonfinite="skip"`."""
+        return self._update.progress.skipped
+
+    @property
+    def last(self) -> Update | None:
+        """What the last update used, for logging."""
+        return self._update.last
 
     @property
     def groups(self) -> list[Hashable]:
         """The momentum groups that have been updated so far, in the order of appearance."""
-        return [] if self._states is None else self._states.keys()
+        return [] if self._states is None else list(self._states.updates())
+
+    def add_guard(self, guard: Guard) -> None:
+        """Have a guard look at every step from now on."""
+        self._guards.append(guard)
+
+    def remove_guard(self, guard: Guard) -> None:
+        """Leave a guard out from now on."""
+        self._guards.remove(guard)
 
     def detach(self) -> None:
         """Remove the hooks. The optimizer keeps the state of the group that it updated last."""
@@ -155,6 +180,7 @@ class DynamicTraining:
         self._recover()
         for handle in self._handles:
             handle.remove()
+        self._unwatch()
         self._handles = []
         _attached.discard(self.optimizer)
 
@@ -177,8 +203,7 @@ class DynamicTraining:
 
         # The subnet is sampled and trained in the closure, so only after it is it known.
         def closure_then_begin(*closure_args: Any, **closure_kwargs: Any) -> Any:
-            if self._pending is not None:
-                self._recover()
+            if self._update.is_open or self._skip.is_open:
                 raise RuntimeError(
                     f"{type(optimizer).__name__} evaluated the closure twice in one step; "
                     "dynamic training needs optimizers that take one update a step"
@@ -192,132 +217,102 @@ class DynamicTraining:
         return args, kwargs | {"closure": closure_then_begin}
 
     def _begin(self) -> None:
-        param_groups = self.optimizer.param_groups
-        trained, idle = by_gradient(param_groups)
-        if not trained or not self._finite(trained):
-            self._standstill.begin(trained)
+        """Begin the update, or the step that is skipped; if this raises, nothing has changed."""
+        trained, idle = by_gradient(self.optimizer.param_groups)
+        if not trained or not all(guard.allows_update(trained) for guard in self._guards):
+            self._skip.begin(trained)
             return
         check_lookahead(self.optimizer)  # it may have been wrapped after attachment
-        update = self._planner.plan(param_groups, self._architecture(), self.steps)
-        if self._states is not None:
-            self._states.check_room(update.group)
-        # Nothing below raises: an error leaves weights, state and count as they were.
-        peaks = self._planner.begin()
-        scheduled = [group["lr"] for group in param_groups]
-        undo = self._states.switch(update.group) if self._states is not None else _nothing
-        for group, lr in zip(param_groups, update.lr, strict=True):
-            group["lr"] = lr
-        lent = fill_missing_grads(idle) if self.idle == "coast" else []
-        self._pending = _Pending(update, scheduled, trained, lent, peaks, undo)
-
-    def _finite(self, trained: list[torch.Tensor]) -> bool:
-        # GradScaler has looked itself, where it has left this on a fused optimizer.
-        if self.nonfinite == "ignore" or getattr(self.optimizer, "found_inf", None) is not None:
-            return True
-        if all_finite(trained):
-            return True
-        if self.nonfinite == "raise":
-            raise FloatingPointError(
-                f"the gradients of step {self.steps} have an inf or a NaN, of the subnet "
-                f"{self._architecture()}; weights and optimizer are as they were. Lower the lr, "
-                "clip gradients, or pass over such steps by nonfinite='skip'"
-            )
-        self._planner.warn_once(
-            "not finite",
-            f"step {self.steps} is skipped: its gradients have an inf or a NaN, of the subnet "
-            f"{self._architecture()}. DynamicTraining.skipped counts further ones",
+        progress = self._update.progress
+        update = self._rule.propose(
+            self.optimizer.param_groups,
+            self.architecture(),
+            progress.steps,
+            progress.peak_lrs,
+            self._weighted,
         )
-        return False
-
-    def loss_weights(self, architectures: Sequence[Architecture]) -> list[float]:
-        """What to multiply the loss of each subnet of the coming update by, before backward.
-
-        The lr of an update of several subnets is `lr_0 · mean_k f(α_k)`, f the factor of CaLR;
-        the weights are `f(α_k) / mean_k f`, so that each subnet's gradient, and weight decay, are
-        annealed as they should. Their mean is 1: sum the losses or average them, as the method
-        does. For a single subnet the weight is 1. With `CaLR(anneal="loss")` the weights are
-        f(α_k), and the lr is left alone.
-        """
-        return self._planner.loss_weights(self.optimizer.param_groups, architectures, self.steps)
-
-    def split(self, architectures: Sequence[Architecture]) -> list[list[Architecture]]:
-        """The subnets of one step in lists of one momentum group each, for one update a list.
-
-        All these updates are one step of CaLR:
-
-            for part in dynamic.split(sampler.sample()):
-                weights = dynamic.loss_weights(part)
-                ...  # zero_grad, a weighed loss and backward for every subnet of part, step
-        """
-        made, parts = self._parts
-        if 0 < made < parts:  # GradScaler has skipped a part of the last step
-            self.steps += 1
-        lists: dict[Hashable, list[Architecture]] = {}
-        for subnet in self._planner.subnets(architectures):
-            group = self._planner.group([subnet])
-            lists.setdefault(group, []).append(subnet.architecture)
-        self._parts = (0, len(lists))
-        return list(lists.values())
+        self._update.begin(update, trained, idle)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._inner:
             self._inner -= 1
             return
         self._outer = None
-        pending = self._restore()
-        if pending is None:
-            taken = self._standstill.end()
-            self.skipped += bool(taken)
-            if self.idle == "freeze":
-                for parameter in taken:
-                    parameter.grad = None
-            return
-        for parameter, _ in pending.lent:
-            parameter.grad = None
-        if self.idle == "freeze":
-            # A gradient that the host only zeroes would pass for one of the next subnet's.
-            for parameter in pending.trained:
-                parameter.grad = None
         # A fused optimizer is stepped by GradScaler even where gradients are inf, and tests
         # found_inf itself. Other optimizers are not stepped at all then.
         found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and bool(found_inf):
-            self._planner.peaks = pending.peaks
-            pending.undo()
-            return
-        self.updates += 1
-        self.last = pending.update
-        self._planner.weighed = []  # weights are of one update
-        made, parts = self._parts
-        self._parts = (made + 1, parts) if made + 1 < parts else (0, 1)
-        self.steps += made + 1 >= parts
-        if self.momentum is not None and not any(optimizer.state.values()):
-            self._planner.warn_once(
-                "no momentum",
-                f"{type(optimizer).__name__} keeps no state, so there is no momentum to separate. "
-                "Give it one, such as SGD(…, momentum=0.9), or drop momentum separation",
-            )
+        if self._skip.is_open:
+            self._end_skip()
+        elif found_inf is not None and bool(found_inf):
+            self._update.cancel()
+        else:
+            self._update.commit()
+            self._weighted = []  # weights are of one update
+            if self.momentum is not None and not any(optimizer.state.values()):
+                self._rule.warn_once(
+                    "no momentum",
+                    f"{type(optimizer).__name__} keeps no state, so there is no momentum to "
+                    "separate. Give it one, such as SGD(…, momentum=0.9), or drop momentum "
+                    "separation",
+                )
+        for guard in self._guards:
+            guard.after_step()
 
-    def _restore(self) -> _Pending | None:
-        """Put the scheduled lr back and keep the counters; the update that had begun, if any."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            # After an update that raised there may be further param groups by now.
-            for group, lr in zip(self.optimizer.param_groups, pending.scheduled, strict=False):
-                group["lr"] = lr
-            if self._states is not None:
-                self._states.collect()
-        return pending
+    def _end_skip(self) -> None:
+        taken = self._skip.end()
+        if taken:
+            progress = self._update.progress
+            self._update.progress = replace(progress, skipped=progress.skipped + 1)
+        if self.idle == "freeze":
+            for parameter in taken:
+                parameter.grad = None
+
+    def _roll_back(self) -> None:
+        """Undo what has begun, since the step has raised."""
+        self._outer = None
+        self._skip.end()
+        self._update.roll_back()
 
     def _recover(self) -> None:
-        """Undo what an update that raised has left."""
-        self._standstill.end()
-        pending = self._restore()
-        if pending is not None:
-            for parameter, zeros in pending.lent:
-                # The host may have accumulated a gradient there since.
-                if parameter.grad is zeros and not zeros.any():
-                    parameter.grad = None
+        """Undo what a step has left that raised unseen, by a call of the class's own `step`."""
+        self._skip.end()
+        self._update.roll_back(late=True)
+
+    def loss_weights(self, architectures: Sequence[Architecture]) -> list[float]:
+        """Return what to multiply the loss of each subnet of the coming update by.
+
+        Call it before backward. The lr of an update of several subnets is `lr_0 · mean_k f(α_k)`,
+        f the factor of CaLR; the weights are `f(α_k) / mean_k f`, so that each subnet's gradient,
+        and weight decay, are annealed as they should. Their mean is 1: sum the losses or average
+        them, as the method does. For a single subnet the weight is 1. With `CaLR(anneal="loss")`
+        the weights are f(α_k), and the lr is left alone.
+        """
+        subnets, progress = self._rule.subnets(architectures), self._update.progress
+        weights = self._rule.loss_weights(
+            self.optimizer.param_groups, subnets, progress.steps, progress.peak_lrs
+        )
+        self._weighted = [subnet.architecture for subnet in subnets]
+        return weights
+
+    def split(self, architectures: Sequence[Architecture]) -> list[list[Architecture]]:
+        """Return the subnets of one step in lists of one momentum group each.
+
+        For one update a list; all these updates are one step of CaLR:
+
+            for part in dynamic.split(sampler.sample()):
+                weights = dynamic.loss_weights(part)
+                ...  # zero_grad, a weighted loss and backward for every subnet of part, step
+        """
+        lists: dict[Hashable, list[Architecture]] = {}
+        for subnet in self._rule.subnets(architectures):
+            group = self._rule.group([subnet])
+            lists.setdefault(group, []).append(subnet.architecture)
+        progress = self._update.progress
+        begun = progress.parts[0] > 0  # GradScaler has skipped a part of the last step
+        self._update.progress = replace(
+            progress, steps=progress.steps + begun, parts=(0, len(lists))
+        )
+        return list(lists.values())
 
     def _definition(self) -> dict[str, Any]:
         return {
@@ -329,21 +324,15 @@ class DynamicTraining:
         }
 
     def _save(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-        saved = TrainingState(
-            updates=self.updates,
-            steps=self.steps,
-            skipped=self.skipped,
-            parts=self._parts,
-            peaks=list(self._planner.peaks),
-            groups=None if self._states is None else self._states.state_dict(),
-        )
+        groups = None if self._states is None else self._states.state_dict()
+        saved = TrainingState(self._update.progress, groups)
         state_dict[CHECKPOINT_KEY] = saved.state_dict(self._definition())
 
     def _check_checkpoint(
         self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]
     ) -> None:
-        # All that can fail is done here, ahead of any change. A copy of an optimizer has no hooks.
-        empty = {"state": {}, "param_groups": state_dict["param_groups"]}
+        # All that can fail is done here, before any change. A copy of an optimizer has no hooks.
+        empty: Any = {"state": {}, "param_groups": state_dict["param_groups"]}
         copy.copy(optimizer).load_state_dict(empty)
         saved = read(state_dict, self._definition())
         groups = None
@@ -355,23 +344,14 @@ class DynamicTraining:
     def _load(self, optimizer: torch.optim.Optimizer) -> None:
         assert self._loading is not None
         (saved, groups), self._loading = self._loading, None
-        self.updates = saved.updates
-        self.steps = saved.steps
-        self.skipped = saved.skipped
-        self._parts = saved.parts
-        self._planner.peaks = saved.peaks
-        self._planner.weighed = []
-        self.last = None
+        self._update.progress, self._update.last = saved.progress, None
+        self._weighted = []
         if self._states is not None and groups is not None:
             self._states.restore(groups)
 
 
-def _nothing() -> None:
-    pass
-
-
 def _is_running(frame: FrameType) -> bool:
-    """Whether a call is among those that led here."""
+    """Return whether a call is among those that led here."""
     caller: FrameType | None = sys._getframe(1)
     while caller is not None and caller is not frame:
         caller = caller.f_back

@@ -1,4 +1,4 @@
-"""What an update uses: from the subnets of a step to an lr and a momentum group."""
+"""From the subnets of a step to the lr and the momentum group of its update."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nas_dynamic.calr import CaLR, checked_complexity
+from nas_dynamic.calr import CaLR
+from nas_dynamic.complexity_scale import checked_complexity
 from nas_dynamic.momentum import MomentumSeparation
 from nas_dynamic.space import Architecture, SearchSpace
 
 __all__ = ["Subnet", "Update", "UpdateRule"]
 
+ParamGroups = Sequence[Mapping[str, Any]]
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Subnet:
     """One subnet of an update.
 
@@ -29,7 +32,7 @@ class Subnet:
     gamma: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Update:
     """What one update used.
 
@@ -38,6 +41,8 @@ class Update:
         subnets: the subnets whose gradients the update took; usually one.
         factor: what the scheduled lr was multiplied by, one per param group.
         lr: the lr that the update used, one per param group.
+        peak_lrs: the greatest lr that each param group was scheduled at in an update so far;
+            empty without CaLR.
         group: momentum group; None without momentum separation.
     """
 
@@ -45,6 +50,7 @@ class Update:
     subnets: tuple[Subnet, ...]
     factor: tuple[float, ...]
     lr: tuple[Any, ...]
+    peak_lrs: tuple[float, ...]
     group: Hashable
 
     @property
@@ -70,13 +76,7 @@ class Update:
 
 
 class UpdateRule:
-    """From what was sampled to what an update will use, or an error; no tensor is touched.
-
-    Attributes:
-        peaks: the greatest lr that each param group was scheduled at in an update so far; empty
-            ahead of the first, and without CaLR.
-        weighed: the architectures that `loss_weights` was called with for the coming update.
-    """
+    """From what was sampled to what an update will use, or an error; it changes nothing."""
 
     def __init__(
         self,
@@ -87,25 +87,32 @@ class UpdateRule:
         self.calr = calr
         self.momentum = momentum
         self.space = space
-        self.peaks: list[float] = []
-        self.weighed: list[Architecture] = []
-        self._next_peaks: list[float] = []
         self._warned: set[str] = set()
 
-    def plan(
+    def propose(
         self,
-        param_groups: Sequence[Mapping[str, Any]],
+        param_groups: ParamGroups,
         architectures: Architecture | Sequence[Architecture] | None,
         step: int,
+        peak_lrs: Sequence[float],
+        weighted: Sequence[Architecture],
     ) -> Update:
-        """The coming update, of the subnets that the host says it sampled."""
+        """Return the coming update.
+
+        Args:
+            param_groups: of the optimizer, at the scheduled lr.
+            architectures: the subnets that the host says it sampled.
+            step: number of the training step.
+            peak_lrs: of the last update; empty before the first.
+            weighted: the subnets whose losses were given weights for this update.
+        """
         subnets = self.subnets(architectures)
         group = self.group(subnets)
-        self._check_weighed(subnets)
-        factors = [1.0] * len(param_groups)
+        factors, peaks = [1.0] * len(param_groups), ()
         if self.calr is not None:
+            self._check_weighted(subnets, weighted)
             lrs = _lrs(param_groups)
-            self._next_peaks = peaks = self._peaks_with(lrs)
+            peaks = _peaks(peak_lrs, lrs)
             if not self.calr.follows_scheduler and lrs != peaks:
                 self.warn_once(
                     "decayed twice",
@@ -123,62 +130,40 @@ class UpdateRule:
             step=step,
             subnets=subnets,
             factor=tuple(factors),
-            lr=tuple(g["lr"] * factor for g, factor in zip(param_groups, factors, strict=True)),
+            lr=tuple([g["lr"] * factor for g, factor in zip(param_groups, factors, strict=True)]),
+            peak_lrs=peaks,
             group=group,
         )
 
-    def begin(self) -> list[float]:
-        """Begin the update that was planned; the peaks ahead of it, to go back to."""
-        before, self.peaks = self.peaks, self._next_peaks
-        return before
-
-    def _peaks_with(self, lrs: list[float]) -> list[float]:
-        # Peaks of updates only: a warm-up may lower the lr after attachment and before the first.
-        known = self.peaks + [0.0] * (len(lrs) - len(self.peaks))
-        return [max(peak, lr) for peak, lr in zip(known, lrs, strict=True)]
-
     def loss_weights(
         self,
-        param_groups: Sequence[Mapping[str, Any]],
-        architectures: Sequence[Architecture],
+        param_groups: ParamGroups,
+        subnets: Sequence[Subnet],
         step: int,
+        peak_lrs: Sequence[float],
     ) -> list[float]:
-        """The weight of each subnet's loss; see `DynamicTraining.loss_weights`."""
-        subnets = self.subnets(architectures)
-        weights = [1.0] * len(subnets)
-        if self.calr is not None:
-            # A group whose lr has always been 0 trains nothing.
-            lrs = _lrs(param_groups)
-            peaks = self._peaks_with(lrs)
-            ratios = [lr / peak for lr, peak in zip(lrs, peaks, strict=True) if peak > 0] or [0.0]
-            weighed = len(subnets) > 1 or self.calr.anneal == "loss"
-            if self.calr.follows_scheduler and weighed and max(ratios) - min(ratios) > 1e-6:
-                raise ValueError(
-                    "param groups are at different parts of their lr schedules, so that one "
-                    "weight for a subnet's loss cannot serve all; use one schedule, or one subnet "
-                    "a step and anneal='lr'"
-                )
-            factors = self._factors(self.calr, subnets, step, ratios[0])
-            common = self._lr_factor(factors)
-            weights = [factor / common if common > 0 else 1.0 for factor in factors]
-        self.weighed = [subnet.architecture for subnet in subnets]
-        return weights
-
-    def _check_weighed(self, subnets: Sequence[Subnet]) -> None:
-        """Losses that need weights must have been given those of just these subnets."""
-        if self.calr is None or (len(subnets) == 1 and self.calr.anneal == "lr"):
-            return
-        if self.weighed != [subnet.architecture for subnet in subnets]:
-            raise RuntimeError(
-                f"the losses of this update's {len(subnets)} subnets need weights: multiply each "
-                "by its entry of DynamicTraining.loss_weights(architectures) ahead of backward, "
-                "with the architectures in the order that `architecture` returns them"
+        """Return the weight of each subnet's loss; see `DynamicTraining.loss_weights`."""
+        if self.calr is None:
+            return [1.0] * len(subnets)
+        # A group whose lr has always been 0 trains nothing.
+        lrs = _lrs(param_groups)
+        peaks = _peaks(peak_lrs, lrs)
+        ratios = [lr / peak for lr, peak in zip(lrs, peaks, strict=True) if peak > 0] or [0.0]
+        weighted = len(subnets) > 1 or self.calr.anneal == "loss"
+        if self.calr.follows_scheduler and weighted and max(ratios) - min(ratios) > 1e-6:
+            raise ValueError(
+                "param groups are at different parts of their lr schedules, so that one weight "
+                "for a subnet's loss cannot serve all; use one schedule, or one subnet a step and "
+                "anneal='lr'"
             )
+        factors = self._factors(self.calr, subnets, step, ratios[0])
+        common = self._lr_factor(factors)
+        return [factor / common if common > 0 else 1.0 for factor in factors]
 
     def subnets(
         self, architectures: Architecture | Sequence[Architecture] | None
     ) -> tuple[Subnet, ...]:
-        """The subnets of an update, from what the host says it sampled."""
+        """Return the subnets of an update, from what the host says it sampled."""
         if isinstance(architectures, Mapping):
             architectures = [architectures]
         if not architectures:
@@ -204,10 +189,10 @@ class UpdateRule:
         return Subnet(dict(architecture), complexity, self.calr.gamma_of(complexity))
 
     def group(self, subnets: Sequence[Subnet]) -> Hashable:
-        """The one group that all subnets are of; None without momentum separation."""
+        """Return the one group that all subnets are of; None without momentum separation."""
         if self.momentum is None:
             return None
-        groups = dict.fromkeys(self.momentum.group(subnet.architecture) for subnet in subnets)
+        groups = dict.fromkeys([self.momentum.group(subnet.architecture) for subnet in subnets])
         if len(groups) > 1:
             raise RuntimeError(
                 f"the subnets of one update are of the groups {', '.join(map(repr, groups))}, and "
@@ -217,10 +202,22 @@ class UpdateRule:
             )
         return next(iter(groups))
 
+    def _check_weighted(self, subnets: Sequence[Subnet], weighted: Sequence[Architecture]) -> None:
+        """Check that losses that need weights were given those of just these subnets."""
+        assert self.calr is not None
+        if len(subnets) == 1 and self.calr.anneal == "lr":
+            return
+        if weighted != [subnet.architecture for subnet in subnets]:
+            raise RuntimeError(
+                f"the losses of this update's {len(subnets)} subnets need weights: multiply each "
+                "by its entry of DynamicTraining.loss_weights(architectures) before backward, "
+                "with the architectures in the order that `architecture` returns them"
+            )
+
     def _factors(
         self, calr: CaLR, subnets: Sequence[Subnet], step: int, lr_ratio: float
     ) -> list[float]:
-        """f(α_k): CaLR's factor of every subnet."""
+        """Return f(α_k), CaLR's factor of every subnet."""
         if calr.total_steps is not None and step >= calr.total_steps:
             raise RuntimeError(
                 f"all {calr.total_steps} steps of CaLR's total_steps are done: the lr would be "
@@ -233,7 +230,7 @@ class UpdateRule:
         ]
 
     def _lr_factor(self, factors: Sequence[float]) -> float:
-        """What the scheduled lr is multiplied by: mean_k f(α_k), or 1 if losses anneal alone."""
+        """Return what the lr is multiplied by: mean_k f(α_k), or 1 if losses anneal alone."""
         if self.calr is not None and self.calr.anneal == "loss":
             return 1.0
         return sum(factors) / len(factors)
@@ -245,5 +242,11 @@ class UpdateRule:
             warnings.warn(message, UserWarning, stacklevel=2)
 
 
-def _lrs(param_groups: Sequence[Mapping[str, Any]]) -> list[float]:
-    return [float(group["lr"]) for group in param_groups]
+def _lrs(param_groups: ParamGroups) -> tuple[float, ...]:
+    return tuple([float(group["lr"]) for group in param_groups])
+
+
+def _peaks(peak_lrs: Sequence[float], lrs: Sequence[float]) -> tuple[float, ...]:
+    # Peaks of updates only: a warm-up may lower the lr after attachment and before the first.
+    known = [*peak_lrs, *[0.0] * (len(lrs) - len(peak_lrs))]
+    return tuple([max(peak, lr) for peak, lr in zip(known, lrs, strict=True)])

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation
-from nas_dynamic.attach.gradients import all_finite
+from nas_dynamic.attach.nonfinite import all_finite
 from tests.attach.reference import (
     C_MAX,
     C_MIN,

@@ -293,7 +293,7 @@ def test_strategy_keeps_its_class_and_pickles():
     assert type(strategy) is RandomOneShot
     assert "mutate_evaluator" not in vars(original)
     assert strategy.mutate_evaluator.strategy is strategy
-    assert copy.deepcopy(strategy).mutate_evaluator.options["seed"] == 3
+    assert copy.deepcopy(strategy).mutate_evaluator.seed == 3
 
 
 @pytest.mark.parametrize("strategy", [DARTS, GumbelDARTS, RegularizedEvolution])

@@ -216,10 +216,10 @@ def test_a_plain_checkpoint_is_refused():
 )
 def test_damaged_peaks_of_the_lr_are_refused(peaks: list[float]):
     checkpoint = trained({"curve": "scheduler", "total_steps": None}).optimizer.state_dict()
-    assert checkpoint["dynamic_training"]["peaks"] == [0.01, 0.005]
-    checkpoint["dynamic_training"]["peaks"] = peaks
+    assert checkpoint["dynamic_training"]["peak_lrs"] == [0.01, 0.005]
+    checkpoint["dynamic_training"]["peak_lrs"] = peaks
     run = trained({"curve": "scheduler", "total_steps": None})
-    refused(run, checkpoint, r"damaged: dynamic_training\.peaks is ")
+    refused(run, checkpoint, r"damaged: dynamic_training\.peak_lrs is ")
 
 
 def test_a_checkpoint_of_another_model_is_refused():

@@ -1,9 +1,8 @@
-"""Whether a configuration can be trained: all that it names is built once, ahead of the run."""
+"""Whether a configuration can be trained: all that it names is built once, before the run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,9 +10,8 @@ from nni.nas.strategy import RandomOneShot
 from torch import nn
 
 from nas_dynamic.adapters.nni.space import activate, search_space, subnet_parameters
-from nas_dynamic.adapters.nni.training import build_calr, build_momentum
 from nas_dynamic.attach.training import DynamicTraining
-from nas_dynamic.complexity import gamma_reference, lookup
+from nas_dynamic.complexity import Complexity, lookup
 from nas_dynamic.experiment.config import FOREIGN, Config, ConfigError, kwargs_of, refusing
 from nas_dynamic.experiment.data import ImageData, batch_loader
 from nas_dynamic.experiment.nni.supernet import (
@@ -23,6 +21,7 @@ from nas_dynamic.experiment.nni.supernet import (
     quiet,
     updates_of,
 )
+from nas_dynamic.host import Host, Options, build
 from nas_dynamic.space import Architecture, SearchSpace
 
 __all__ = ["check_trainable"]
@@ -72,22 +71,43 @@ def _check_dynamic(
     config: Config,
     optimizer: torch.optim.Optimizer,
     space: SearchSpace,
-    parameters: Callable[[Architecture], float],
+    parameters: Complexity,
     updates: int,
 ) -> None:
-    """Build what `dynamic` attaches, and attach it."""
-    options = config.dynamic.model_dump() | {"anneal": "lr"}
-    reference: dict[str, Any] = {"bounds": (1.0, 2.0)}
+    """Attach what `dynamic` will attach."""
     with refusing("dynamic"):
-        if config.dynamic.complexity != "macs":  # to measure those takes long, and asks no key
-            reference = gamma_reference(space, parameters, config.dynamic.gamma_by)
-        momentum = build_momentum(options, space, parameters, optimizer)
-        calr = build_calr(options, parameters, updates, reference) if options["calr"] else None
+        options = Options.of(**config.dynamic.model_dump())
+        if options.complexity == "macs":  # to measure those takes long, and asks no key
+            options = replace(options, gamma_by="complexity", bounds=(1.0, 2.0))
+        calr, momentum = build(_Checked(optimizer, space, parameters, updates), options)
     with refusing(f"optimizer.name is {config.optimizer.name!r}"):
         training = DynamicTraining(
-            optimizer, dict, calr=calr, momentum=momentum, idle=config.dynamic.idle, space=space
+            optimizer, dict, calr=calr, momentum=momentum, idle=options.idle, space=space
         )
     training.detach()
+
+
+class _Checked(Host):
+    """The training that the configuration describes, before it is built."""
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        space: SearchSpace,
+        parameters: Complexity,
+        updates: int,
+    ) -> None:
+        self.optimizer, self.space = optimizer, space
+        self.parameters, self.updates = parameters, updates
+
+    def sampled(self) -> Architecture:
+        return {}
+
+    def complexity(self, measure: str) -> Complexity:
+        return self.parameters
+
+    def total_steps(self) -> int:
+        return self.updates
 
 
 def _check_images(

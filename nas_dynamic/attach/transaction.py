@@ -1,0 +1,215 @@
+"""One step of an optimizer as a transaction: it is made, or everything is as it was before.
+
+A step is one of two: an `UpdateTransaction` changes lr, momentum group and missing gradients for
+the time of the optimizer's own update; a `SkippedStep` lets the optimizer update nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from nas_dynamic.attach.gradients import Filled, fill_missing_grads
+from nas_dynamic.attach.group_states import NO_GROUP, SCHEDULED, GroupStates
+from nas_dynamic.attach.update_rule import Update
+
+__all__ = ["Progress", "SkippedStep", "UpdateTransaction"]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a training is; it is replaced as a whole when an update has been made.
+
+    Attributes:
+        updates: number of updates.
+        steps: number of training steps, t of CaLR.
+        skipped: number of steps that a guard has skipped.
+        parts: updates made of the step at hand, and the number that it takes.
+        peak_lrs: see `Update`.
+    """
+
+    updates: int = 0
+    steps: int = 0
+    skipped: int = 0
+    parts: tuple[int, int] = (0, 1)
+    peak_lrs: tuple[float, ...] = ()
+
+    def after(self, update: Update) -> Progress:
+        """Return the progress once an update has been made."""
+        made, parts = self.parts[0] + 1, self.parts[1]
+        return Progress(
+            updates=self.updates + 1,
+            steps=self.steps + (made >= parts),
+            skipped=self.skipped,
+            parts=(made, parts) if made < parts else (0, 1),
+            peak_lrs=update.peak_lrs,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class _Begun:
+    """What an update that has begun goes back to, or goes on to."""
+
+    update: Update
+    progress: Progress
+    scheduled_lrs: list[Any]
+    previous_group: Hashable
+    trained: list[torch.Tensor]
+    filled: Filled = field(default_factory=list)
+
+
+class UpdateTransaction:
+    """The updates of one optimizer, one at a time: begin, then commit or roll back.
+
+    Attributes:
+        progress: after the updates that have been made.
+        last: the last one of them.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, states: GroupStates | None, idle: str
+    ) -> None:
+        self.optimizer = optimizer
+        self.states = states
+        self.idle = idle
+        self.progress = Progress()
+        self.last: Update | None = None
+        self._begun: _Begun | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an update has begun."""
+        return self._begun is not None
+
+    def begin(self, update: Update, trained: list[torch.Tensor], idle: list[torch.Tensor]) -> None:
+        """Set lr, group and gradients of an update; if this raises, nothing has changed.
+
+        Args:
+            update: what it uses.
+            trained: the parameters that have a gradient.
+            idle: those that have none and could.
+        """
+        states, param_groups = self.states, self.optimizer.param_groups
+        if states is not None:
+            states.check_room(update.group)
+        self._begun = begun = _Begun(
+            update,
+            self.progress.after(update),
+            [group["lr"] for group in param_groups],
+            NO_GROUP if states is None else states.current,
+            trained,
+        )
+        try:
+            if states is not None:
+                states.select(update.group)
+            for group, lr in zip(param_groups, update.lr, strict=True):
+                group["lr"] = lr
+            if self.idle == "coast":
+                begun.filled = fill_missing_grads(idle)
+        except BaseException:
+            self.roll_back(untouched=True)
+            raise
+
+    def commit(self) -> None:
+        """Put lr and gradients back after the optimizer's own update, and count it."""
+        begun = self._begun
+        assert begun is not None
+        self._put_back(begun)
+        self._drop_gradients(begun)
+        if self.states is not None:
+            self.states.keep_counters()
+            self.states.count_update()
+        self.progress, self.last = begun.progress, begun.update
+        self._begun = None
+
+    def cancel(self) -> None:
+        """Roll back an update that the optimizer has passed over, for gradients that are inf."""
+        if self._begun is not None:
+            self._drop_gradients(self._begun)
+        self.roll_back(untouched=True)
+
+    def roll_back(self, *, untouched: bool = False, late: bool = False) -> None:
+        """Put lr, group and gradients back after an update that was not made, if one has begun.
+
+        Args:
+            untouched: the optimizer has written nothing to the state of the group.
+            late: the host has run since, and may have accumulated gradients into the filled ones.
+        """
+        begun = self._begun
+        if begun is None:
+            return
+        self._put_back(begun, late=late)
+        if self.states is not None:
+            if not untouched:
+                self.states.keep_counters()
+            self.states.return_to(
+                begun.previous_group, drop=begun.update.group if untouched else NO_GROUP
+            )
+        self._begun = None
+
+    def _put_back(self, begun: _Begun, *, late: bool = False) -> None:
+        # After an update that raised there may be further param groups by now.
+        for group, lr in zip(self.optimizer.param_groups, begun.scheduled_lrs, strict=False):
+            group["lr"] = lr
+        for parameter, zeros in begun.filled:
+            if not late or (parameter.grad is zeros and not zeros.any()):
+                parameter.grad = None
+
+    def _drop_gradients(self, begun: _Begun) -> None:
+        if self.idle == "freeze":
+            # A gradient that the host only zeroes would pass for one of the next subnet's.
+            for parameter in begun.trained:
+                parameter.grad = None
+
+
+class SkippedStep:
+    """A step of the optimizer that updates nothing.
+
+    A hook cannot call a step off. It can take the gradients away for its time: optimizers pass
+    over parameters without. Some count such a step in `param_groups`; those counts are taken back.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self._taken: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        self._kept: list[dict[str, Any]] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether such a step has begun."""
+        return self._kept is not None
+
+    def begin(self, trained: list[torch.Tensor]) -> None:
+        """Take the gradients of the parameters that have one; all of them, or raise."""
+        self._kept = [
+            {key: value for key, value in group.items() if key not in SCHEDULED}
+            for group in self.optimizer.param_groups
+        ]
+        try:
+            for group, kept in zip(self.optimizer.param_groups, self._kept, strict=True):
+                group.update(copy.deepcopy(kept))
+            self._taken = [(parameter, parameter.grad) for parameter in trained]
+            for parameter in trained:
+                parameter.grad = None
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self) -> list[torch.Tensor]:
+        """Give back what was taken, if such a step has begun; return the parameters."""
+        if self._kept is None:
+            return []
+        for group, kept in zip(self.optimizer.param_groups, self._kept, strict=False):
+            for key in group.keys() - kept.keys() - SCHEDULED:
+                del group[key]
+            group.update(kept)
+        for parameter, gradient in self._taken:
+            if parameter.grad is None:  # the host may have set one after an error
+                parameter.grad = gradient
+        parameters = [parameter for parameter, _ in self._taken]
+        self._kept, self._taken = None, []
+        return parameters

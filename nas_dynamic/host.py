@@ -1,0 +1,130 @@
+"""The seam between dynamic training and a framework: what a host says, and one `attach`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+
+from nas_dynamic.attach import DynamicTraining
+from nas_dynamic.calr import CaLR
+from nas_dynamic.complexity import Complexity, bounds, population
+from nas_dynamic.grouping import default_label
+from nas_dynamic.momentum import GroupBy, MomentumSeparation
+from nas_dynamic.options import Options, takes_options
+from nas_dynamic.sampling import Sampler
+from nas_dynamic.space import Architecture, SearchSpace
+
+__all__ = ["Host", "Options", "Supernet", "attach", "build", "takes_options"]
+
+
+@runtime_checkable
+class Supernet(Protocol):
+    """A network that computes any subnet of a space."""
+
+    space: SearchSpace
+    sampled: Architecture | None
+    """The subnet of the current update; None before the first."""
+
+    def activate(self, architecture: Architecture) -> None:
+        """Make the supernet compute one subnet."""
+        ...
+
+    def subnet_parameters(self) -> Complexity:
+        """Return architecture → number of parameters of the stand-alone subnet."""
+        ...
+
+
+class Host(Protocol):
+    """What an adapter says of its framework; all of it is known when training starts.
+
+    Attributes:
+        space: what is sampled from.
+        optimizer: that updates the weights: the innermost one, not a wrapper.
+        multi_subnet: whether an update takes several subnets, whose losses the host weights by
+            `DynamicTraining.loss_weights`.
+    """
+
+    space: SearchSpace
+    optimizer: torch.optim.Optimizer
+    multi_subnet: bool = False
+
+    def sampled(self) -> Architecture | Sequence[Architecture]:
+        """Return the subnet, or the subnets, that this update's loss was computed with."""
+        ...
+
+    def complexity(self, measure: Literal["parameters", "macs"]) -> Complexity:
+        """Return architecture → complexity, as a fast look-up: it is asked at every update."""
+        ...
+
+    def total_steps(self) -> int | None:
+        """Return the number of updates of the whole training; None if it has no end."""
+        ...
+
+    def constrain(self, group_by: GroupBy | None) -> None:
+        """Sample the subnets of one update from one momentum group, before the first draw."""
+
+    def sampler(self) -> Sampler | None:
+        """Return a new sampler that draws as the training does; None if it draws uniformly."""
+        return None
+
+
+def attach(host: Host, options: Options) -> DynamicTraining:
+    """Attach dynamic training to the optimizer of a host, by its options.
+
+    Raises:
+        ValueError: an option does not suit the host, or the optimizer cannot be attached to.
+    """
+    calr, momentum = build(host, options)
+    return DynamicTraining(
+        host.optimizer,
+        architecture=host.sampled,
+        calr=calr,
+        momentum=momentum,
+        idle=options.idle,
+        space=host.space,
+        nonfinite=options.nonfinite,
+        check_ranks_every=options.check_ranks_every,
+    )
+
+
+def build(host: Host, options: Options) -> tuple[CaLR | None, MomentumSeparation | None]:
+    """Return what `attach` attaches: the parts that the options ask for.
+
+    Raises:
+        ValueError: an option does not suit the host.
+    """
+    if options.calr and options.anneal == "loss" and not host.multi_subnet:
+        raise ValueError(
+            "anneal='loss' needs a host that weights the losses of several subnets an update, such "
+            "as NNI's FairOneShot(); leave it at 'lr'"
+        )
+    measure = options.complexity
+    complexity = measure if callable(measure) else host.complexity(measure)
+    momentum = _momentum(host.space, options, complexity) if options.momentum else None
+    host.constrain(momentum.group_by if momentum else None)
+    return (_calr(host, options, complexity) if options.calr else None), momentum
+
+
+def _momentum(space: SearchSpace, options: Options, complexity: Complexity) -> MomentumSeparation:
+    group_by = options.group_by
+    if group_by is None:
+        group_by = default_label(space, complexity)
+    if isinstance(group_by, str) and group_by not in space.choices:
+        raise ValueError(
+            f"group_by={group_by!r} is no label of the space; "
+            f"labels are {', '.join(map(repr, space.labels))}"
+        )
+    return MomentumSeparation(group_by, max_groups=options.max_groups)
+
+
+def _calr(host: Host, options: Options, complexity: Complexity) -> CaLR:
+    steps = options.total_steps
+    if steps is None and options.curve != "scheduler":  # which knows by itself when it ends
+        steps = host.total_steps()
+    if options.gamma_by == "rank":
+        sampled = population(host.space, complexity, sampler=host.sampler())
+        return options.build_calr(complexity, steps, population=sampled)
+    known = options.bounds or bounds(host.space, complexity)
+    return options.build_calr(complexity, steps, bounds=known)
