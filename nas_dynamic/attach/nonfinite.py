@@ -82,11 +82,11 @@ def all_finite(parameters: list[torch.Tensor]) -> bool:
             gradient = gradient.coalesce().values()
         if gradient.numel():
             kinds.setdefault((gradient.device, gradient.dtype), []).append(gradient)
-    # The greatest absolute value is NaN where there is one, and never overflows, as a sum does.
-    finite = all(
-        bool(torch.stack(list(torch._foreach_norm(gradients, float("inf")))).isfinite().all())
-        for gradients in kinds.values()
-    )
+    finite = True
+    for gradients in kinds.values():
+        # The greatest absolute value is NaN where there is one, and never overflows, as a sum does.
+        norms = torch.stack(list(torch._foreach_norm(gradients, float("inf"))))
+        finite = finite and bool(norms.isfinite().all())
     for mesh in meshes:
         finite = _on_all_ranks(finite, mesh)
     return finite

@@ -219,7 +219,10 @@ class DynamicTraining:
     def _begin(self) -> None:
         """Begin the update, or the step that is skipped; if this raises, nothing has changed."""
         trained, idle = by_gradient(self.optimizer.param_groups)
-        if not trained or not all(guard.allows_update(trained) for guard in self._guards):
+        allowed = bool(trained)
+        for guard in self._guards:
+            allowed = allowed and guard.allows_update(trained)
+        if not allowed:
             self._skip.begin(trained)
             return
         check_lookahead(self.optimizer)  # it may have been wrapped after attachment

@@ -52,6 +52,7 @@ class Loop:
         space: SearchSpace | None = None,
         max_groups: int = 64,
         set_to_none: bool = True,
+        nonfinite: str = "ignore",
         **options: Any,
     ) -> None:
         self.model = make_model(Mixed)
@@ -62,7 +63,7 @@ class Loop:
         self.set_to_none = set_to_none
         self.dynamic = None
         if attach:
-            self.attach(calr, group_by, idle, space, max_groups)
+            self.attach(calr, group_by, idle, space, max_groups, nonfinite)
 
     def attach(
         self,
@@ -71,6 +72,7 @@ class Loop:
         idle: str = "coast",
         space: SearchSpace | None = None,
         max_groups: int = 64,
+        nonfinite: str = "ignore",
     ) -> DynamicTraining:
         self.dynamic = DynamicTraining(
             self.optimizer,
@@ -79,6 +81,7 @@ class Loop:
             momentum=MomentumSeparation(group_by, max_groups=max_groups) if group_by else None,
             idle=idle,
             space=space,
+            nonfinite=nonfinite,
         )
         return self.dynamic
 
