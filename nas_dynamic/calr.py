@@ -23,9 +23,9 @@ def _cosine(progress: float) -> float:
     return (1 + math.cos(math.pi * progress)) / 2
 
 
-def _cosine_power(progress: float, power: float = 10.0) -> float:
+def _cosine_power(progress: float) -> float:
     # Hundt et al., "sharpDARTS", 2019, arXiv 1903.09900: an exponential between the ends of cosine.
-    return (power ** (_cosine(progress) + 1) - power) / (power**2 - power)
+    return (math.pow(10, _cosine(progress) + 1) - 10) / 90
 
 
 CURVES: dict[str, Callable[[float], float]] = {
@@ -149,7 +149,7 @@ class CaLR:
             return self.gamma_max
         if self._rank is not None:
             q = self._rank(complexity)
-            return self.gamma_max ** (1 - q) * self.gamma_min**q
+            return math.pow(self.gamma_max, 1 - q) * math.pow(self.gamma_min, q)
         return self.gamma_max - (self.gamma_max - self.gamma_min) * self._scale(complexity)
 
     def covers(self, complexity: float) -> bool:
@@ -168,12 +168,12 @@ class CaLR:
         """Return `factor` of a γ."""
         if self.follows_scheduler:
             # The host has already multiplied lr_0 by s: s · s^(γ−1) = s^γ. At s = 0 the lr is 0.
-            return lr_ratio ** (gamma - 1) if lr_ratio > 0 else 0.0
+            return math.pow(lr_ratio, gamma - 1) if lr_ratio > 0 else 0.0
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         assert self.total_steps is not None
         progress = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
-        return max(self._curve(min(progress, 1.0)), 0.0) ** gamma
+        return math.pow(max(self._curve(min(progress, 1.0)), 0.0), gamma)
 
     def definition(self) -> dict[str, Any]:
         """Return what decides the lr, as plain data: a checkpoint is refused where it differs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,6 +87,10 @@ class GroupStates:
         for param_group, before, initial in zip(
             param_groups, self._before, self._initial, strict=False
         ):
+            if len(param_group) == len(before) and all(
+                map(operator.is_, param_group.values(), before.values())
+            ):
+                continue
             for key, value in param_group.items():
                 if value is not before.get(key, _ABSENT) and key not in SCHEDULED:
                     initial.setdefault(key, before.get(key, _ABSENT))
@@ -183,7 +188,7 @@ class GroupStates:
         loader = copy.copy(self.optimizer)
 
         def unpacked(state: Mapping[Any, Any]) -> Any:
-            loader.load_state_dict({"state": state, "param_groups": param_groups})  # type: ignore[typeddict-item]
+            loader.load_state_dict({"state": state, "param_groups": param_groups})
             return loader.state
 
         return GroupSnapshot(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,8 +27,8 @@ class TrainingState:
 
     def state_dict(self, definition: dict[str, Any]) -> dict[str, Any]:
         """Return what goes into a checkpoint, with what it may be resumed by."""
-        progress = {field.name: getattr(self.progress, field.name) for field in fields(Progress)}
-        lists = {"parts": [*self.progress.parts], "peak_lrs": [*self.progress.peak_lrs]}
+        progress = self.progress._asdict()
+        lists = {name: list(progress[name]) for name in ("parts", "peak_lrs")}
         return {"definition": definition} | progress | lists | {"groups": self.groups}
 
 

@@ -6,7 +6,6 @@ import copy
 import sys
 import weakref
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
 from types import FrameType
 from typing import Any, Literal
 
@@ -112,6 +111,7 @@ class DynamicTraining:
         self._states = GroupStates(optimizer, momentum.max_groups) if momentum else None
         self._update = UpdateTransaction(optimizer, self._states, idle)
         self._skip = SkippedStep(optimizer)
+        self._begun: UpdateTransaction | SkippedStep | None = None
         self._guards: list[Guard] = []
         self._weighted: list[Architecture] = []  # whose losses were given weights
         self._outer: FrameType | None = None  # the call of step() whose update is under way
@@ -195,7 +195,8 @@ class DynamicTraining:
             self._inner += 1
             return None
         self._outer, self._inner = sys._getframe(1), 0
-        self._recover()
+        if self._begun is not None:
+            self._recover()
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
             self._begin()
@@ -203,7 +204,7 @@ class DynamicTraining:
 
         # The subnet is sampled and trained in the closure, so only after it is it known.
         def closure_then_begin(*closure_args: Any, **closure_kwargs: Any) -> Any:
-            if self._update.is_open or self._skip.is_open:
+            if self._begun is not None:
                 raise RuntimeError(
                     f"{type(optimizer).__name__} evaluated the closure twice in one step; "
                     "dynamic training needs optimizers that take one update a step"
@@ -224,6 +225,7 @@ class DynamicTraining:
             allowed = allowed and guard.allows_update(trained)
         if not allowed:
             self._skip.begin(trained)
+            self._begun = self._skip
             return
         check_lookahead(self.optimizer)  # it may have been wrapped after attachment
         progress = self._update.progress
@@ -235,49 +237,55 @@ class DynamicTraining:
             self._weighted,
         )
         self._update.begin(update, trained, idle)
+        self._begun = self._update
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._inner:
             self._inner -= 1
             return
         self._outer = None
-        # A fused optimizer is stepped by GradScaler even where gradients are inf, and tests
-        # found_inf itself. Other optimizers are not stepped at all then.
-        found_inf = getattr(optimizer, "found_inf", None)
-        if self._skip.is_open:
+        begun, self._begun = self._begun, None
+        if begun is self._update:
+            self._end_update()
+        elif begun is self._skip:
             self._end_skip()
-        elif found_inf is not None and bool(found_inf):
-            self._update.cancel()
-        else:
-            self._update.commit()
-            self._weighted = []  # weights are of one update
-            if self.momentum is not None and not any(optimizer.state.values()):
-                self._rule.warn_once(
-                    "no momentum",
-                    f"{type(optimizer).__name__} keeps no state, so there is no momentum to "
-                    "separate. Give it one, such as SGD(…, momentum=0.9), or drop momentum "
-                    "separation",
-                )
         for guard in self._guards:
             guard.after_step()
+
+    def _end_update(self) -> None:
+        # A fused optimizer is stepped by GradScaler even where gradients are inf, and tests
+        # found_inf itself. Other optimizers are not stepped at all then.
+        found_inf = getattr(self.optimizer, "found_inf", None)
+        if found_inf is not None and bool(found_inf):
+            self._update.cancel()
+            return
+        self._update.commit()
+        self._weighted = []  # weights are of one update
+        if self.momentum is not None and not any(self.optimizer.state.values()):
+            self._rule.warn_once(
+                "no momentum",
+                f"{type(self.optimizer).__name__} keeps no state, so there is no momentum to "
+                "separate. Give it one, such as SGD(…, momentum=0.9), or drop momentum separation",
+            )
 
     def _end_skip(self) -> None:
         taken = self._skip.end()
         if taken:
             progress = self._update.progress
-            self._update.progress = replace(progress, skipped=progress.skipped + 1)
+            self._update.progress = progress._replace(skipped=progress.skipped + 1)
         if self.idle == "freeze":
             for parameter in taken:
                 parameter.grad = None
 
     def _roll_back(self) -> None:
         """Undo what has begun, since the step has raised."""
-        self._outer = None
+        self._outer = self._begun = None
         self._skip.end()
         self._update.roll_back()
 
     def _recover(self) -> None:
         """Undo what a step has left that raised unseen, by a call of the class's own `step`."""
+        self._begun = None
         self._skip.end()
         self._update.roll_back(late=True)
 
@@ -312,9 +320,8 @@ class DynamicTraining:
             lists.setdefault(group, []).append(subnet.architecture)
         progress = self._update.progress
         begun = progress.parts[0] > 0  # GradScaler has skipped a part of the last step
-        self._update.progress = replace(
-            progress, steps=progress.steps + begun, parts=(0, len(lists))
-        )
+        steps = progress.steps + begun
+        self._update.progress = progress._replace(steps=steps, parts=(0, len(lists)))
         return list(lists.values())
 
     def _definition(self) -> dict[str, Any]:
@@ -361,7 +368,7 @@ def _is_running(frame: FrameType) -> bool:
     return caller is frame
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _refuse_compilation() -> None:
     # A compiled step goes on with the state that it was traced with: the weights come out wrong.
     raise RuntimeError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,8 +20,7 @@ from nas_dynamic.attach.update_rule import Update
 __all__ = ["Progress", "SkippedStep", "UpdateTransaction"]
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """How far a training is; it is replaced as a whole when an update has been made.
 
     Attributes:
@@ -40,14 +39,10 @@ class Progress:
 
     def after(self, update: Update) -> Progress:
         """Return the progress once an update has been made."""
-        made, parts = self.parts[0] + 1, self.parts[1]
-        return Progress(
-            updates=self.updates + 1,
-            steps=self.steps + (made >= parts),
-            skipped=self.skipped,
-            parts=(made, parts) if made < parts else (0, 1),
-            peak_lrs=update.peak_lrs,
-        )
+        updates, steps, skipped, (made, parts), _ = self
+        if made + 1 < parts:
+            return Progress(updates + 1, steps, skipped, (made + 1, parts), update.peak_lrs)
+        return Progress(updates + 1, steps + 1, skipped, (0, 1), update.peak_lrs)
 
 
 @dataclass(slots=True, eq=False)
@@ -79,11 +74,6 @@ class UpdateTransaction:
         self.progress = Progress()
         self.last: Update | None = None
         self._begun: _Begun | None = None
-
-    @property
-    def is_open(self) -> bool:
-        """Whether an update has begun."""
-        return self._begun is not None
 
     def begin(self, update: Update, trained: list[torch.Tensor], idle: list[torch.Tensor]) -> None:
         """Set lr, group and gradients of an update; if this raises, nothing has changed.
@@ -155,9 +145,11 @@ class UpdateTransaction:
         # After an update that raised there may be further param groups by now.
         for group, lr in zip(self.optimizer.param_groups, begun.scheduled_lrs, strict=False):
             group["lr"] = lr
-        for parameter, zeros in begun.filled:
-            if not late or (parameter.grad is zeros and not zeros.any()):
-                parameter.grad = None
+        filled = begun.filled
+        if late:
+            filled = [(p, zeros) for p, zeros in filled if p.grad is zeros and not zeros.any()]
+        for parameter, _ in filled:
+            parameter.grad = None
 
     def _drop_gradients(self, begun: _Begun) -> None:
         if self.idle == "freeze":
@@ -177,11 +169,6 @@ class SkippedStep:
         self.optimizer = optimizer
         self._taken: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._kept: list[dict[str, Any]] | None = None
-
-    @property
-    def is_open(self) -> bool:
-        """Whether such a step has begun."""
-        return self._kept is not None
 
     def begin(self, trained: list[torch.Tensor]) -> None:
         """Take the gradients of the parameters that have one; all of them, or raise."""

@@ -108,7 +108,8 @@ class UpdateRule:
         """
         subnets = self.subnets(architectures)
         group = self.group(subnets)
-        factors, peaks = [1.0] * len(param_groups), ()
+        factors = [1.0] * len(param_groups)
+        peaks: tuple[float, ...] = ()
         if self.calr is not None:
             self._check_weighted(subnets, weighted)
             lrs = _lrs(param_groups)
@@ -192,7 +193,7 @@ class UpdateRule:
         """Return the one group that all subnets are of; None without momentum separation."""
         if self.momentum is None:
             return None
-        groups = dict.fromkeys([self.momentum.group(subnet.architecture) for subnet in subnets])
+        groups = [*dict.fromkeys([self.momentum.group(s.architecture) for s in subnets])]
         if len(groups) > 1:
             raise RuntimeError(
                 f"the subnets of one update are of the groups {', '.join(map(repr, groups))}, and "
@@ -200,7 +201,7 @@ class UpdateRule:
                 "FairSampler(space, group_by=label), or take one update a group: "
                 "DynamicTraining.split"
             )
-        return next(iter(groups))
+        return groups[0]
 
     def _check_weighted(self, subnets: Sequence[Subnet], weighted: Sequence[Architecture]) -> None:
         """Check that losses that need weights were given those of just these subnets."""
@@ -247,6 +248,6 @@ def _lrs(param_groups: ParamGroups) -> tuple[float, ...]:
 
 
 def _peaks(peak_lrs: Sequence[float], lrs: Sequence[float]) -> tuple[float, ...]:
-    # Peaks of updates only: a warm-up may lower the lr after attachment and before the first.
-    known = [*peak_lrs, *[0.0] * (len(lrs) - len(peak_lrs))]
-    return tuple([max(peak, lr) for peak, lr in zip(known, lrs, strict=True)])
+    # Peaks of updates only: a warm-up may lower the lr after attachment and before the first. Of
+    # param groups that were added since, there is none yet.
+    return (*map(max, peak_lrs, lrs), *lrs[len(peak_lrs) :])

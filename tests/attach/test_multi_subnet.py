@@ -235,7 +235,7 @@ def test_checkpoint_within_a_split_step():
 
 
 def at_step(dynamic, steps):
-    dynamic._update.progress = dataclasses.replace(dynamic._update.progress, steps=steps)
+    dynamic._update.progress = dynamic._update.progress._replace(steps=steps)
 
 
 def test_weights_have_mean_one_and_order_by_complexity():
