@@ -56,6 +56,9 @@ class RaiseAt:
                 raise OutOfMemory(f"call {self.number}")
 
 
+torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])  # from here on super().step() is hooked
+
+
 class Marked(torch.optim.SGD):
     """Tells how far its own update has come."""
 
@@ -124,7 +127,7 @@ def test_an_error_before_the_update_changes_nothing(kind: str, idle: str, name: 
                 assert_identical(loop.everything(), before)
     assert phases.count("before") > 40
     assert phases.count("after") > 4
-    assert "in" not in phases
+    assert 0 < phases.count("in") < 10, "the hooks of super().step()"
 
 
 @pytest.mark.parametrize("idle", ["coast", "freeze"])
