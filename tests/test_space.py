@@ -165,6 +165,7 @@ class Plain:
     """Without a repr of its own."""
 
 
+@pytest.mark.process
 def test_text_of_a_candidate_is_the_same_in_every_process():
     kept = [Plain() for _ in range(10)]
     assert len({repr(candidate) for candidate in kept}) == 10

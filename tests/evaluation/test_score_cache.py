@@ -108,6 +108,8 @@ def test_digest_is_of_every_weight_and_buffer():
     assert digest(model) in seen
 
 
+@pytest.mark.host
+@pytest.mark.process
 def test_a_killed_scoring_resumes_and_scores_nothing_twice(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(CONFIG | {"epochs": 1, "scoring": {"subnets": 150}}))
