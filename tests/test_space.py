@@ -176,10 +176,9 @@ def test_text_of_a_candidate_is_the_same_in_every_process():
     assert [candidate_text(c) for c in ("k3", 3, (1, "a"))] == ["'k3'", "3", "(1, 'a')"]
     assert [candidate_text(c) for c in ((), ("a",), frozenset())] == ["()", "('a',)", "frozenset()"]
     # By the file, which needs no torch: the package takes seconds to import.
-    code = (
-        f"import runpy; text = runpy.run_path({inspect.getfile(SearchSpace)!r})['candidate_text']; "
-        + ("print(text((frozenset({frozenset('ab'), frozenset('cd'), 'ef'}), 1)))")
-    )
+    module = f"__import__('runpy').run_path({inspect.getfile(SearchSpace)!r})"
+    candidate = "(frozenset({frozenset('ab'), frozenset('cd'), 'ef'}), 1)"
+    code = f"print({module}['candidate_text']({candidate}))"
     texts = {
         subprocess.run(
             [sys.executable, "-c", code],

@@ -374,6 +374,8 @@ def test_ranks_draw_one_subnet_and_stay_equal(ranks):
         assert torch.equal(tensor, second["parameters"][name]), name
 
 
+@pytest.mark.process
+@pytest.mark.xdist_group("ranks of timm")
 @pytest.mark.parametrize(
     ("scenario", "updates", "message"),
     [
