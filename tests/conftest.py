@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and of processes that tests start
+
 import pytest
 import torch
 from hypothesis import settings
@@ -13,4 +17,4 @@ settings.load_profile("any machine")
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed formats a traceback each time

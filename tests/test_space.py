@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -174,9 +175,10 @@ def test_text_of_a_candidate_is_the_same_in_every_process():
     )
     assert [candidate_text(c) for c in ("k3", 3, (1, "a"))] == ["'k3'", "3", "(1, 'a')"]
     assert [candidate_text(c) for c in ((), ("a",), frozenset())] == ["()", "('a',)", "frozenset()"]
-    code = "import sys; from nas_dynamic.space import candidate_text; " + (
-        "print(candidate_text((frozenset({frozenset('ab'), frozenset('cd'), 'ef'}), 1)))"
-    )
+    # By the file, which needs no torch: the package takes seconds to import.
+    module = f"__import__('runpy').run_path({inspect.getfile(SearchSpace)!r})"
+    candidate = "(frozenset({frozenset('ab'), frozenset('cd'), 'ef'}), 1)"
+    code = f"print({module}['candidate_text']({candidate}))"
     texts = {
         subprocess.run(
             [sys.executable, "-c", code],

@@ -16,7 +16,7 @@ import torch
 from benchmarks.nb201.arms import ARMS
 from benchmarks.nb201.data import Images, load_images, load_table
 from benchmarks.nb201.factors import print_effects
-from benchmarks.nb201.kernels import LANES, TORCH
+from benchmarks.nb201.kernels import SIMD, TORCH
 from benchmarks.nb201.rankings import print_rankings, scores_path
 from benchmarks.nb201.report import (
     BASELINE,
@@ -25,7 +25,7 @@ from benchmarks.nb201.report import (
     print_tables,
 )
 from benchmarks.nb201.scoring import measures, score
-from benchmarks.nb201.standalone import print_alone, train_standalone
+from benchmarks.nb201.standalone import print_standalone, train_standalone
 from benchmarks.nb201.supernet import EDGES
 from benchmarks.nb201.training import IDLE, SAMPLERS, Run, Training
 
@@ -33,7 +33,7 @@ PRESETS = {
     "small": {"channels": 8, "cells": 1, "size": 16, "updates": 20_000},
     "paper": {"channels": 16, "cells": 5, "size": 32, "updates": 98_000},
 }
-KERNELS = {"torch": TORCH, "lanes": LANES}
+KERNELS = {"torch": TORCH, "simd": SIMD}
 SCORING_BATCH = 256
 SCORED = ("last", "averaged")
 """Weights after the last update, or their moving average."""
@@ -67,15 +67,17 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--checkpoint", type=float, default=180, metavar="SECONDS")
     run.add_argument("--device", default="cpu")
 
-    alone = commands.add_parser(
-        "alone", help="train networks alone, and print how supernets rank them"
+    standalone = commands.add_parser(
+        "standalone", help="train networks by themselves, and print how supernets rank them"
     )
-    alone.set_defaults(command=_alone)
-    alone.add_argument("--networks", type=int, default=40, help="of the scored subnets")
-    alone.add_argument("--updates", type=int, default=4000, help="of each network")
-    alone.add_argument("--seed", type=int, default=0)
-    alone.add_argument("--output", type=Path, default=Path("benchmarks/results/nb201_alone.csv"))
-    _add_data(alone)
+    standalone.set_defaults(command=_standalone)
+    standalone.add_argument("--networks", type=int, default=40, help="of the scored subnets")
+    standalone.add_argument("--updates", type=int, default=4000, help="of each network")
+    standalone.add_argument("--seed", type=int, default=0)
+    standalone.add_argument(
+        "--output", type=Path, default=Path("benchmarks/results/nb201_standalone.csv")
+    )
+    _add_data(standalone)
 
     table = commands.add_parser("table", help="print means, paired differences and intervals")
     table.set_defaults(command=lambda o: print_tables(o.results, o.seeds, o.against))
@@ -121,7 +123,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
-        "--kernels", choices=KERNELS, default="torch", help="lanes: faster on a CPU core"
+        "--kernels", choices=KERNELS, default="torch", help="simd: faster on a CPU core"
     )
 
 
@@ -180,14 +182,14 @@ def _run(options: argparse.Namespace) -> None:
 def _images(
     options: argparse.Namespace, size: int, device: str
 ) -> tuple[Images, list[tuple[torch.Tensor, torch.Tensor]]]:
-    """Training images, and batches of test images."""
+    """Load training images, and batches of test images."""
     train, test = (
         load_images(options.data, split, size, options.runs) for split in ("train", "test")
     )
     return train, test.balanced(options.images).batches(SCORING_BATCH, device)
 
 
-def _alone(options: argparse.Namespace) -> None:
+def _standalone(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     everything = load_table(options.table)
     chosen = everything.stratified(options.architectures).stratified(options.networks)
@@ -197,11 +199,11 @@ def _alone(options: argparse.Namespace) -> None:
     train, batches = _images(options, run.size, "cpu")
     kernels = KERNELS[options.kernels]
     train_standalone(options.output, chosen.architectures, run, train, batches, kernels)
-    print_alone(options.output, run.updates, options.results, options.runs, everything)
+    print_standalone(options.output, run.updates, options.results, options.runs, everything)
 
 
 def _planned(options: argparse.Namespace, preset: dict[str, Any]) -> list[Run]:
-    """Every arm of a seed before the next seed. Edges matter to separate momenta alone."""
+    """Plan every arm of a seed before the next seed. Only separate momenta have edges."""
     runs = []
     for seed, arm, idle in itertools.product(options.seeds, options.arms, options.idle):
         for edge in options.edge if ARMS[arm].separate else [""]:
@@ -223,7 +225,7 @@ def _train(training: Training, options: argparse.Namespace) -> Training:
 
 
 def _scored(results: Path, run: Run, architectures: int, images: int) -> set[str]:
-    """Which weights of a run have their row already."""
+    """Tell which weights of a run have their row already."""
     if not results.exists():
         return set()
     sought = asdict(run) | {"architectures": architectures, "images": images}

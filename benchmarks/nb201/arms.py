@@ -49,7 +49,7 @@ class Arm:
         return PEAK * (1 - self.momentum) / (1 - MOMENTUM)
 
     def calr(self, updates: int) -> CaLR:
-        """The arm's learning rate over a budget of updates."""
+        """Return the arm's learning rate over a budget of updates."""
         kind = functools.partial(_Annealed, share=self.anneal) if self.anneal else CaLR
         make = functools.partial(kind, self.complexity, total_steps=updates, curve=self.curve)
         complexities = _complexities(self.complexity)

@@ -38,7 +38,7 @@ class Images:
     classes: torch.Tensor
 
     def balanced(self, count: int) -> Images:
-        """`count` images in an order in which the classes take turns."""
+        """Return `count` images in an order in which the classes take turns."""
         turn = torch.zeros_like(self.classes)
         for label in range(10):
             members = self.classes == label
@@ -47,7 +47,7 @@ class Images:
         return Images(self.pixels[order], self.classes[order])
 
     def batches(self, size: int, device: str = "cpu") -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Normalized images and classes, in batches whose statistics are always the same."""
+        """Return normalized images and classes, in batches whose statistics are always the same."""
         pixels, classes = self.pixels.to(device), self.classes.to(device)
         return [
             (normalized(pixels[i : i + size]), classes[i : i + size])
@@ -56,7 +56,7 @@ class Images:
 
 
 def normalized(pixels: torch.Tensor) -> torch.Tensor:
-    """Floats of shape (n, 3, height, width), channels last in memory."""
+    """Return floats of shape (n, 3, height, width), channels last in memory."""
     scale = (1 / STD).to(pixels.device)
     return torch.addcmul((-MEAN / STD).to(pixels.device), pixels.float(), scale).permute(0, 3, 1, 2)
 
@@ -108,7 +108,7 @@ class TrainingBatches:
 
 
 def load_images(source: Path, split: str, size: int, cache: Path) -> Images:
-    """CIFAR-10 from an ImageFolder (`train/CLASS/…`, `test/CLASS/…`) or a tar file of one.
+    """Load CIFAR-10 from an ImageFolder (`train/CLASS/…`, `test/CLASS/…`) or a tar file of one.
 
     Decoded once, scaled down to `size` by averaging, and kept beside the runs: until another
     folder is given, or a tar that is another one or was changed.
@@ -137,7 +137,7 @@ def load_images(source: Path, split: str, size: int, cache: Path) -> Images:
 
 
 def _identity(source: Path) -> str:
-    """Path of a source, and what tells whether a tar was changed."""
+    """Return the path of a source, and what tells whether a tar was changed."""
     if source.is_dir():
         return str(source.resolve())
     if not source.is_file():
@@ -147,15 +147,15 @@ def _identity(source: Path) -> str:
 
 
 def _is_of(cache: Path, identity: str) -> bool:
-    """Whether a cache holds the images of a source; earlier ones do not say of which."""
+    """Tell whether a cache holds the images of a source."""
     if not cache.is_file():
         return False
     with np.load(cache) as arrays:
-        return "source" in arrays and str(arrays["source"]) == identity
+        return str(arrays["source"]) == identity
 
 
 def _decode(source: Path, split: str, size: int) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Class, file name and pixels of every image of a split."""
+    """Yield class, file name and pixels of every image of a split."""
 
     def pixels(file) -> np.ndarray:
         with Image.open(file) as image:
@@ -174,7 +174,7 @@ def _decode(source: Path, split: str, size: int) -> Iterator[tuple[str, str, np.
 
 @dataclass(frozen=True)
 class Table:
-    """Architectures and what they reach when trained alone.
+    """Architectures and their stand-alone accuracies.
 
     Attributes:
         architectures: n architectures.
@@ -185,7 +185,7 @@ class Table:
     accuracy: np.ndarray
 
     def stratified(self, count: int) -> Table:
-        """`count` architectures spread evenly over the ranks of the accuracy.
+        """Return `count` architectures spread evenly over the ranks of the accuracy.
 
         One, drawn with a fixed seed, of each of `count` equal strata: the sample's τ then
         estimates that of the whole table with little noise from the draw.
@@ -199,7 +199,7 @@ class Table:
 
 
 def load_table(path: Path) -> Table:
-    """The table from a CSV, gzipped or not, with `arch_str` and `c10_test200`.
+    """Read the table from a CSV, gzipped or not, with `arch_str` and `c10_test200`.
 
     Architectures are in the order of the space, which is that of the benchmark's numbers.
 
@@ -217,7 +217,7 @@ def load_table(path: Path) -> Table:
 
 
 def parse_architecture(text: str) -> dict[str, str]:
-    """An architecture from the benchmark's notation, `|op~0|+|op~0|op~1|+|op~0|op~1|op~2|`."""
+    """Read an architecture in the benchmark's notation, `|op~0|+|op~0|op~1|+|op~0|op~1|op~2|`."""
     parts = [part for node in text.split("+") for part in node.strip("|").split("|")]
     operations = [part.rpartition("~")[0] for part in parts]
     if len(parts) != len(EDGES) or not set(operations) <= set(OPERATIONS):

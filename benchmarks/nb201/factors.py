@@ -36,7 +36,7 @@ DESIGN = _design()
 
 
 def effects(values: dict[str, float]) -> dict[str, float]:
-    """Main effects and interactions of two, of a measure of each arm of the design.
+    """Return main effects and interactions of two, of a measure of each arm of the design.
 
     Half of the arms less the other half: those that have the factor; or, of two factors, those
     that have both or neither.

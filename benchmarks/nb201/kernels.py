@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-__all__ = ["LANES", "TORCH", "Kernels"]
+__all__ = ["SIMD", "TORCH", "Kernels"]
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
 
@@ -22,7 +22,7 @@ class Kernels(Protocol):
     """The layers. Each set of kernels has its own layout between `enter` and `leave`."""
 
     def enter(self, images: torch.Tensor) -> torch.Tensor:
-        """Activations of images (batch, channels, height, width)."""
+        """Lay out activations of images (batch, channels, height, width)."""
 
     def convolve(
         self,
@@ -32,18 +32,19 @@ class Kernels(Protocol):
         rectify: bool = True,
         normalize: bool = True,
     ) -> torch.Tensor:
-        """ReLU, convolution by weight (out, in, kernel, kernel) with padding kernel // 2, batch
-        norm with the batch's statistics and without affine parameters.
+        """Apply ReLU, convolution by weight (out, in, kernel, kernel), batch norm.
+
+        The padding is kernel // 2; batch norm has the batch's statistics, no affine parameters.
         """
 
     def average_pool(self, x: torch.Tensor) -> torch.Tensor:
-        """Average pooling, 3×3 with stride 1; the padding does not count."""
+        """Pool averages, 3×3 with stride 1; the padding does not count."""
 
     def halve(self, x: torch.Tensor) -> torch.Tensor:
-        """Average pooling, 2×2 with stride 2."""
+        """Pool averages, 2×2 with stride 2."""
 
     def leave(self, x: torch.Tensor) -> torch.Tensor:
-        """Batch norm, ReLU, mean over pixels: features (batch, channels)."""
+        """Apply batch norm, ReLU, mean over pixels: features (batch, channels)."""
 
 
 class _Torch:
@@ -73,7 +74,7 @@ class _Torch:
         return F.relu(F.batch_norm(x, None, None, training=True)).mean((2, 3))
 
 
-class _Lanes:
+class _Simd:
     """Compiled by the system's C compiler at first use; activations are (channels, height, width,
     batch). With 8 to 32 channels, two to four times as fast as torch's convolutions on one core.
     """
@@ -100,10 +101,10 @@ class _Lanes:
                     f"these kernels need a multiple of 8 channels, got {channels}; "
                     "use --kernels torch"
                 )
-        return _LaneConvolution.apply(x, weight, stride, rectify, normalize)
+        return _SimdConvolution.apply(x, weight, stride, rectify, normalize)
 
     def average_pool(self, x: torch.Tensor) -> torch.Tensor:
-        return _LanePool.apply(x)
+        return _SimdPool.apply(x)
 
     def halve(self, x: torch.Tensor) -> torch.Tensor:
         rows = x[:, ::2] + x[:, 1::2]
@@ -114,7 +115,7 @@ class _Lanes:
         return F.relu(normal).view(x.shape).mean((1, 2)).t()
 
 
-class _LaneConvolution(torch.autograd.Function):
+class _SimdConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, stride, rectify, normalize):
         channels, height, width, batch = x.shape
@@ -140,7 +141,7 @@ class _LaneConvolution(torch.autograd.Function):
         return x_gradient, weight_gradient, None, None, None
 
 
-class _LanePool(torch.autograd.Function):
+class _SimdPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         out = torch.empty_like(x)
@@ -158,7 +159,7 @@ class _LanePool(torch.autograd.Function):
 
 @functools.cache
 def _pool_weights(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ones, and one over the number of pixels under the window, (height, width)."""
+    """Return ones, and one over the number of pixels under the window, (height, width)."""
     ones = torch.ones(height, width)
     return ones, F.avg_pool2d(ones[None], 3, 1, 1)[0].mul_(9).reciprocal_()
 
@@ -171,10 +172,10 @@ def _call(name: str, *arguments: torch.Tensor | ctypes.Array | int | None) -> No
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    """lanes.c, compiled for this machine unless that was done before."""
-    source = Path(__file__).with_name("lanes.c")
+    """Load simd.c, compiled for this machine unless that was done before."""
+    source = Path(__file__).with_name("simd.c")
     key = hashlib.sha256(source.read_bytes() + repr((FLAGS, platform.uname())).encode())
-    path = source.parent / "__pycache__" / f"lanes-{key.hexdigest()[:16]}.so"
+    path = source.parent / "__pycache__" / f"simd-{key.hexdigest()[:16]}.so"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         partial = path.with_suffix(f".{id(path)}")
@@ -192,4 +193,4 @@ def _library() -> ctypes.CDLL:
 
 
 TORCH: Kernels = _Torch()
-LANES: Kernels = _Lanes()
+SIMD: Kernels = _Simd()

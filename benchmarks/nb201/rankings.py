@@ -121,8 +121,8 @@ def print_rankings(results: Path, runs: Path, table: Path, against: str = BASELI
         if paired:
             beyond = []
             for seed in paired:
-                size_alone = tilted(static[seed], by_seed[seed], space.truth, space.sizes)
-                beyond.append(tau(by_seed[seed], space.truth) - tau(size_alone, space.truth))
+                tilt = tilted(static[seed], by_seed[seed], space.truth, space.sizes)
+                beyond.append(tau(by_seed[seed], space.truth) - tau(tilt, space.truth))
             of_size.add_row(*setting, "τ beyond the tilt to size", "", *paired_cells(beyond))
         of_size.add_section()
         rows = _of_all_seeds(list(by_seed.values()), space)
@@ -137,7 +137,7 @@ def print_rankings(results: Path, runs: Path, table: Path, against: str = BASELI
 def tilted(
     static: np.ndarray, dynamic: np.ndarray, truth: np.ndarray, sizes: np.ndarray
 ) -> np.ndarray:
-    """A static ranking, tilted to large networks until it has a dynamic ranking's complexity bias.
+    """Tilt a static ranking to large networks until it has a dynamic one's complexity bias.
 
     Adds a multiple of the ranks of the sizes to the ranks: what the static supernet gives if the
     same weight is put on size without any training.
@@ -153,29 +153,29 @@ def tilted(
 
 
 def baseline_of(key: Setting, against: str = BASELINE) -> Setting:
-    """The setting of the arm that one is compared with, by default static training."""
+    """Return the setting of the arm that one is compared with, by default static training."""
     return key._replace(arm=against, edge=DEFAULT_EDGE if ARMS[against].separate else "")
 
 
 def columns_of(settings: Collection[Setting]) -> list[str]:
-    """What a table of some settings prints of each."""
+    """Choose what a table of some settings prints of each."""
     varying = {name: {getattr(s, name) for s in settings} for name in Setting._fields}
     return [name for name, values in varying.items() if name in ALWAYS or len(values) > 1]
 
 
 def cells_of(key: Setting, columns: Iterable[str]) -> list[str]:
-    """Columns of a setting as text."""
+    """Return columns of a setting as text."""
     return [str(getattr(key, name)) for name in columns]
 
 
 def scores_path(runs: Path, run: Run, row: Mapping[str, object]) -> Path:
-    """File with the scores of every architecture that a row of the results is of."""
+    """Return the file with the scores of every architecture that a row of the results is of."""
     scored = f"{row['scored']}-{row['architectures']}x{row['images']}"
     return runs / f"{run.name}-{scored}.npz"
 
 
 def read_rankings(results: Path, runs: Path) -> dict[Setting, dict[int, np.ndarray]]:
-    """Minus the mean loss of the architectures, by setting and seed.
+    """Read minus the mean loss of the architectures, by setting and seed.
 
     Rows of the results whose scores are not in `runs` are left out.
     """
@@ -200,7 +200,7 @@ def read_rankings(results: Path, runs: Path) -> dict[Setting, dict[int, np.ndarr
 
 
 def _of_all_seeds(of_seeds: list[np.ndarray], space: _Space) -> tuple[list[str], list[str]]:
-    """What the rankings of the seeds have in common, and what their mean errs in."""
+    """Tell what rankings of the seeds have in common, and what their mean errs in."""
     pairs = [tau(a, b) for a, b in itertools.combinations(of_seeds, 2)]
     mean_ranks = np.mean([rankdata(ranking) for ranking in of_seeds], axis=0)
     common = [f"{np.mean(pairs):.3f}" if pairs else "", f"{tau(mean_ranks, space.truth):.3f}"]
@@ -215,9 +215,9 @@ def _of_all_seeds(of_seeds: list[np.ndarray], space: _Space) -> tuple[list[str],
 def rank_errors(
     ranking: np.ndarray, truth: np.ndarray, architectures: Sequence[Architecture]
 ) -> dict[str, float]:
-    """Mean error in rank of the architectures with an operation at an edge, in % of the ranks.
+    """Return mean errors in rank, in % of the ranks, by edge and operation: of what has it there.
 
-    By edge and operation, from those that are ranked most too high down.
+    From those that are ranked most too high down.
     """
     error = 100 * (rankdata(ranking) - rankdata(truth)) / len(truth)
     means = {}
@@ -229,7 +229,7 @@ def rank_errors(
 
 
 def paired_cells(values: list[float]) -> tuple[str, str]:
-    """Mean of paired differences with their number, and its interval; empty without any."""
+    """Return mean and number of paired differences, and the interval; empty without any."""
     if not values:
         return "", ""
     difference = Difference(np.array(values))
@@ -237,6 +237,6 @@ def paired_cells(values: list[float]) -> tuple[str, str]:
 
 
 def with_deviation(values: list[float]) -> str:
-    """Mean, and the standard deviation of two values or more."""
+    """Return the mean, and the standard deviation of two values or more."""
     deviation = f" ±{np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
     return f"{np.mean(values):.3f}{deviation}"

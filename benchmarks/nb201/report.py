@@ -43,11 +43,11 @@ SETTING = (
     *("architectures", "images"),
 )
 ARM = (*SETTING, "scored", "idle", "edge", "arm")
-"""Columns that tell what is compared; rows that differ in the seed alone are of one arm."""
+"""Columns that tell what is compared; rows that differ only in the seed are of one arm."""
 
 
 def read_results(path: Path) -> Rows:
-    """Rows of the results.
+    """Read the rows of the results.
 
     Raises:
         FileNotFoundError: nothing was scored yet.
@@ -78,7 +78,7 @@ def append_result(path: Path, row: dict[str, Any]) -> None:
 def paired_differences(
     rows: Rows, measure: str = "tau", against: str = BASELINE
 ) -> dict[tuple[str, ...], Difference]:
-    """Differences by the columns `ARM`, paired by seed within the setting.
+    """Return differences by the columns `ARM`, paired by seed within the setting.
 
     An arm with an edge is compared with the same edge `against`, if that was run; all others
     with the default edge, or that of arms without edges.
@@ -122,7 +122,7 @@ def print_tables(path: Path, seeds: Collection[int] | None = None, against: str 
                 f"{int(first['updates']):,} updates of batch {first['batch']}, "
                 f"C={first['channels']}, N={first['cells']}, {first['size']} pixels wide, "
                 f"{first['architectures']} architectures on {first['images']} images. "
-                f"Parameter count alone: {float(first['tau_parameters']):.3f}, "
+                f"Parameter count: {float(first['tau_parameters']):.3f}, "
                 f"MACs: {float(first['tau_macs']):.3f}"
             )
             differences = paired_differences(rows, measure, against)
@@ -174,5 +174,5 @@ def _column(rows: Rows, name: str) -> np.ndarray:
 
 
 def interval(ends: tuple[float, float]) -> str:
-    """Both ends as text; empty for an interval that is not bounded."""
+    """Return both ends as text; empty for an interval that is not bounded."""
     return f"{ends[0]:+.3f} … {ends[1]:+.3f}" if math.isfinite(ends[0]) else ""

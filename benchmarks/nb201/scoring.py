@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import kendalltau
 
 from benchmarks.nb201.data import Table
 from benchmarks.nb201.supernet import Cell, LiveEdge, Supernet, live_edges, macs, parameters
 from nas_dynamic import Architecture
+from nas_dynamic.analysis.ranking import tau
 
 __all__ = ["Scores", "measures", "regret_of", "score", "split_deviation"]
 
@@ -63,15 +63,15 @@ def score(
 
 
 def measures(table: Table, scores: Scores) -> dict[str, float | int]:
-    """How well scores of equal batches rank a table's architectures.
+    """Measure how well scores of equal batches rank a table's architectures.
 
     The deviation of a τ is what the choice of test images adds to its spread.
     """
     accuracy, truth = scores.accuracy.mean(1), table.accuracy
     values = {
-        "tau": _tau(accuracy, truth),
+        "tau": tau(accuracy, truth),
         "tau_deviation": split_deviation(scores.accuracy, truth),
-        "tau_loss": _tau(-scores.loss.mean(1), truth),
+        "tau_loss": tau(-scores.loss.mean(1), truth),
         "tau_loss_deviation": split_deviation(-scores.loss, truth),
         "mean_accuracy": accuracy.mean(),
         "regret_1": regret_of(1, accuracy, truth),
@@ -79,19 +79,19 @@ def measures(table: Table, scores: Scores) -> dict[str, float | int]:
     }
     for measure in (parameters, macs):
         baseline = [measure(architecture) for architecture in table.architectures]
-        values[f"tau_{measure.__name__}"] = _tau(np.array(baseline), truth)
+        values[f"tau_{measure.__name__}"] = tau(np.array(baseline), truth)
     rounded = {name: round(float(value), 5) for name, value in values.items()}
     return {"architectures": len(truth)} | rounded
 
 
 def regret_of(count: int, ranking: np.ndarray, truth: np.ndarray) -> float:
-    """What the best of the `count` ranked first lacks of the best of all."""
+    """Return what the best of the `count` ranked first lacks of the best of all."""
     first = np.argsort(-ranking, kind="stable")[:count]
     return float(truth.max() - truth[first].max())
 
 
 def split_deviation(scores: np.ndarray, truth: np.ndarray, splits: int = 50) -> float:
-    """Standard deviation of τ over draws of the batches that scores (n, batches) are means over.
+    """Estimate the deviation of τ over draws of the batches that scores (n, batches) average.
 
     From τ on random halves of the batches: the difference of two halves has twice the variance of
     one, which has about twice that of all batches. (A jackknife over batches gave up to twice the
@@ -101,13 +101,9 @@ def split_deviation(scores: np.ndarray, truth: np.ndarray, splits: int = 50) -> 
     for _ in range(splits):
         order = draw.permutation(batches)
         first, second = order[: batches // 2], order[batches // 2 :]
-        difference = _tau(scores[:, first].mean(1), truth) - _tau(scores[:, second].mean(1), truth)
+        difference = tau(scores[:, first].mean(1), truth) - tau(scores[:, second].mean(1), truth)
         squares.append(difference**2)
     return math.sqrt(np.mean(squares) / 4)
-
-
-def _tau(predicted: np.ndarray, truth: np.ndarray) -> float:
-    return kendalltau(predicted, truth).statistic
 
 
 class _SharedCell:

@@ -1,4 +1,4 @@
-"""Networks trained alone, at the supernet's size: the ranking that a supernet can hope for."""
+"""Stand-alone networks of the supernet's size: the ranking that a supernet can hope for."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from benchmarks.nb201.training import Run, Training
 from nas_dynamic import Architecture
 from nas_dynamic.analysis.ranking import tau
 
-__all__ = ["print_alone", "train_standalone"]
+__all__ = ["print_standalone", "train_standalone"]
 
 
 def train_standalone(
@@ -62,30 +62,32 @@ def train_standalone(
         print(f"{number}: loss {loss:.3f}, accuracy {accuracy:.3f}", flush=True)
 
 
-def print_alone(alone: Path, updates: int, results: Path, runs: Path, everything: Table) -> None:
-    """Print τ, by the mean loss, of supernets to networks trained alone and to the published truth.
+def print_standalone(
+    standalone: Path, updates: int, results: Path, runs: Path, everything: Table
+) -> None:
+    """Print τ, by the mean loss, of supernets to stand-alone networks and to the published ones.
 
     Args:
-        alone: CSV of the networks trained alone.
+        standalone: CSV of the stand-alone networks.
         updates: of each of them; rows of other budgets are left out.
         results: CSV of the supernets; rows whose scores are not in `runs` are left out.
         runs: folder with the supernets' scores.
         everything: NAS-Bench-201.
     """
     losses: dict[str, list[float]] = defaultdict(list)
-    for row in _read(alone):
+    for row in _read(standalone):
         if int(row["updates"]) == updates:
             losses[row["architecture"]].append(float(row["loss"]))
     if not losses:
-        raise FileNotFoundError(f"{alone}: no network was trained alone yet")
+        raise FileNotFoundError(f"{standalone}: no stand-alone network was trained yet")
     rankings = read_rankings(results, runs)
     columns = columns_of(rankings)
     printed = PrintedTable(*columns, "n", "τ to", "mean ± sd", f"− {BASELINE}", "95% t")
     for key, by_seed in sorted(rankings.items()):
         table = everything.stratified(key.architectures)
         chosen = [i for i, a in enumerate(table.architectures) if _name(a) in losses]
-        of_alone = [-np.mean(losses[_name(table.architectures[i])]) for i in chosen]
-        truths = {"trained alone": of_alone, "published": table.accuracy[chosen]}
+        of_standalone = [-np.mean(losses[_name(table.architectures[i])]) for i in chosen]
+        truths = {"stand-alone": of_standalone, "published": table.accuracy[chosen]}
         static = rankings.get(baseline_of(key), {})
         setting = [*cells_of(key, columns), str(len(by_seed))]
         for name, truth in truths.items():
@@ -100,7 +102,7 @@ def print_alone(alone: Path, updates: int, results: Path, runs: Path, everything
     of_table = [i for i, a in enumerate(everything.architectures) if _name(a) in losses]
     values = [-np.mean(losses[_name(everything.architectures[i])]) for i in of_table]
     console.print(
-        f"{len(of_table)} networks; τ of those trained alone to the published accuracy: "
+        f"{len(of_table)} networks; τ of stand-alone to published accuracy: "
         f"{tau(np.array(values), everything.accuracy[of_table]):.3f}"
     )
 

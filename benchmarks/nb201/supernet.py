@@ -41,7 +41,7 @@ _ENDS = tuple((int(edge[2]), int(edge[0])) for edge in EDGES)
 
 
 def live_edges(architecture: Architecture) -> tuple[LiveEdge, ...]:
-    """The edges that lie on a path from the cell's input to its output; none if there is no path.
+    """Return the edges on paths from the cell's input to its output; none if there is no path.
 
     The others add zeros or feed nothing, so they are not computed: without affine parameters a
     batch norm of zeros is zero.
@@ -105,7 +105,7 @@ class Supernet(nn.Module):
                 parameter.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
 
     def forward(self, images: torch.Tensor, architecture: Architecture) -> torch.Tensor:
-        """Logits of one subnet, (batch, classes), for images (batch, 3, height, width)."""
+        """Compute logits of one subnet, (batch, classes), for images (batch, 3, height, width)."""
         live = live_edges(architecture)
         if not live:
             return self.logits_without_path(len(images))
@@ -113,11 +113,11 @@ class Supernet(nn.Module):
         return self.classify(self.stages[0][0](x, live), live)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """What the first cell of every subnet sees, in the layout of the kernels."""
+        """Compute what the first cell of every subnet sees, in the layout of the kernels."""
         return self.kernels.convolve(self.kernels.enter(images), self.stem, rectify=False)
 
     def classify(self, x: torch.Tensor, live: Sequence[LiveEdge]) -> torch.Tensor:
-        """Logits from the first cell's output."""
+        """Compute logits from the first cell's output."""
         for number, stage in enumerate(self.stages):
             if number:
                 x = self.reductions[number - 1](x)
@@ -126,7 +126,7 @@ class Supernet(nn.Module):
         return self.classifier(self.kernels.leave(x))
 
     def logits_without_path(self, batch: int) -> torch.Tensor:
-        """Logits where no path leads through the cells: all before the classifier is zero."""
+        """Return logits where no path leads through the cells: the classifier sees zeros."""
         weight = self.classifier.weight
         return self.classifier(weight.new_zeros(batch, weight.shape[1]))
 
@@ -141,7 +141,7 @@ class Cell(nn.Module):
         self.conv3x3 = nn.ParameterList(_weight(channels, channels, 3) for _ in EDGES)
 
     def forward(self, x: torch.Tensor, live: Sequence[LiveEdge]) -> torch.Tensor:
-        """Output node for an input node; `live` holds at least one path."""
+        """Compute the output node for an input node; `live` holds at least one path."""
         nodes = {0: x}
         for number, source, target, operation in live:
             y = self.edge(number, operation, nodes[source])
@@ -149,7 +149,7 @@ class Cell(nn.Module):
         return nodes[3]
 
     def edge(self, number: int, operation: str, x: torch.Tensor) -> torch.Tensor:
-        """What one edge adds to its target."""
+        """Compute what one edge adds to its target."""
         if operation == "skip_connect":
             return x
         if operation == "avg_pool_3x3":
@@ -180,7 +180,7 @@ def _weight(in_channels: int, out_channels: int, kernel: int) -> nn.Parameter:
 
 
 def parameters(architecture: Architecture, channels: int = 16, cells: int = 5) -> int:
-    """Trainable parameters of the stand-alone network, edges without effect included.
+    """Count trainable parameters of the stand-alone network, edges without effect included.
 
     The benchmark's own count is greater by its batch norms' affine parameters.
     """
@@ -191,7 +191,7 @@ def parameters(architecture: Architecture, channels: int = 16, cells: int = 5) -
 
 
 def depth(architecture: Architecture) -> int:
-    """One more than the convolutions on the longest path of a cell."""
+    """Count the convolutions, and one, on the longest path of a cell."""
     deepest = {0: 1}
     for _, source, target, operation in live_edges(architecture):
         reached = deepest[source] + (operation in _KERNEL_AREA)
@@ -200,8 +200,9 @@ def depth(architecture: Architecture) -> int:
 
 
 def macs(architecture: Architecture, channels: int = 16, cells: int = 5, size: int = 32) -> int:
-    """Multiply-accumulates of the stand-alone network for one image of `size`², in convolutions
-    and the classifier, edges without effect included.
+    """Count multiply-accumulates of the stand-alone network for one image of `size`².
+
+    In convolutions and the classifier, edges without effect included.
     """
     cell = channels**2 * size**2  # of a 1×1 convolution: the same in every stage
     kernels = sum(_KERNEL_AREA.get(str(architecture[edge]), 0) for edge in EDGES)

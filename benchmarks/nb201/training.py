@@ -30,8 +30,8 @@ SAMPLERS = ("uniform", "fair")
 """One subnet an update, or FairNAS's five, whose mean loss is trained."""
 
 IDLE = ("coast", "freeze", "drift", "decay")
-"""What moves the parameters outside of the subnet: their momentum and weight decay, nothing, their
-momentum alone, weight decay alone."""
+"""What moves the parameters outside of the subnet: their momentum and weight decay, nothing, only
+their momentum, only weight decay."""
 
 WEIGHT_DECAY = 5e-4
 AVERAGE_EVERY, AVERAGE_DECAY = 10, 0.99  # the average reaches about 1,000 updates back
@@ -158,7 +158,7 @@ class Training:
 
     @torch.no_grad()
     def _decay_trained(self) -> None:
-        # As SGD does, but for the parameters of the subnet alone.
+        # As SGD does, but only for the parameters of the subnet.
         trained = [parameter for parameter in self._parameters if parameter.grad is not None]
         torch._foreach_add_([p.grad for p in trained], trained, alpha=WEIGHT_DECAY)
 
@@ -198,8 +198,7 @@ class Training:
     def load(self, path: Path) -> None:
         """Continue where a checkpoint was written.
 
-        Of a finished run only the weights are read: they can be scored also where later versions
-        of the package refuse to go on training them.
+        Of a finished run only the weights are read.
         """
         saved = torch.load(path, weights_only=True)
         self.supernet.load_state_dict(saved["supernet"])

@@ -81,7 +81,7 @@ class Embeddings(nn.Module):
 
 
 def make_model(kind: type[nn.Module]) -> nn.Module:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return kind()
 
 

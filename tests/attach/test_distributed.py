@@ -18,6 +18,8 @@ from nas_dynamic.attach.ranks import RankAgreement
 from tests.attach.ranks import APART, CUT, EQUAL, SHARDS, STEPS, Training
 from tests.attach.reference import assert_identical
 
+pytestmark = [pytest.mark.process, pytest.mark.xdist_group("ranks")]
+
 needs_shards = pytest.mark.skipif(not SHARDS, reason="FSDP2 of this torch needs a GPU")
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import gc
 import pytest
 import torch
 
-from benchmarks.soak import measured_memory
+from benchmarks.memory.growth import measured_memory
 from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation
 from nas_dynamic.attach.training import _attached
 from tests.attach.reference import C_MAX, C_MIN, Mixed, backward, batches, complexity, make_model
@@ -52,6 +52,7 @@ def test_attaching_and_detaching_a_thousand_times_leaves_nothing():
     assert not any(hooks)
 
 
+@pytest.mark.process
 def test_three_thousand_updates_of_eight_groups_need_no_more_memory():
     measured = measured_memory(3000)
     assert (measured["updates"], measured["groups"]) == (3000, 8)

@@ -170,6 +170,7 @@ def test_recalibration_of_a_sliced_layer_reaches_only_its_channels():
     assert torch.equal(model[1].running_var[4:], torch.ones(2))
 
 
+@pytest.mark.host
 def test_nni_supernet_scores_as_its_frozen_subnet():
     from nni.nas.hub.pytorch import NasBench201
     from nni.nas.strategy import RandomOneShot

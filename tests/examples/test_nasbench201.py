@@ -14,6 +14,8 @@ pytest.importorskip("sklearn")
 
 from nas_dynamic.complexity import count_parameters
 
+pytestmark = pytest.mark.host
+
 FOLDER = Path(__file__).parents[2] / "examples" / "nasbench201"
 
 

@@ -28,6 +28,8 @@ from nas_dynamic.experiment.data import batch_loader, calibration_batches
 from nas_dynamic.experiment.data_sets import digits
 from nas_dynamic.storage import checkpoint
 
+pytestmark = pytest.mark.host
+
 FOLDER = Path(__file__).parents[2] / "examples" / "nni_webui"
 MODULES = ("run", "sweep", "candidates", "webui")
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 from timm.models import load_state_dict
 
+pytestmark = pytest.mark.host
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 OPTIONS = "--train-images 48 --validation-images 64 --batch-size 16 --epochs 2 --tune-epochs 1"
 

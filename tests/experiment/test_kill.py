@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.soak import survive
+from benchmarks.soak.kills import survive
 from nas_dynamic.storage import checkpoint
 from tests.attach.reference import assert_identical
 

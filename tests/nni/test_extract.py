@@ -28,6 +28,8 @@ from nas_dynamic.adapters.nni import (
 from nas_dynamic.adapters.nni.space import sample_of
 from tests.nni.conftest import HUB
 
+pytestmark = pytest.mark.host
+
 # Loose ends, and depths at which a stage has a single cell, are where NNI freezes another model.
 NDS = {
     space.__name__: (functools.partial(space, width=4, num_cells=(3, 6)), (3, 8, 8))

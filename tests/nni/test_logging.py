@@ -24,6 +24,8 @@ from nas_dynamic.adapters.nni import (
 )
 from nas_dynamic.adapters.nni.sampling import Sampling, SeededSampling
 
+pytestmark = pytest.mark.host
+
 UPDATES = 12
 
 

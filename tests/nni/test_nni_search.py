@@ -26,6 +26,8 @@ from nas_dynamic.experiment.data_sets import digits
 from tests.nni.conftest import HUB
 from tests.nni.test_strategies import needs_tianshou
 
+pytestmark = pytest.mark.host
+
 
 @pytest.fixture(scope="module")
 def batches():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from nni.nas.hub.pytorch import NasBench201
 from nni.nas.strategy import RandomOneShot
 
@@ -12,6 +13,8 @@ from nas_dynamic.experiment.data_sets import digits
 from nas_dynamic.search.evolution import Evolution
 from nas_dynamic.search.problem import Objective
 from nas_dynamic.search.run import search
+
+pytestmark = pytest.mark.host
 
 
 def test_a_search_keeps_what_scoring_alone_gives(tmp_path):

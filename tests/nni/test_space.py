@@ -13,6 +13,8 @@ from nas_dynamic.adapters.nni import activate, search_space, subnet_macs, subnet
 from nas_dynamic.adapters.nni.space import architecture_of, sample_of
 from nas_dynamic.complexity import bounds, count_macs, count_parameters
 
+pytestmark = pytest.mark.host
+
 
 def supernet_of(model_space):
     return RandomOneShot().mutate_model(copy.deepcopy(model_space))

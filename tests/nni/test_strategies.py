@@ -29,6 +29,8 @@ from nas_dynamic.adapters.nni import (
 from nas_dynamic.adapters.nni.multi_subnet import distillation_loss
 from nas_dynamic.adapters.nni.sampling import SamplingCallback
 
+pytestmark = pytest.mark.host
+
 needs_tianshou = pytest.mark.skipif(
     importlib.util.find_spec("tianshou") is None or importlib.util.find_spec("gym") is None,
     reason="NNI's ENAS needs tianshou and gym: pip install 'nas-dynamic[enas]'",

@@ -23,6 +23,8 @@ from torch.nn.functional import cross_entropy
 
 from nas_dynamic.adapters.nni import DynamicCallback, SandwichOneShot, activate, dynamic
 
+pytestmark = pytest.mark.host
+
 
 class Recorder(pl.Callback):
     """What every update used, and which parameters had a gradient ahead of it."""
@@ -377,6 +379,7 @@ def test_endless_trainer_is_refused(classification):
         fit(dynamic(RandomOneShot()), classification(max_epochs=-1))
 
 
+@pytest.mark.process
 def test_strategies_work_when_imported_after_the_adapter():
     """NNI puts a placeholder for its strategies if its internals are imported first."""
     code = (
@@ -388,6 +391,7 @@ def test_strategies_work_when_imported_after_the_adapter():
     assert result.stdout.strip() == "RandomOneShot", result.stderr
 
 
+@pytest.mark.process
 def test_missing_nni_names_the_extra():
     code = "import sys; sys.modules['nni'] = None; import nas_dynamic.adapters.nni"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

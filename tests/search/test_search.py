@@ -355,6 +355,7 @@ def test_several_objectives_have_no_single_best():
         _ = a_result(enumerate([(1, 1, True)])).best
 
 
+@pytest.mark.process
 def test_a_killed_search_goes_on_as_if_nothing_had_been(tmp_path):
     records, log = tmp_path / "search.jsonl", tmp_path / "log"
     process = subprocess.Popen(

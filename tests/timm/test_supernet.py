@@ -162,6 +162,7 @@ def test_tables_equal_direct_counts(name, supernet):
         assert macs(architecture) == count_macs(model.to("meta"), image)
 
 
+@pytest.mark.process
 def test_recipes_rebuild_without_this_package(tmp_path):
     saved = []
     for name in BUILDERS:
@@ -189,6 +190,7 @@ for subnet in torch.load({str(tmp_path / "subnets.pt")!r}):
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("name", ["MBConv", "MobileNetV3-SE", "ResNet", "ConvNeXt"])
 def test_onnx_export_computes_the_same(name, supernet, tmp_path):
     pytest.importorskip("onnxscript", reason="ONNX export needs onnxscript")

@@ -65,6 +65,7 @@ def shown(options: Options) -> str:
     return ",".join(differ) or "plain"
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("options", [*COMBINATIONS, *OTHERS], ids=shown)
 def test_equals_one_optimizer_a_group_with_the_formula_written_out(options, tmp_path):
     data = batches(3)
@@ -361,6 +362,8 @@ def ranks(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
+@pytest.mark.process
+@pytest.mark.xdist_group("ranks of timm")
 def test_ranks_draw_one_subnet_and_stay_equal(ranks):
     first, second = (rank["agree"] for rank in ranks)
     assert first["error"] is None
@@ -371,6 +374,8 @@ def test_ranks_draw_one_subnet_and_stay_equal(ranks):
         assert torch.equal(tensor, second["parameters"][name]), name
 
 
+@pytest.mark.process
+@pytest.mark.xdist_group("ranks of timm")
 @pytest.mark.parametrize(
     ("scenario", "updates", "message"),
     [

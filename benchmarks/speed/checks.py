@@ -1,7 +1,7 @@
-"""What the checks of a training cost an update: `python -m benchmarks.checks`.
+"""What the checks of a training cost an update: `python -m benchmarks.speed.checks`.
 
 Updates of the NAS-Bench-201 supernet (C=16, N=5, batch 64). Each is made from the same gradients
-by `DynamicTraining` alone and with a check: `nonfinite="raise"` in one process, and
+by `DynamicTraining` by itself and with a check: `nonfinite="raise"` in one process, and
 `RankAgreement` in two (gloo), which check at every update here and at every 100th by default.
 Printed are the median of the differences, paired within an update, its bootstrap interval, and
 the share of a whole training step.
@@ -22,6 +22,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from benchmarks.nb201.supernet import SPACE, Supernet, parameters
+from benchmarks.speed.overhead import median_interval
 from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation, UniformSampler
 from nas_dynamic.attach.ranks import RankAgreement
 from nas_dynamic.complexity import bounds, lookup
@@ -49,7 +50,7 @@ class Updates:
         )
 
     def __call__(self, architecture: Any, supernet: torch.nn.Module) -> float:
-        """Seconds of one update by the gradients of the supernet."""
+        """Return the seconds of one update by the gradients of the supernet."""
         self.architecture = architecture
         for weight, parameter in zip(self.weights, supernet.parameters(), strict=True):
             weight.grad = copy.copy(parameter.grad)
@@ -98,8 +99,7 @@ def measure(rank: int, ranks: int, folder: str, options: argparse.Namespace) -> 
 def _print(name: str, seconds: dict[str, list[float]]) -> None:
     gradients, plain, checked = (1e3 * np.array(values) for values in seconds.values())
     extra = checked - plain
-    draws = np.random.default_rng(0).integers(len(extra), size=(2000, len(extra)))
-    low, high = np.percentile(np.median(extra[draws], axis=1), [2.5, 97.5])
+    low, high = median_interval(extra)
     step, cost = float(np.median(gradients + plain)), float(np.median(extra))
     text = f"{name}: {cost:.2f} ms [{low:.2f}, {high:.2f}] a check, {cost / step:.2%} of a step of "
     text += f"{step:.0f} ms ({np.median(plain):.1f} ms of it in optimizer.step())"
@@ -109,7 +109,7 @@ def _print(name: str, seconds: dict[str, list[float]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.checks", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.checks", description=__doc__)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--updates", type=int, default=100)
     options = parser.parse_args()

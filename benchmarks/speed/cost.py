@@ -1,4 +1,4 @@
-"""What dynamic training costs on a real supernet: `python -m benchmarks.cost`.
+"""What dynamic training costs on a real supernet: `python -m benchmarks.speed.cost`.
 
 Steps of training the NAS-Bench-201 supernet (C=16, N=5, batch 64 by default) by four ways:
 static; MS with an optimizer for each group, the usual way to write it; this package with MS; and
@@ -20,8 +20,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.nb201.kernels import LANES, TORCH
+from benchmarks.nb201.kernels import SIMD, TORCH
 from benchmarks.nb201.supernet import SPACE, Supernet, parameters
+from benchmarks.speed.overhead import median_interval
 from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation, UniformSampler
 from nas_dynamic.complexity import bounds, lookup
 
@@ -33,7 +34,7 @@ class Training:
     """One way to train, from the same weights as the others."""
 
     def __init__(self, way: str, options: argparse.Namespace) -> None:
-        kernels = {"torch": TORCH, "lanes": LANES}[options.kernels]
+        kernels = {"torch": TORCH, "simd": SIMD}[options.kernels]
         self.supernet = Supernet(options.channels, options.cells, seed=0, kernels=kernels)
         self.weights = list(self.supernet.parameters())
         # The package makes idle parameters coast whatever zero_grad does; the others need zeros.
@@ -66,7 +67,7 @@ class Training:
         self.optimizers[group % len(self.optimizers)].step()
 
     def __call__(self, images: torch.Tensor, classes: torch.Tensor) -> float:
-        """Seconds of one whole step of training."""
+        """Return the seconds of one whole step of training."""
         started = time.perf_counter()
         F.cross_entropy(self.supernet(images, self.architecture), classes).backward()
         torch.nn.utils.clip_grad_norm_(self.weights, 5.0)
@@ -92,9 +93,10 @@ def main() -> None:
     memory = {way: _peak_memory(way) for way in WAYS}
     for way in WAYS:
         ratios = seconds[way] / static
-        draws = np.random.default_rng(0).integers(len(ratios), size=(2000, len(ratios)))
-        low, high = np.percentile(np.median(ratios[draws], axis=1), [2.5, 97.5])
-        text = f"{np.median(ratios):.4f} [{low:.4f}, {high:.4f}]" if way != WAYS[0] else ""
+        text = ""
+        if way != WAYS[0]:
+            low, high = median_interval(ratios)
+            text = f"{np.median(ratios):.4f} [{low:.4f}, {high:.4f}]"
         share = memory[way] / memory[WAYS[0]] - 1
         print(
             f"{way:22} {np.median(seconds[way]) * 1e3:7.1f} ms   {text:26} {memory[way]:8.1f} MiB "
@@ -131,20 +133,20 @@ def _steps(options: argparse.Namespace):
 
 
 def _peak_memory(way: str) -> float:
-    """MiB, of a process that trains in one way."""
-    command = [sys.executable, "-m", "benchmarks.cost", *sys.argv[1:], "--way", way]
+    """Measure MiB of a process that trains in one way."""
+    command = [sys.executable, "-m", "benchmarks.speed.cost", *sys.argv[1:], "--way", way]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def _own_peak_memory() -> float:
-    """MiB; getrusage would give the parent's where that was more."""
+    """Read MiB; getrusage would give the parent's where that was more."""
     status = Path("/proc/self/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) / 1024
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.cost", description=__doc__)
     parser.add_argument("--idle", choices=("coast", "freeze"), default="coast")
     parser.add_argument("--channels", type=int, default=16)
     parser.add_argument("--cells", type=int, default=5)
@@ -153,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--warm-up", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--kernels", choices=("torch", "lanes"), default="torch")
+    parser.add_argument("--kernels", choices=("torch", "simd"), default="torch")
     parser.add_argument("--way", choices=WAYS, help="train in one way, print the peak memory")
     return parser
 

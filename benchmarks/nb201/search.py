@@ -1,6 +1,6 @@
 """Search on NAS-Bench-201's table: evaluations to the best architecture, exactness under limits.
 
-    python -m benchmarks.search --table TABLE            # some ten minutes on one CPU core
+    python -m benchmarks.nb201.search --table TABLE            # some ten minutes on one CPU core
 
 The table is a CSV with one row an architecture: `arch_str`, `c10_val200`, `c10_test200` and
 `lat_ms_pixel3`. Looking a row up is the evaluation; nothing is trained.
@@ -22,6 +22,7 @@ from benchmarks.nb201.data import parse_architecture
 from benchmarks.nb201.supernet import SPACE, macs, parameters
 from nas_dynamic import Architecture
 from nas_dynamic.analysis.architecture_table import read_rows
+from nas_dynamic.analysis.paired import Difference
 from nas_dynamic.search import (
     Evolution,
     GradientBoosting,
@@ -32,6 +33,7 @@ from nas_dynamic.search import (
     Surrogate,
     search,
 )
+from nas_dynamic.space import Key, key
 
 STRATEGIES: dict[str, Strategy] = {
     "random": RandomSearch(),
@@ -45,16 +47,11 @@ LIMITS = (5, 8, 12, 16)
 FAULTY = 0.5
 """Latencies below this many ms are faulty in the source; their rows are dropped."""
 
-
-Values = dict[tuple, float]
+Values = dict[Key, float]
 
 
 def column(rows: list[dict[str, str]], name: str) -> Values:
     return {key(parse_architecture(row["arch_str"])): float(row[name]) for row in rows}
-
-
-def key(architecture: Architecture) -> tuple:
-    return tuple(architecture.values())
 
 
 def evaluations_to_best(
@@ -64,7 +61,7 @@ def evaluations_to_best(
     latencies: Values | None = None,
     limit: float = np.inf,
 ) -> int:
-    """Evaluations until the best architecture within the limit is found: the exact one."""
+    """Count evaluations until the best architecture within the limit is found: the exact one."""
     measures: dict[str, Callable[[Architecture], float]] = {"parameters": parameters, "macs": macs}
     if latencies is not None:
         measures["latency"] = lambda a: latencies.get(key(a), np.inf)
@@ -85,13 +82,6 @@ def evaluations_to_best(
     return len(result.evaluations)
 
 
-def mean_interval(counts: list[int]) -> tuple[float, float]:
-    """95% bootstrap interval of the mean."""
-    drawn = np.random.default_rng(0).choice(counts, (10_000, len(counts))).mean(1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", type=Path, required=True, help="CSV of NAS-Bench-201")
@@ -109,7 +99,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for name, strategy in STRATEGIES.items():
         counts = [evaluations_to_best(values, strategy, seed) for seed in seeds]
-        low, high = mean_interval(counts)
+        low, high = Difference(np.array(counts)).bootstrap_interval()
         print(
             f"| {name} | {np.mean(counts):,.0f} | {low:,.0f} to {high:,.0f} | "
             f"{np.median(counts):,.0f} | {max(counts):,} | {expected / np.mean(counts):.1f} |",

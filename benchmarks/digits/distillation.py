@@ -1,6 +1,6 @@
 """Does in-place distillation help the smallest subnet? The sandwich rule with and without it.
 
-    python -m benchmarks.distillation          # some minutes on one CPU core
+    python -m benchmarks.digits.distillation          # some minutes on one CPU core
 
 Trains a small elastic vision transformer (NNI's AutoFormer space) on scikit-learn's digits, with
 equal updates, seeds and subnets in both arms, statically, and compares test accuracies of the
@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 import torch
 from nni.nas.hub.pytorch import AutoFormer
 
-from benchmarks.strategies import accuracies, quiet, train
+from benchmarks.digits.strategies import accuracies, quiet, train
 from nas_dynamic.adapters.nni import SandwichOneShot, search_space, subnet_parameters
 from nas_dynamic.experiment.data_sets import digits
 

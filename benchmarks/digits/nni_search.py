@@ -1,6 +1,6 @@
 """NNI's search strategies on one trained supernet, with inherited weights.
 
-    python -m benchmarks.nni_search            # some ten minutes on one CPU core
+    python -m benchmarks.digits.nni_search            # some ten minutes on one CPU core
 
 A NasBench201 supernet is trained dynamically on scikit-learn's digits. Each strategy then searches
 it through `SupernetEvaluator`, for several seeds, with a budget of candidates. What it finds is
@@ -21,7 +21,7 @@ from nni.nas.hub.pytorch import NasBench201
 from nni.nas.strategy import TPE, PolicyBasedRL, Random, RandomOneShot, RegularizedEvolution
 from nni.nas.strategy.base import Strategy
 
-from benchmarks.strategies import quiet, train
+from benchmarks.digits.strategies import quiet, train
 from nas_dynamic.adapters.nni import SupernetEvaluator, dynamic, extract
 from nas_dynamic.evaluation import evaluate, recalibrate
 from nas_dynamic.experiment.data import batch_loader, calibration_batches
@@ -86,7 +86,7 @@ def main() -> None:
 def search(
     supernet: NasBench201, evaluator: SupernetEvaluator, strategy: Strategy, candidates: int
 ) -> dict[str, str]:
-    """The best candidate that a strategy finds."""
+    """Return the best candidate that a strategy finds."""
     experiment = NasExperiment(supernet, evaluator, strategy)
     quiet()  # NNI sets up its loggers anew
     experiment.config.max_trial_number = candidates

@@ -1,10 +1,10 @@
-"""What attachment costs: time of an update, optimizer state, peak memory.
+"""What attachment adds to the time of an update.
 
-    python benchmarks/overhead.py --out overhead.json
+    python -m benchmarks.speed.overhead --out overhead.json
 
 Pairs an attached loop with the same loop unattached: updates alternate between the two in one
 process, and the table gives medians and the interval of the median difference over bootstrap
-resamples. In coasting the unattached optimizer gets zeros for idle parameters too, ahead of the
+resamples. In coasting the unattached optimizer gets zeros for idle parameters too, before the
 timed part, so that both optimizers do the same work: what the attached one takes to make those
 zeros counts as overhead. `--against bare` leaves the unattached one without.
 """
@@ -15,13 +15,13 @@ import argparse
 import json
 import platform
 import time
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import nn
 
 from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation
@@ -48,7 +48,7 @@ class Training:
         self.step = 0
 
     def attach(self) -> DynamicTraining:
-        """Attach, with a momentum group for each candidate of "layer1"."""
+        """Attach with a momentum group for each candidate of "layer1"."""
         return DynamicTraining(
             self.optimizer,
             architecture=lambda: self.sampled,
@@ -58,7 +58,7 @@ class Training:
         )
 
     def prepare(self, zeros: bool) -> None:
-        """What forward and backward leave: gradients of this step's subnet."""
+        """Leave what forward and backward do: gradients of this step's subnet."""
         self.sampled = {"layer1": self.step % self.groups}
         path = self.step % CANDIDATES
         for i, (parameter, gradient) in enumerate(
@@ -72,7 +72,7 @@ class Training:
         self.step += 1
 
     def update(self) -> float:
-        """Seconds that `optimizer.step()` takes."""
+        """Return the seconds that `optimizer.step()` takes."""
         cuda = self.parameters[0].is_cuda
         if cuda:
             torch.cuda.synchronize()
@@ -83,10 +83,16 @@ class Training:
         return time.perf_counter() - start
 
 
+def median_interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the 95% bootstrap interval of the median."""
+    found = stats.bootstrap((values,), np.median, n_resamples=2000, method="percentile", rng=0)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
 def time_updates(
     args: argparse.Namespace, tensors: int, groups: int, idle: str, active: str
 ) -> dict[str, Any]:
-    """Median µs of an update with and without attachment, paired."""
+    """Return median µs of an update with and without attachment, paired."""
     attached = Training(args, tensors, groups, idle, active)
     attached.attach()
     plain = Training(args, tensors, groups, idle, active)
@@ -101,9 +107,7 @@ def time_updates(
             pair[training is attached] = training.update()
         times.append((pair[True], pair[False]))
     with_, without = 1e6 * np.array(times[warmup:]).T
-    generator = np.random.default_rng(0)
-    draws = generator.integers(len(with_), size=(1000, len(with_)))
-    low, high = np.quantile(np.median((with_ - without)[draws], axis=1), [0.025, 0.975])
+    low, high = median_interval(with_ - without)
     return {
         "tensors": tensors,
         "groups": groups,
@@ -112,75 +116,8 @@ def time_updates(
         "attached_us": float(np.median(with_)),
         "plain_us": float(np.median(without)),
         "overhead_us": float(np.median(with_ - without)),
-        "overhead_us_95": [float(low), float(high)],
+        "overhead_us_95": [low, high],
         "ratio": float(np.median(with_) / np.median(without)),
-    }
-
-
-def state_bytes(states: Any) -> int:
-    """Bytes of the tensors in optimizer states, each counted once."""
-    found: dict[int, int] = {}
-    for state in states:
-        for value in state.values():
-            for tensor in value.values():
-                if torch.is_tensor(tensor):
-                    found[id(tensor)] = tensor.numel() * tensor.element_size()
-    return sum(found.values())
-
-
-def compare_state(args: argparse.Namespace, groups: int, idle: str) -> dict[str, Any]:
-    """Bytes of optimizer state after every group met every path, against one optimizer a group."""
-    tensors, active = 50, "fifth"
-    training = Training(args, tensors, groups, idle, active)
-    dynamic = training.attach()
-    reference = Training(args, tensors, groups, idle, active)
-    build = OPTIMIZERS[args.optimizer]
-    optimizers = [build(reference.parameters) for _ in range(groups)]
-    for _ in range(groups * CANDIDATES):
-        training.prepare(zeros=False)
-        training.optimizer.step()
-        reference.prepare(zeros=idle == "coast")
-        optimizers[reference.sampled["layer1"]].step()
-    assert len(dynamic.groups) == groups
-    saved = training.optimizer.state_dict()["dynamic_training"]["groups"]["groups"]
-    return {
-        "groups": groups,
-        "idle": idle,
-        "attached_bytes": state_bytes(state for _, state, _ in saved),
-        "separate_bytes": state_bytes(optimizer.state for optimizer in optimizers),
-        "parameter_bytes": sum(p.numel() * p.element_size() for p in training.parameters),
-    }
-
-
-def peak_of_zeros(args: argparse.Namespace) -> dict[str, Any]:
-    """Memory that coasting borrows during an update: zeros for the idle parameters."""
-    training = Training(args, 500, 1, "coast", "fifth")
-    training.attach()
-    training.prepare(zeros=False)
-    lent = 0
-
-    def measure(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        nonlocal lent
-        known = {g.data_ptr() for g in training.gradients}
-        lent = sum(
-            p.grad.numel() * p.grad.element_size()
-            for p in training.parameters
-            if p.grad is not None and p.grad.data_ptr() not in known
-        )
-
-    training.optimizer.register_step_pre_hook(measure)  # runs after the hook of the attachment
-    tracemalloc.start()
-    training.optimizer.step()
-    bookkeeping = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    after = sum(p.grad is not None for p in training.parameters)
-    return {
-        "idle_parameter_bytes": sum(
-            p.numel() * p.element_size() for p in training.parameters if p.grad is None
-        ),
-        "lent_bytes": lent,
-        "gradients_after": after,
-        "python_peak_bytes": bookkeeping,
     }
 
 
@@ -218,30 +155,12 @@ def main() -> None:
                         f"{f'{low:.1f} … {high:.1f}':>18} {row['ratio']:6.3f}",
                         flush=True,
                     )
-    state = [
-        compare_state(args, groups, idle) for groups in args.groups for idle in ("coast", "freeze")
-    ]
-    print("\noptimizer state, bytes")
-    for row in state:
-        print(
-            f"{row['groups']:4} groups {row['idle']:>7}: attached {row['attached_bytes']:,}, "
-            f"one optimizer a group {row['separate_bytes']:,}, "
-            f"parameters {row['parameter_bytes']:,}"
-        )
-    zeros = peak_of_zeros(args)
-    print(
-        f"\ncoasting lends {zeros['lent_bytes']:,} bytes of zeros during an update, the size of "
-        f"its idle parameters ({zeros['idle_parameter_bytes']:,}); "
-        f"{zeros['python_peak_bytes']:,} bytes of bookkeeping"
-    )
     if args.out:
         result = {
             "torch": torch.__version__,
             "machine": platform.machine(),
             "settings": {k: v for k, v in vars(args).items() if k != "out"},
             "times": times,
-            "state": state,
-            "zeros": zeros,
         }
         args.out.write_text(json.dumps(result, indent=1) + "\n")
 

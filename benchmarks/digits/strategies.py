@@ -1,6 +1,6 @@
 """Every one-shot strategy on scikit-learn's digits, static and dynamic: accuracies of subnets.
 
-    python -m benchmarks.strategies            # some ten minutes on one CPU core
+    python -m benchmarks.digits.strategies            # some ten minutes on one CPU core
 
 Each strategy trains NNI's NasBench201 space to the end, by the same number of epochs; what an
 update costs differs. The same random subnets are then scored on images that nothing was trained
@@ -87,7 +87,7 @@ def train(
 
 
 class Cosine(pl.Callback):
-    """Cosine decay of the lr over the epochs of the training."""
+    """Decays the lr by a cosine over the epochs of the training."""
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set the lr of the weights."""
@@ -101,7 +101,7 @@ class Cosine(pl.Callback):
 def accuracies(
     supernet: ModelSpace, architectures: Sequence[Architecture], data: ImageData
 ) -> list[float]:
-    """Accuracy of subnets on the test images."""
+    """Return the accuracy of subnets on the test images."""
     scores = score_subnets(
         supernet,
         activate,

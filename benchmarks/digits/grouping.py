@@ -1,6 +1,6 @@
 """Which edge of NAS-Bench-201's cell makes groups of similar gradients?
 
-    python -m benchmarks.grouping              # under a minute on one CPU core
+    python -m benchmarks.digits.grouping              # under a minute on one CPU core
 
 Trains NNI's NasBench201 space on scikit-learn's digits for some epochs, statically, and prints
 the table of `gradient_similarity`. The label "cell/0_3" is the edge from node 0 to node 3.
@@ -16,7 +16,7 @@ import torch
 from nni.nas.hub.pytorch import NasBench201
 from torch.nn.functional import cross_entropy
 
-from benchmarks.strategies import STRATEGIES, quiet, train
+from benchmarks.digits.strategies import STRATEGIES, quiet, train
 from nas_dynamic import Architecture
 from nas_dynamic.adapters.nni import activate, search_space
 from nas_dynamic.analysis.gradient_similarity import gradient_function, gradient_similarity

@@ -1,4 +1,4 @@
-"""Would coasting pay if it were put off? `python -m benchmarks.lazy_coasting`.
+"""Would coasting pay if it were put off? `python -m benchmarks.speed.lazy_coasting`.
 
 An idle parameter of SGD with Nesterov momentum and weight decay moves on linearly: an update of
 group g maps (w, m_g) to (w − lr (λw + βm'), m') with m' = βm_g + λw. All elements of a tensor
@@ -136,7 +136,9 @@ def _compare(tensors: int, numel: int, groups: int, candidates: int, updates: in
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.lazy_coasting", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.speed.lazy_coasting", description=__doc__
+    )
     parser.add_argument("--updates", type=int, default=60)
     return parser
 

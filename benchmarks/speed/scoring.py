@@ -1,4 +1,4 @@
-"""Speed of scoring subnets: `python -m benchmarks.scoring`.
+"""Speed of scoring subnets: `python -m benchmarks.speed.scoring`.
 
 Scores random subnets of a timm MobileNet supernet (21 layers, 7 operations, reduced width) on
 JPEG files, with BN recalibration: by the plain loop, which reads the files with a DataLoader for
@@ -26,7 +26,7 @@ from torchvision.transforms import v2
 
 from nas_dynamic.adapters.timm import Supernet, mobile_supernet
 from nas_dynamic.evaluation import Score, score_subnets
-from nas_dynamic.space import Architecture
+from nas_dynamic.space import Architecture, key
 
 STAGES = [(32, 4), (40, 4), (80, 4), (96, 4), (192, 4), (320, 1)]
 STRIDES = (2, 2, 1, 1, 1, 1)
@@ -73,11 +73,11 @@ def _print(supernet, images, calibration, architectures, ways, options) -> None:
     print(f"{'plain loop':22} {each * 1e3:8.0f} ms a subnet")
     for name, way in ways.items():
         found, seconds = _timed(lambda way=way: list(way(architectures)))
-        ours = {_key(score.architecture): score for score in found}
+        ours = {key(score.architecture): score for score in found}
         differences = [
             (
-                abs(s.accuracy - ours[_key(s.architecture)].accuracy),
-                abs(s.loss - ours[_key(s.architecture)].loss),
+                abs(s.accuracy - ours[key(s.architecture)].accuracy),
+                abs(s.loss - ours[key(s.architecture)].loss),
             )
             for s in plain
         ]
@@ -96,7 +96,7 @@ def _plain_loop(
     calibration: DataLoader,
     architectures: list[Architecture],
 ) -> list[Score]:
-    """What one writes without this package."""
+    """Score as one does without this package."""
     scores = []
     norms = [m for m in supernet.modules() if isinstance(m, nn.BatchNorm2d)]
     for architecture in architectures:
@@ -160,12 +160,8 @@ def _timed(work: Callable[[], list[Score]]) -> tuple[list[Score], float]:
     return work(), time.perf_counter() - started
 
 
-def _key(architecture: Architecture) -> tuple[object, ...]:
-    return tuple(architecture.values())
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scoring", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.scoring", description=__doc__)
     parser.add_argument("--data", type=Path, help="image folder, CLASS/*.jpg; random by default")
     parser.add_argument("--subnets", type=int, default=300)
     parser.add_argument("--plain", type=int, default=20, help="subnets that the plain loop scores")

@@ -1,0 +1,1 @@
+"""Benchmarks: what the package costs and gains; none of them is needed to use it."""

@@ -1,0 +1,1 @@
+"""Strategies compared on scikit-learn's digits, a data set of seconds."""

@@ -1,0 +1,1 @@
+"""What attachment takes in memory."""

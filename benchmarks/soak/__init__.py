@@ -1,0 +1,1 @@
+"""Long runs of what must not break."""

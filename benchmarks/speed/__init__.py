@@ -1,0 +1,1 @@
+"""What attachment, its checks and the scoring of subnets take in time."""
