@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas_dynamic.complexity_scale import checked_complexity
-from nas_dynamic.evaluation.scoring import evaluation_mode
+from nas_dynamic.evaluation.inference import evaluation_mode
 from nas_dynamic.sampling import Sampler, UniformSampler
 from nas_dynamic.space import Architecture, Key, SearchSpace, candidate_from_json, key
 
