@@ -48,7 +48,7 @@ class ComplexityBins:
         samples: int = 1024,
         seed: int = 0,
     ) -> ComplexityBins:
-        """Bins that uniformly drawn subnets fill equally. Costs `samples` complexities."""
+        """Return bins that uniformly drawn subnets fill equally. Costs `samples` complexities."""
         generator = np.random.default_rng(seed)
         drawn = [complexity(space.sample(generator)) for _ in range(samples)]
         edges: list[float] = []
@@ -58,17 +58,17 @@ class ComplexityBins:
         return cls(complexity, edges)
 
     def __call__(self, architecture: Architecture) -> int:
-        """Number of the bin that the subnet falls into."""
+        """Return the number of the bin that the subnet falls into."""
         complexity = checked_complexity(self.complexity, architecture)
         return bisect.bisect_right(self.edges, complexity * (1 + ROUNDING))
 
     def definition(self) -> dict[str, Any]:
-        """The edges, for comparison between runs."""
+        """Return the edges, for comparison between runs."""
         return {"edges": self.edges}
 
 
 def default_label(space: SearchSpace, complexity: Callable[[Architecture], float]) -> str:
-    """The label that subnets are grouped by where the user names none.
+    """Return the label that subnets are grouped by where the user names none.
 
     The choice whose candidates differ most in complexity, measured around the first
     architecture; the middle one, in the order of the space, where several differ equally. The
@@ -117,7 +117,7 @@ class Medoids:
     def fit(
         cls, space: SearchSpace, groups: int = 4, *, samples: int = 256, seed: int = 0
     ) -> Medoids:
-        """k-medoids of uniformly drawn subnets.
+        """Find k medoids of uniformly drawn subnets.
 
         Costs some rounds of `groups` · samples² operations, and the memory of samples² distances:
         well below a second for the default. It looks at no weights and no data.
@@ -134,16 +134,16 @@ class Medoids:
         return cls(space, [space.decode(codes[i]) for i in k_medoids(distances, groups)])
 
     def __call__(self, architecture: Architecture) -> int:
-        """Number of the nearest medoid, the first of equals."""
+        """Return the number of the nearest medoid, the first of equals."""
         return int((self.codes != self.space.encode(architecture)).sum(1).argmin())
 
     def definition(self) -> dict[str, Any]:
-        """The medoids, for comparison between runs."""
+        """Return the medoids, for comparison between runs."""
         return {"medoids": self.codes.tolist()}
 
 
 def k_medoids(distances: np.ndarray, groups: int) -> list[int]:
-    """Medoids that no single swap improves: PAM.
+    """Find medoids that no single swap improves: PAM.
 
     Args:
         distances: symmetric, of shape (points, points).
