@@ -54,7 +54,7 @@ class Supernet(nn.Module):
             x = layer(x)
         return self.head(x.mean((2, 3)))
 
-    def standalone_scores(self) -> nn.Module:
+    def standalone_subnet(self) -> nn.Module:
         return nn.Sequential(
             self.stem, *self.path(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), self.head
         )
@@ -71,7 +71,7 @@ def test_a_supernet_counts_as_its_stand_alone_subnet(architecture: dict[str, int
     supernet = Supernet()
     supernet.sampled = architecture
     x = torch.randn(2, 3, 16, 16)
-    alone = supernet.standalone_scores()
+    alone = supernet.standalone_subnet()
     assert count_parameters(supernet, x) == count_parameters(alone) == count_parameters(alone, x)
     assert count_macs(supernet, x) == count_macs(alone, x) == macs_by_hand(architecture, 16, 2)
     assert count_parameters(supernet) > count_parameters(supernet, x)
@@ -123,7 +123,7 @@ def test_latency_grows_with_the_work():
 def parameters_of(architecture: dict[str, int]) -> float:
     supernet = Supernet()
     supernet.sampled = architecture
-    return count_parameters(supernet.standalone_scores())
+    return count_parameters(supernet.standalone_subnet())
 
 
 def test_an_additive_space_gets_an_exact_table():

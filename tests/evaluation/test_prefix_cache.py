@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -134,23 +135,43 @@ def test_copies_in_threads_score_the_same(supernet):
     assert scored(supernet, sample(2), devices=["cpu"] * 3) == scored(supernet, sample(2))
 
 
-def test_an_error_in_a_thread_reaches_the_reader(supernet):
+def test_an_error_in_a_thread_reaches_the_reader_once(supernet):
     broken = [*batches(1), (torch.zeros(4, 5, 6, 6), torch.zeros(4))]
+    options = {"devices": ["cpu", "cpu"], "calibration": broken}
+    scores = score_subnets(supernet, Supernet.activate, sample(4), batches(0), **options)
     with pytest.raises(RuntimeError, match="channels"):
-        scored(supernet, sample(4), devices=["cpu", "cpu"], calibration=broken)
+        next(scores)
+    assert list(scores) == []
+
+
+def test_a_slow_copy_holds_up_no_other(supernet):
+    architectures, release = sample(12), threading.Event()
+
+    def activate(model, architecture):
+        if any(architecture is slow for slow in architectures[6:]):
+            assert release.wait(60)
+        model.activate(architecture)
+
+    options = {"devices": ["cpu", "cpu"], "batch_norm": "running"}
+    scores = score_subnets(supernet, activate, architectures, batches(0), **options)
+    assert [next(scores).architecture for _ in range(6)] == architectures[:6]
+    release.set()
+    assert [score.architecture for score in scores] == architectures[6:]
 
 
 def test_a_reader_may_stop_early(supernet):
-    scores = score_subnets(
-        supernet,
-        Supernet.activate,
-        sample(50),
-        batches(0),
-        calibration=batches(1),
-        devices=["cpu"] * 2,
-    )
+    activated, threads = [], threading.active_count()
+
+    def activate(model, architecture):
+        activated.append(architecture)
+        model.activate(architecture)
+
+    options = {"calibration": batches(1), "devices": ["cpu"] * 2}
+    scores = score_subnets(supernet, activate, sample(50), batches(0), **options)
     next(scores)
-    scores.close()  # joins the threads
+    scores.close()
+    assert threading.active_count() == threads
+    assert len(activated) <= 4  # each thread's first, and the one that it is at
 
 
 def test_unknown_layers_are_refused(supernet):
