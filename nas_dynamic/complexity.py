@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,17 +23,18 @@ __all__ = [
     "AdditiveTable",
     "Bounds",
     "CachedComplexity",
+    "Complexity",
     "LookupTable",
     "bounds",
     "count_macs",
     "count_parameters",
-    "gamma_reference",
     "lookup",
     "measure_latency",
     "population",
 ]
 
 Complexity = Callable[[Architecture], float]
+"""Architecture → its complexity, in any unit."""
 
 
 def count_parameters(model: nn.Module, *inputs: Any) -> int:
@@ -224,11 +224,14 @@ def bounds(space: SearchSpace, complexity: Complexity) -> Bounds:
     """Find the complexity of the smallest and the largest subnet, without enumerating the space.
 
     See `SearchSpace.largest` for the search and for when it is exact.
+
+    Raises:
+        ValueError: one of the two is not a positive finite number.
     """
-    found = Bounds(complexity(space.smallest(complexity)), complexity(space.largest(complexity)))
-    if not all(math.isfinite(value) and value > 0 for value in found):
-        raise ValueError(f"complexities must be positive finite numbers; the bounds are {found}")
-    return found
+    return Bounds(
+        checked_complexity(complexity, space.smallest(complexity)),
+        checked_complexity(complexity, space.largest(complexity)),
+    )
 
 
 def population(
@@ -267,16 +270,3 @@ def population(
     finally:
         sampler.load_state_dict(state)
     return complexities
-
-
-def gamma_reference(
-    space: SearchSpace,
-    complexity: Complexity,
-    gamma_by: Literal["rank", "complexity"],
-    bounds_given: tuple[float, float] | None = None,
-    new_sampler: Callable[[], Sampler | None] = lambda: None,
-) -> dict[str, Any]:
-    """Return the argument of `CaLR` that γ goes by: a population, or bounds, found if not given."""
-    if gamma_by == "rank":
-        return {"population": population(space, complexity, sampler=new_sampler())}
-    return {"bounds": bounds_given or bounds(space, complexity)}

@@ -192,10 +192,9 @@ def test_a_look_up_names_what_it_misses():
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_bounds_that_are_none_are_refused(value: float):
-    with pytest.raises(ValueError, match="complexities must be positive finite numbers"):
-        bounds(SPACE, lambda a: value)
-    with pytest.raises(ValueError, match="complexity must be a positive finite number, got"):
-        lookup(SPACE, lambda a: value)
+    for measured in (bounds, lookup):
+        with pytest.raises(ValueError, match="complexity must be a positive finite number, got"):
+            measured(SPACE, lambda a: value)
 
 
 def test_a_look_up_takes_microseconds():
