@@ -38,7 +38,19 @@ class Evaluations(NamedTuple):
 
 
 class Strategy(Protocol):
-    """Decides which subnets to evaluate; deterministic in its arguments and the evaluations."""
+    """Decides which subnets to evaluate; deterministic in its arguments and the evaluations.
+
+    Example:
+        >>> from nas_dynamic.search import search
+        >>> def one_by_one(problem, seed):
+        ...     generator = np.random.default_rng(seed)
+        ...     while len(proposed := problem.draw(generator, 1)):
+        ...         costs, violation = yield proposed
+        >>> space = SearchSpace({"width": [8, 16, 24], "depth": [1, 2]})
+        >>> score = lambda subnets: [{"size": a["width"] * a["depth"]} for a in subnets]
+        >>> search(space, score, [Objective("size")], budget=6, strategy=one_by_one).best.values
+        {'size': 8.0}
+    """
 
     def __call__(self, problem: Problem, seed: int) -> Generator[np.ndarray, Evaluations, None]:
         """Yield encodings, int64 of shape (subnets, choices), and receive their evaluations.

@@ -9,9 +9,7 @@ from nas_dynamic.adapters.nni import activate, search_space, subnet_parameters
 from nas_dynamic.evaluation import score_subnets
 from nas_dynamic.experiment.data import batch_loader, calibration_batches
 from nas_dynamic.experiment.data_sets import digits
-from nas_dynamic.search.evolution import Evolution
-from nas_dynamic.search.problem import Objective
-from nas_dynamic.search.run import search
+from nas_dynamic.search import Evolution, Objective, search
 
 
 def test_a_search_keeps_what_scoring_alone_gives(tmp_path):
