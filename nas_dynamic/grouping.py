@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from nas_dynamic.complexity import AdditiveTable
 from nas_dynamic.complexity_scale import ROUNDING, checked_complexity
 from nas_dynamic.space import Architecture, SearchSpace
 
@@ -77,14 +78,9 @@ def default_label(space: SearchSpace, complexity: Callable[[Architecture], float
     choice of a cell or of a chain of layers has other layers on both of its sides. A choice of one
     candidate makes no groups, and is taken only where there is no other.
     """
-    base = space.decode([0] * len(space.labels))
-
-    def spread(label: str) -> float:
-        values = [complexity(base | {label: candidate}) for candidate in space.choices[label]]
-        return max(values) - min(values)
-
+    terms = AdditiveTable.measure(space, complexity).terms
     real = [label for label in space.labels if len(space.choices[label]) > 1]
-    spreads = {label: spread(label) for label in real or space.labels}
+    spreads = {k: max(terms[k].values()) - min(terms[k].values()) for k in real or space.labels}
     greatest = max(spreads.values())
     widest = [
         label for label, value in spreads.items() if math.isclose(value, greatest, rel_tol=ROUNDING)

@@ -71,9 +71,10 @@ def test_a_supernet_counts_as_its_stand_alone_subnet(architecture: dict[str, int
     supernet = Supernet()
     supernet.sampled = architecture
     x = torch.randn(2, 3, 16, 16)
-    alone = supernet.standalone_subnet()
-    assert count_parameters(supernet, x) == count_parameters(alone) == count_parameters(alone, x)
-    assert count_macs(supernet, x) == count_macs(alone, x) == macs_by_hand(architecture, 16, 2)
+    standalone = supernet.standalone_subnet()
+    assert count_parameters(supernet, x) == count_parameters(standalone)
+    assert count_parameters(standalone, x) == count_parameters(standalone)
+    assert count_macs(supernet, x) == count_macs(standalone, x) == macs_by_hand(architecture, 16, 2)
     assert count_parameters(supernet) > count_parameters(supernet, x)
 
 
@@ -145,7 +146,7 @@ def test_a_space_that_is_not_additive_gets_a_cache():
     assert [cache(a) for a in SPACE] == [product(a) for a in SPACE]
     calls.clear()
     assert [cache(a | {"irrelevant": 0}) for a in SPACE] == [product(a) for a in SPACE]
-    assert len(calls) == SPACE.size, "the cache has asked for nothing again"
+    assert len(calls) == SPACE.size, "the cache has computed nothing again"
 
 
 @st.composite

@@ -132,10 +132,15 @@ class Problem:
             ValueError: no subnet within the limits was found, and none was proposed yet; or no free
                 measure has that name.
         """
+        at_most = at_most or {}
+        if unknown := sorted(set(at_most) - set(self.measures)):
+            raise ValueError(
+                f"{unknown} is no free measure; free measures are {sorted(self.measures)}"
+            )
         if self._open is not None and not at_most:
             left = np.flatnonzero(self._open)
             return self._unravel(generator.choice(left, min(count, len(left)), replace=False))
-        limits = self._free.capped(self._known(at_most or {}))
+        limits = self._free.capped(at_most)
         found: dict[Encoding, None] = {}
         misses, any_allowed = 0, False
         while len(found) < count and misses < 100 + 10 * count:
@@ -163,14 +168,6 @@ class Problem:
 
     def _unravel(self, numbers: np.ndarray) -> np.ndarray:
         return np.stack(np.unravel_index(numbers, tuple(self.widths)), axis=1)
-
-    def _known(self, at_most: Values) -> Values:
-        unknown = sorted(set(at_most) - set(self.measures))
-        if unknown:
-            raise ValueError(
-                f"{unknown} is no free measure; free measures are {sorted(self.measures)}"
-            )
-        return at_most
 
     def _within(self, encoding: Sequence[int] | np.ndarray, limits: Limits) -> bool:
         return not limits.names or self._violation(encoding, limits) == 0

@@ -178,9 +178,11 @@ class _Run:
                 f"neither the scores nor the measures give {sorted(missing)}; "
                 f"they give {sorted(values)}"
             )
-        unusable = {name: scores[name] for name in read & set(scores)}
-        unusable = {name: value for name, value in unusable.items() if not math.isfinite(value)}
-        unusable |= {name: math.nan for name in limited if math.isnan(values[name])}
+        unusable = {
+            name: values[name]
+            for name in read
+            if math.isnan(values[name]) or (name in scores and math.isinf(values[name]))
+        }
         unusable |= {o.name: math.nan for o in objectives if math.isnan(o.cost(values))}
         if unusable:
             raise ValueError(
