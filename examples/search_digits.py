@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from nas_dynamic.analysis.ranking import comparable_loss, tau
-from nas_dynamic.evaluation.score_cache import digest
+from nas_dynamic.evaluation import digest
 from nas_dynamic.experiment.compare import standalone_scores
 from nas_dynamic.experiment.config import Config, Dynamic
 from nas_dynamic.experiment.console import Display

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas_dynamic.complexity_scale import checked_complexity
-from nas_dynamic.evaluation.scoring import evaluation_mode
+from nas_dynamic.evaluation.inference import evaluation_mode
 from nas_dynamic.sampling import Sampler, UniformSampler
 from nas_dynamic.space import Architecture, Key, SearchSpace, candidate_from_json, key
 
@@ -23,21 +23,22 @@ __all__ = [
     "AdditiveTable",
     "Bounds",
     "CachedComplexity",
+    "Complexity",
+    "LookupTable",
     "bounds",
     "count_macs",
     "count_parameters",
-    "gamma_reference",
     "lookup",
     "measure_latency",
     "population",
-    "relative_errors",
 ]
 
 Complexity = Callable[[Architecture], float]
+"""Architecture → its complexity, in any unit."""
 
 
 def count_parameters(model: nn.Module, *inputs: Any) -> int:
-    """Number of trainable parameters.
+    """Count trainable parameters.
 
     Args:
         model: a stand-alone subnet; or a supernet with one subnet activated.
@@ -50,7 +51,8 @@ def count_parameters(model: nn.Module, *inputs: Any) -> int:
     if not inputs or not parameters:
         return sum(p.numel() for p in parameters)
     with evaluation_mode(model), torch.enable_grad():
-        outputs = [tensor.sum() for tensor in _tensors(model(*inputs)) if tensor.requires_grad]
+        leaves = filter(torch.is_tensor, torch.utils._pytree.tree_leaves(model(*inputs)))
+        outputs = [tensor.sum() for tensor in leaves if tensor.requires_grad]
         gradients = torch.autograd.grad(outputs, parameters, allow_unused=True)
     return sum(
         parameter.numel()
@@ -60,19 +62,19 @@ def count_parameters(model: nn.Module, *inputs: Any) -> int:
 
 
 def count_macs(model: nn.Module, *inputs: Any) -> float:
-    """Multiply-accumulates of one forward pass: half of torch's flop count.
+    """Count multiply-accumulates of one forward pass: half of torch's flop count.
 
-    Counts what torch's flop registry knows (convolutions, matrix products, attention). Model and
+    That is what torch's flop registry knows (convolutions, matrix products, attention). Model and
     inputs may lie on the meta device, where nothing is computed; on CPU fused attention is not
     counted.
     """
     with evaluation_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(*inputs)
-    return counter.get_total_flops() / 2
+    return float(counter.get_total_flops() / 2)
 
 
 def measure_latency(model: nn.Module, *inputs: Any, seconds: float = 0.2) -> float:
-    """Median wall time of one forward pass in evaluation mode, in milliseconds.
+    """Return the median wall time of one forward pass in evaluation mode, in milliseconds.
 
     Measured by `torch.utils.benchmark`, which synchronises accelerators, on the device and with
     the number of threads that are set, for at least `seconds`.
@@ -85,23 +87,30 @@ def measure_latency(model: nn.Module, *inputs: Any, seconds: float = 0.2) -> flo
             globals={"model": model, "inputs": inputs},
             num_threads=torch.get_num_threads(),
         )
-        return timer.blocked_autorange(min_run_time=seconds).median * 1e3
+        return float(timer.blocked_autorange(min_run_time=seconds).median * 1e3)
 
 
-def relative_errors(
-    table: Complexity, space: SearchSpace, complexity: Complexity, samples: int, seed: int
-) -> np.ndarray:
-    """Relative errors, table / complexity − 1, on random architectures; shape (samples,).
+class LookupTable(ABC):
+    """A complexity that is looked up in a table; it may differ from what the table stands for."""
 
-    Raises:
-        ValueError: a complexity is not a positive finite number.
-    """
-    generator = np.random.default_rng(seed)
-    drawn = [space.sample(generator) for _ in range(samples)]
-    return np.array([table(a) / checked_complexity(complexity, a) - 1 for a in drawn])
+    @abstractmethod
+    def __call__(self, architecture: Architecture) -> float:
+        """Look the complexity up."""
+
+    def errors(
+        self, space: SearchSpace, complexity: Complexity, samples: int = 32, seed: int = 0
+    ) -> np.ndarray:
+        """Return errors, table / complexity − 1, on random architectures; shape (samples,).
+
+        Raises:
+            ValueError: a complexity is not a positive finite number.
+        """
+        generator = np.random.default_rng(seed)
+        drawn = [space.sample(generator) for _ in range(samples)]
+        return np.array([self(a) / checked_complexity(complexity, a) - 1 for a in drawn])
 
 
-class AdditiveTable:
+class AdditiveTable(LookupTable):
     """Complexity as a constant plus one term for each choice: a look-up of a few microseconds.
 
     Args:
@@ -115,7 +124,7 @@ class AdditiveTable:
 
     @classmethod
     def measure(cls, space: SearchSpace, complexity: Complexity) -> AdditiveTable:
-        """Terms from the first architecture and its one-choice neighbours.
+        """Measure terms on the first architecture and its one-choice neighbours.
 
         Costs 1 + (sum over choices of the number of candidates − 1) complexities.
         """
@@ -144,12 +153,6 @@ class AdditiveTable:
 
     def __repr__(self) -> str:
         return f"AdditiveTable({len(self.terms)} choices)"
-
-    def errors(
-        self, space: SearchSpace, complexity: Complexity, samples: int = 32, seed: int = 0
-    ) -> np.ndarray:
-        """Relative errors, table / complexity − 1, on random architectures; shape (samples,)."""
-        return relative_errors(self, space, complexity, samples, seed)
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON. Candidates are saved as JSON values: tuples become lists."""
@@ -197,7 +200,7 @@ class CachedComplexity:
 def lookup(
     space: SearchSpace, complexity: Complexity, *, samples: int = 32, seed: int = 0
 ) -> AdditiveTable | CachedComplexity:
-    """The fastest look-up of a complexity that is exact.
+    """Return the fastest look-up of a complexity that is exact.
 
     An `AdditiveTable` if it agrees with the complexity on `samples` random architectures to one
     part in 10⁹, else a `CachedComplexity`; the type of the result says which.
@@ -218,14 +221,17 @@ class Bounds(NamedTuple):
 
 
 def bounds(space: SearchSpace, complexity: Complexity) -> Bounds:
-    """Complexity of the smallest and of the largest subnet, without enumerating the space.
+    """Find the complexity of the smallest and the largest subnet, without enumerating the space.
 
     See `SearchSpace.largest` for the search and for when it is exact.
+
+    Raises:
+        ValueError: one of the two is not a positive finite number.
     """
-    found = Bounds(complexity(space.smallest(complexity)), complexity(space.largest(complexity)))
-    if not all(math.isfinite(value) and value > 0 for value in found):
-        raise ValueError(f"complexities must be positive finite numbers; the bounds are {found}")
-    return found
+    return Bounds(
+        checked_complexity(complexity, space.smallest(complexity)),
+        checked_complexity(complexity, space.largest(complexity)),
+    )
 
 
 def population(
@@ -236,7 +242,7 @@ def population(
     samples: int = 1000,
     seed: int = 0,
 ) -> list[float]:
-    """Complexities of subnets as a training samples them, for `CaLR(population=…)`.
+    """Return complexities of subnets as a training samples them, for `CaLR(population=…)`.
 
     Args:
         space: the search space.
@@ -264,20 +270,3 @@ def population(
     finally:
         sampler.load_state_dict(state)
     return complexities
-
-
-def gamma_reference(
-    space: SearchSpace,
-    complexity: Complexity,
-    gamma_by: Literal["rank", "complexity"],
-    bounds_given: tuple[float, float] | None = None,
-    new_sampler: Callable[[], Sampler | None] = lambda: None,
-) -> dict[str, Any]:
-    """The argument of `CaLR` that γ is measured by: a population, or bounds, found if not given."""
-    if gamma_by == "rank":
-        return {"population": population(space, complexity, sampler=new_sampler())}
-    return {"bounds": bounds_given or bounds(space, complexity)}
-
-
-def _tensors(output: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(output) if torch.is_tensor(leaf)]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from nas_dynamic.complexity import AdditiveTable
 from nas_dynamic.complexity_scale import ROUNDING, checked_complexity
 from nas_dynamic.space import Architecture, SearchSpace
 
@@ -48,7 +49,7 @@ class ComplexityBins:
         samples: int = 1024,
         seed: int = 0,
     ) -> ComplexityBins:
-        """Bins that uniformly drawn subnets fill equally. Costs `samples` complexities."""
+        """Return bins that uniformly drawn subnets fill equally. Costs `samples` complexities."""
         generator = np.random.default_rng(seed)
         drawn = [complexity(space.sample(generator)) for _ in range(samples)]
         edges: list[float] = []
@@ -58,17 +59,17 @@ class ComplexityBins:
         return cls(complexity, edges)
 
     def __call__(self, architecture: Architecture) -> int:
-        """Number of the bin that the subnet falls into."""
+        """Return the number of the bin that the subnet falls into."""
         complexity = checked_complexity(self.complexity, architecture)
         return bisect.bisect_right(self.edges, complexity * (1 + ROUNDING))
 
     def definition(self) -> dict[str, Any]:
-        """The edges, for comparison between runs."""
+        """Return the edges, for comparison between runs."""
         return {"edges": self.edges}
 
 
 def default_label(space: SearchSpace, complexity: Callable[[Architecture], float]) -> str:
-    """The label that subnets are grouped by where the user names none.
+    """Return the label that subnets are grouped by where the user names none.
 
     The choice whose candidates differ most in complexity, measured around the first
     architecture; the middle one, in the order of the space, where several differ equally. The
@@ -77,14 +78,9 @@ def default_label(space: SearchSpace, complexity: Callable[[Architecture], float
     choice of a cell or of a chain of layers has other layers on both of its sides. A choice of one
     candidate makes no groups, and is taken only where there is no other.
     """
-    base = space.decode([0] * len(space.labels))
-
-    def spread(label: str) -> float:
-        values = [complexity(base | {label: candidate}) for candidate in space.choices[label]]
-        return max(values) - min(values)
-
+    terms = AdditiveTable.measure(space, complexity).terms
     real = [label for label in space.labels if len(space.choices[label]) > 1]
-    spreads = {label: spread(label) for label in real or space.labels}
+    spreads = {k: max(terms[k].values()) - min(terms[k].values()) for k in real or space.labels}
     greatest = max(spreads.values())
     widest = [
         label for label, value in spreads.items() if math.isclose(value, greatest, rel_tol=ROUNDING)
@@ -117,7 +113,7 @@ class Medoids:
     def fit(
         cls, space: SearchSpace, groups: int = 4, *, samples: int = 256, seed: int = 0
     ) -> Medoids:
-        """k-medoids of uniformly drawn subnets.
+        """Find k medoids of uniformly drawn subnets.
 
         Costs some rounds of `groups` · samples² operations, and the memory of samples² distances:
         well below a second for the default. It looks at no weights and no data.
@@ -134,16 +130,16 @@ class Medoids:
         return cls(space, [space.decode(codes[i]) for i in k_medoids(distances, groups)])
 
     def __call__(self, architecture: Architecture) -> int:
-        """Number of the nearest medoid, the first of equals."""
+        """Return the number of the nearest medoid, the first of equals."""
         return int((self.codes != self.space.encode(architecture)).sum(1).argmin())
 
     def definition(self) -> dict[str, Any]:
-        """The medoids, for comparison between runs."""
+        """Return the medoids, for comparison between runs."""
         return {"medoids": self.codes.tolist()}
 
 
 def k_medoids(distances: np.ndarray, groups: int) -> list[int]:
-    """Medoids that no single swap improves: PAM.
+    """Find medoids that no single swap improves: PAM.
 
     Args:
         distances: symmetric, of shape (points, points).

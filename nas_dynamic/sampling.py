@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from nas_dynamic.space import Architecture, SearchSpace
 __all__ = ["FairSampler", "Sampler", "SandwichSampler", "UniformSampler", "partition"]
 
 Accept = Callable[[Architecture], bool]
+Drawn = TypeVar("Drawn")
 
 _ATTEMPTS = 1000
 
@@ -25,11 +26,11 @@ class Sampler(Protocol):
     """What draws the subnet, or the subnets, of each training step."""
 
     def sample(self) -> Architecture | Sequence[Architecture]:
-        """The subnet, or the subnets, of the next step."""
+        """Draw the subnet, or the subnets, of the next step."""
         ...
 
     def state_dict(self) -> Mapping[str, Any]:
-        """State, as plain data."""
+        """Return the state, as plain data."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -37,7 +38,37 @@ class Sampler(Protocol):
         ...
 
 
-class UniformSampler:
+class _SeededSampler:
+    """A generator of its own, and shuffled decks that are dealt from it."""
+
+    def __init__(self, space: SearchSpace, seed: int = 0, accept: Accept | None = None) -> None:
+        self.space = space
+        self.accept = accept
+        self._generator = np.random.default_rng(seed)
+        self._decks: dict[str, list[int]] = {}
+
+    def _deal(self, name: str, size: int) -> int:
+        """Return the next of `size` cards; an empty deck is shuffled anew."""
+        if not self._decks.get(name):
+            self._decks[name] = self._generator.permutation(size).tolist()
+        return self._decks[name].pop()
+
+    def _uniform(self, space: SearchSpace) -> dict[str, Hashable]:
+        """Draw a subnet that is accepted."""
+        return _accepted(lambda: space.sample(self._generator), self.accept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the generator and of the decks, as plain data."""
+        decks = {name: list(deck) for name, deck in self._decks.items()}
+        return {"generator": self._generator.bit_generator.state, "decks": decks}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self._generator.bit_generator.state = state["generator"]
+        self._decks = {name: list(deck) for name, deck in state["decks"].items()}
+
+
+class UniformSampler(_SeededSampler):
     """One subnet a step, every choice drawn uniformly and independently (SPOS).
 
     Args:
@@ -53,25 +84,12 @@ class UniformSampler:
         ['conv5', 'conv5', 'conv5']
     """
 
-    def __init__(self, space: SearchSpace, seed: int = 0, accept: Accept | None = None) -> None:
-        self.space = space
-        self.accept = accept
-        self._generator = np.random.default_rng(seed)
-
     def sample(self) -> dict[str, Hashable]:
-        """The subnet of the next step."""
-        return _accepted(lambda: self.space.sample(self._generator), self.accept)
-
-    def state_dict(self) -> dict[str, Any]:
-        """State of the generator, as plain data."""
-        return {"generator": self._generator.bit_generator.state}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        self._generator.bit_generator.state = state["generator"]
+        """Draw the subnet of the next step."""
+        return self._uniform(self.space)
 
 
-class FairSampler:
+class FairSampler(_SeededSampler):
     """K subnets a step, in which every candidate of every choice is trained once (FairNAS).
 
     K is the greatest number of candidates of any choice. Each choice deals from a shuffled deck of
@@ -101,55 +119,39 @@ class FairSampler:
         group_by: str | None = None,
         accept: Accept | None = None,
     ) -> None:
+        super().__init__(space, seed, accept)
         _check_label(space, group_by)
-        self.space = space
         self.group_by = group_by
-        self.accept = accept
-        free = [len(c) for label, c in space.choices.items() if label != group_by]
-        self.subnets = max(free, default=1)
+        self.subnets = max(
+            (len(c) for label, c in space.choices.items() if label != group_by), default=1
+        )
         """K, the number of subnets a step."""
-        self._generator = np.random.default_rng(seed)
-        self._decks: dict[str, list[int]] = {label: [] for label in space.labels}
 
     def sample(self) -> list[dict[str, Hashable]]:
-        """The K subnets of the next step."""
-
-        held = {label: list(deck) for label, deck in self._decks.items()}
+        """Draw the K subnets of the next step."""
+        before = {label: list(deck) for label, deck in self._decks.items()}
         hands: dict[str, list[Hashable]] = {}
 
         def deal_step() -> list[dict[str, Hashable]]:
-            for label in self.space.labels:
+            for label, candidates in self.space.choices.items():
+                grouped = label == self.group_by
                 if label in hands:  # not accepted: cards go back, but the group keeps its turn
-                    if label == self.group_by:
+                    if grouped:
                         continue
-                    self._decks[label] = self._generator.permutation(held[label]).tolist()
-                if label == self.group_by:
-                    hands[label] = [self._deal(label)] * self.subnets
-                else:
-                    hands[label] = [self._deal(label) for _ in range(self.subnets)]
+                    self._decks[label] = self._generator.permutation(before.get(label, [])).tolist()
+                cards = [
+                    self._deal(label, len(candidates))
+                    for _ in range(1 if grouped else self.subnets)
+                ]
+                hand = [candidates[card] for card in cards]
+                hands[label] = hand * self.subnets if grouped else hand
             return [{label: hand[k] for label, hand in hands.items()} for k in range(self.subnets)]
 
         accept = self.accept
         return _accepted(deal_step, accept and (lambda subnets: all(map(accept, subnets))))
 
-    def _deal(self, label: str) -> Hashable:
-        candidates, deck = self.space.choices[label], self._decks[label]
-        if not deck:
-            deck.extend(self._generator.permutation(len(candidates)).tolist())
-        return candidates[deck.pop()]
 
-    def state_dict(self) -> dict[str, Any]:
-        """State of the generator and of the decks, as plain data."""
-        decks = {label: list(deck) for label, deck in self._decks.items()}
-        return {"generator": self._generator.bit_generator.state, "decks": decks}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        self._generator.bit_generator.state = state["generator"]
-        self._decks = {label: list(deck) for label, deck in state["decks"].items()}
-
-
-class SandwichSampler:
+class SandwichSampler(_SeededSampler):
     """The largest subnet, the smallest, and some random ones in every step (BigNAS).
 
     Args:
@@ -180,36 +182,19 @@ class SandwichSampler:
         group_by: str | None = None,
         accept: Accept | None = None,
     ) -> None:
+        super().__init__(space, seed, accept)
         _check_label(space, group_by)
         if randoms < 0:
             raise ValueError(f"randoms must be at least 0, got {randoms}")
-        self.space = space
         self.randoms = randoms
-        self.accept = accept
-        self._generator = np.random.default_rng(seed)
-        spaces = partition(space, [group_by]) if group_by else [space]
-        self._layers = [(s, s.largest(complexity), s.smallest(complexity)) for s in spaces]
-        self._deck: list[int] = []
+        groups = partition(space, [group_by]) if group_by else [space]
+        self._groups = [(g, g.largest(complexity), g.smallest(complexity)) for g in groups]
 
     def sample(self) -> list[dict[str, Hashable]]:
-        """The subnets of the next step: largest, smallest, then the random ones."""
-        if not self._deck:
-            self._deck = self._generator.permutation(len(self._layers)).tolist()
-        space, largest, smallest = self._layers[self._deck.pop()]
-        randoms = [
-            _accepted(lambda: space.sample(self._generator), self.accept)
-            for _ in range(self.randoms)
-        ]
+        """Draw the subnets of the next step: largest, smallest, then the random ones."""
+        group, largest, smallest = self._groups[self._deal("groups", len(self._groups))]
+        randoms = [self._uniform(group) for _ in range(self.randoms)]
         return [dict(largest), dict(smallest), *randoms]
-
-    def state_dict(self) -> dict[str, Any]:
-        """State of the generator and of the turns, as plain data."""
-        return {"generator": self._generator.bit_generator.state, "deck": list(self._deck)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        self._generator.bit_generator.state = state["generator"]
-        self._deck = list(state["deck"])
 
 
 def partition(space: SearchSpace, labels: Sequence[str]) -> list[SearchSpace]:
@@ -230,7 +215,7 @@ def partition(space: SearchSpace, labels: Sequence[str]) -> list[SearchSpace]:
     ]
 
 
-def _accepted(draw: Callable[[], Any], accept: Callable[[Any], bool] | None) -> Any:
+def _accepted(draw: Callable[[], Drawn], accept: Callable[[Drawn], bool] | None) -> Drawn:
     for _ in range(_ATTEMPTS):
         drawn = draw()
         if accept is None or accept(drawn):

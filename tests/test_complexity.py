@@ -54,7 +54,7 @@ class Supernet(nn.Module):
             x = layer(x)
         return self.head(x.mean((2, 3)))
 
-    def standalone_scores(self) -> nn.Module:
+    def standalone_subnet(self) -> nn.Module:
         return nn.Sequential(
             self.stem, *self.path(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), self.head
         )
@@ -71,9 +71,10 @@ def test_a_supernet_counts_as_its_stand_alone_subnet(architecture: dict[str, int
     supernet = Supernet()
     supernet.sampled = architecture
     x = torch.randn(2, 3, 16, 16)
-    alone = supernet.standalone_scores()
-    assert count_parameters(supernet, x) == count_parameters(alone) == count_parameters(alone, x)
-    assert count_macs(supernet, x) == count_macs(alone, x) == macs_by_hand(architecture, 16, 2)
+    standalone = supernet.standalone_subnet()
+    assert count_parameters(supernet, x) == count_parameters(standalone)
+    assert count_parameters(standalone, x) == count_parameters(standalone)
+    assert count_macs(supernet, x) == count_macs(standalone, x) == macs_by_hand(architecture, 16, 2)
     assert count_parameters(supernet) > count_parameters(supernet, x)
 
 
@@ -123,7 +124,7 @@ def test_latency_grows_with_the_work():
 def parameters_of(architecture: dict[str, int]) -> float:
     supernet = Supernet()
     supernet.sampled = architecture
-    return count_parameters(supernet.standalone_scores())
+    return count_parameters(supernet.standalone_subnet())
 
 
 def test_an_additive_space_gets_an_exact_table():
@@ -145,7 +146,7 @@ def test_a_space_that_is_not_additive_gets_a_cache():
     assert [cache(a) for a in SPACE] == [product(a) for a in SPACE]
     calls.clear()
     assert [cache(a | {"irrelevant": 0}) for a in SPACE] == [product(a) for a in SPACE]
-    assert len(calls) == SPACE.size, "the cache has asked for nothing again"
+    assert len(calls) == SPACE.size, "the cache has computed nothing again"
 
 
 @st.composite
@@ -192,10 +193,9 @@ def test_a_look_up_names_what_it_misses():
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_bounds_that_are_none_are_refused(value: float):
-    with pytest.raises(ValueError, match="complexities must be positive finite numbers"):
-        bounds(SPACE, lambda a: value)
-    with pytest.raises(ValueError, match="complexity must be a positive finite number, got"):
-        lookup(SPACE, lambda a: value)
+    for measured in (bounds, lookup):
+        with pytest.raises(ValueError, match="complexity must be a positive finite number, got"):
+            measured(SPACE, lambda a: value)
 
 
 def test_a_look_up_takes_microseconds():

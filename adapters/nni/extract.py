@@ -47,7 +47,7 @@ def extract(supernet: ModelSpace, architecture: Architecture) -> nn.Module:
 
     In evaluation mode it computes what the supernet does with that subnet active, bit for bit. BN
     statistics are those of the supernet, a mixture over subnets: recalibrate them
-    (`nas_dynamic.evaluation.scoring.recalibrate`) before use. The supernet stays as it is.
+    (`nas_dynamic.evaluation.recalibrate`) before use. The supernet stays as it is.
 
     NNI's own `supernet.freeze(sample)` raises for spaces with sliced layers, gives DARTS new
     weights, and shares tensors with the supernet elsewhere. Names of parameters are those of

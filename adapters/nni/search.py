@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable
-from typing import Any, Literal
+from typing import Any
 
 import nni
 from nni.nas.evaluator import Evaluator
@@ -14,7 +14,9 @@ from torch import nn
 
 from nas_dynamic.adapters.nni.extract import extract
 from nas_dynamic.adapters.nni.space import activate, architecture_of
-from nas_dynamic.evaluation.scoring import Batches, Score, check_batch_norm, placed, score_subnets
+from nas_dynamic.evaluation.batch_norm import BatchNormMode, check_batch_norm
+from nas_dynamic.evaluation.inference import Batches, placed
+from nas_dynamic.evaluation.scoring import Score, score_subnets
 from nas_dynamic.space import Architecture
 
 __all__ = ["SupernetEvaluator"]
@@ -57,7 +59,7 @@ class SupernetEvaluator(Evaluator):
         self,
         batches: Batches,
         *,
-        batch_norm: Literal["recalibrate", "batch", "running"] = "recalibrate",
+        batch_norm: BatchNormMode = "recalibrate",
         calibration: Batches | None = None,
         precision: str = "32",
         reward: Callable[[Score], float] | None = None,

@@ -3,7 +3,7 @@
     python -m benchmarks.digits.grouping              # under a minute on one CPU core
 
 Trains NNI's NasBench201 space on scikit-learn's digits for some epochs, statically, and prints
-the table of `gradient_similarity`. The label "cell/0_3" is the edge from node 0 to node 3.
+the rows of `gradient_similarity`. The label "cell/0_3" is the edge from node 0 to node 3.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
 
         gradient = gradient_function(supernet, loss)
         print(f"seed {seed}")
-        print(gradient_similarity(search_space(supernet), gradient, batches), flush=True)
+        print(*gradient_similarity(search_space(supernet), gradient, batches), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

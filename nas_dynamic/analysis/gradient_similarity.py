@@ -12,7 +12,7 @@ from torch import nn
 
 from nas_dynamic.space import Architecture, SearchSpace
 
-__all__ = ["GradientSimilarity", "LabelSimilarity", "gradient_function", "gradient_similarity"]
+__all__ = ["LabelSimilarity", "gradient_function", "gradient_similarity"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,32 +34,11 @@ class LabelSimilarity:
         """`within − across`: the greater, the more a momentum for each group separates."""
         return self.within - self.across
 
-
-@dataclass(frozen=True, slots=True)
-class GradientSimilarity:
-    """Result of `gradient_similarity`; printed, it is a table.
-
-    Attributes:
-        labels: one row for each label, the best to group by first.
-        subnets: number of subnets that were compared.
-    """
-
-    labels: tuple[LabelSimilarity, ...]
-    subnets: int
-
-    @property
-    def best(self) -> str:
-        """The label with the greatest contrast."""
-        return self.labels[0].label
-
     def __str__(self) -> str:
-        width = max(len("label"), *(len(row.label) for row in self.labels))
-        lines = [f"{'label':{width}}  within  across  contrast"]
-        lines += [
-            f"{row.label:{width}}  {row.within:6.3f}  {row.across:6.3f}  {row.contrast:8.3f}"
-            for row in self.labels
-        ]
-        return "\n".join(lines)
+        return (
+            f"{self.label}: within {self.within:.3f}, across {self.across:.3f}, "
+            f"contrast {self.contrast:.3f}"
+        )
 
 
 def gradient_similarity(
@@ -69,8 +48,8 @@ def gradient_similarity(
     *,
     subnets: int = 48,
     seed: int = 0,
-) -> GradientSimilarity:
-    """Measure which label's groups have gradients that are alike inside and unlike across.
+) -> list[LabelSimilarity]:
+    """Measure how alike gradients are within and across the groups that each label makes.
 
     Each of some uniformly drawn subnets gets its mean gradient over the batches. Two subnets are
     compared by the cosine over the parameters that both use, where both gradients are not zero:
@@ -86,6 +65,9 @@ def gradient_similarity(
         batches: a few batches, the same for every subnet.
         subnets: number of subnets to compare.
         seed: of the draw.
+
+    Returns:
+        A row for each label that makes groups, the one with the greatest contrast first.
 
     Raises:
         ValueError: no label splits the drawn subnets into groups of at least two.
@@ -115,13 +97,13 @@ def gradient_similarity(
             f"no label splits {subnets} subnets into groups with pairs inside and across; give a "
             "space with choices of several candidates, or more subnets"
         )
-    return GradientSimilarity(tuple(sorted(rows, key=lambda row: -row.contrast)), subnets)
+    return sorted(rows, key=lambda row: -row.contrast)
 
 
 def gradient_function(
     supernet: nn.Module, loss: Callable[[Architecture, Any], torch.Tensor]
 ) -> Callable[[Architecture, Any], torch.Tensor]:
-    """The gradient of a loss as one vector over a supernet's parameters.
+    """Return the gradient of a loss as one vector over a supernet's parameters.
 
     Args:
         supernet: whose trainable parameters count.
@@ -142,7 +124,7 @@ def gradient_function(
 
 
 def _common_cosines(vectors: torch.Tensor) -> torch.Tensor:
-    """Cosines of rows over the entries where both are not zero; nan where there are none."""
+    """Return cosines of rows over the entries where both are not zero; nan where none are."""
     used = (vectors != 0).to(vectors.dtype)
     squares = vectors.square() @ used.T  # [i, j]: squared norm of i over what j uses
     return vectors @ vectors.T / (squares * squares.T).sqrt()

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
+from nas_dynamic.evaluation.batch_norm import recalibrate
+from nas_dynamic.evaluation.inference import PRECISIONS
 from nas_dynamic.evaluation.prefix_cache import PrefixCache
 from nas_dynamic.evaluation.score_cache import digest, kept_scores
-from nas_dynamic.evaluation.scoring import (
-    PRECISIONS,
-    Score,
-    evaluate,
-    evaluation_mode,
-    recalibrate,
-    score_subnets,
-)
+from nas_dynamic.evaluation.scoring import Score, evaluate, score_subnets
 
 __all__ = [
     "PRECISIONS",
@@ -19,7 +14,6 @@ __all__ = [
     "Score",
     "digest",
     "evaluate",
-    "evaluation_mode",
     "kept_scores",
     "recalibrate",
     "score_subnets",

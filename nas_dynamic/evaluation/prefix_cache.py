@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,24 @@ __all__ = ["PrefixCache"]
 
 MEMORY = 2 * 2**30
 """Bytes of outputs that are kept at most."""
+
+
+@dataclass(eq=False)
+class _Layer:
+    """A layer, and what it computed for the beginning that subnets share."""
+
+    module: nn.Module
+    labels: tuple[str, ...]
+    outputs: dict[tuple[str, int, int], torch.Tensor] = field(default_factory=dict)
+    """(phase, batch, call of the layer in that batch) → output."""
+    reserved: dict[str, int] = field(default_factory=dict)
+    """Phase → bytes of its outputs; 0 where they are not kept."""
+    buffers: list[torch.Tensor] = field(default_factory=list)
+    """Values after a calibration."""
+    calls: int = 0
+
+    def clear(self) -> None:
+        self.outputs, self.reserved, self.buffers = {}, {}, []
 
 
 class PrefixCache:
@@ -42,109 +60,88 @@ class PrefixCache:
         if missing:
             raise ValueError(f"the supernet has no module {', '.join(map(repr, missing))}")
         self._model = model
-        self._modules = [modules[path] for path in layers]
-        self._labels = [tuple(labels) for labels in layers.values()]
-        self._free = MEMORY
-        self._held: Counter[int] = Counter()  # layer → bytes
-        self._admitted: dict[tuple[int, str], bool] = {}
-        self._outputs: dict[tuple[Any, ...], torch.Tensor] = {}
-        self._buffers: dict[int, list[torch.Tensor]] = {}
+        self._layers = [_Layer(modules[path], tuple(labels)) for path, labels in layers.items()]
         self._architecture: Architecture | None = None
-        self._sharing = 0
+        self._shared = 0  # number of the first layers that the next subnet can use
         self._phase, self._images, self._batch = "", 0, 0
-        self._calls: Counter[int] = Counter()
 
     def order(self, architectures: Sequence[Architecture]) -> list[Architecture]:
-        """The architectures, those that share the most next to each other."""
-        labels = dict.fromkeys(label for labels in self._labels for label in labels)
-        places: dict[str, dict[Any, int]] = {label: {} for label in labels}
+        """Return the architectures, those that share the most next to each other."""
+        labels = dict.fromkeys(label for layer in self._layers for label in layer.labels)
+        ranks: dict[str, dict[Any, int]] = {label: {} for label in labels}
 
-        def place(architecture: Architecture) -> list[int]:
-            return [
-                places[label].setdefault(architecture[label], len(places[label]))
-                for label in labels
-            ]
+        def ranked(architecture: Architecture) -> list[int]:
+            return [rank.setdefault(architecture[k], len(rank)) for k, rank in ranks.items()]
 
-        return sorted(architectures, key=place)
-
-    def subnet(self, architecture: Architecture, following: Architecture | None) -> None:
-        """Begin with a subnet, to be followed by another one, or none."""
-        common = self._agreement(self._architecture, architecture)
-        for layer in [layer for layer in self._held if layer >= common]:
-            self._free += self._held.pop(layer)
-        self._outputs = {key: x for key, x in self._outputs.items() if key[0] < common}
-        self._buffers = {layer: kept for layer, kept in self._buffers.items() if layer < common}
-        self._admitted = {key: fits for key, fits in self._admitted.items() if key[0] < common}
-        self._architecture = architecture
-        self._sharing = self._agreement(architecture, following)
+        return sorted(architectures, key=ranked)
 
     @contextlib.contextmanager
-    def phase(self, name: str, images: int) -> Iterator[None]:
-        """Forward passes over all batches of one kind, one each, that many images in all."""
+    def subnet(self, architecture: Architecture, following: Architecture | None) -> Iterator[None]:
+        """Compute a subnet, to be followed by another one, or none."""
+        for layer in self._layers[self._agreement(self._architecture, architecture) :]:
+            layer.clear()
+        self._architecture = architecture
+        self._shared = self._agreement(architecture, following)
+        handle = self._model.register_forward_pre_hook(self._begin_batch)
+        own = [vars(layer.module).get("forward") for layer in self._layers]
+        for number, layer in enumerate(self._layers):
+            layer.module.forward = functools.partial(self._compute, number, layer.module.forward)
+        try:
+            yield
+        finally:
+            handle.remove()
+            for layer, forward in zip(self._layers, own, strict=True):
+                del layer.module.forward
+                if forward is not None:
+                    layer.module.forward = forward
+
+    def phase(self, name: str, images: int) -> None:
+        """Begin forward passes over all batches of one kind, one each, so many images in all."""
         self._phase, self._images, self._batch = name, images, 0
-        yield
 
     @contextlib.contextmanager
     def calibration(self, images: int) -> Iterator[None]:
-        """A phase that sets buffers: also those of the layers that it need not compute."""
-        for layer, kept in self._buffers.items():
-            for buffer, value in zip(self._modules[layer].buffers(), kept, strict=True):
-                buffer.copy_(value)
-        with self.phase("calibration", images):
-            yield
-        for layer in range(self._sharing):
-            self._buffers[layer] = [b.clone() for b in self._modules[layer].buffers()]
-
-    def __enter__(self) -> PrefixCache:
-        self._handle = self._model.register_forward_pre_hook(self._begin)
-        self._own = [vars(module).get("forward") for module in self._modules]
-        for layer, module in enumerate(self._modules):
-            module.forward = functools.partial(  # type: ignore[method-assign]
-                self._compute, layer, module.forward
-            )
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._handle.remove()
-        for module, own in zip(self._modules, self._own, strict=True):
-            del module.forward
-            if own is not None:
-                module.forward = own
+        """Make a phase that sets buffers: also those of the layers that need not compute."""
+        for layer in self._layers:
+            if layer.buffers:
+                for buffer, value in zip(layer.module.buffers(), layer.buffers, strict=True):
+                    buffer.copy_(value)
+        self.phase("calibration", images)
+        yield
+        for layer in self._layers[: self._shared]:
+            layer.buffers = [buffer.clone() for buffer in layer.module.buffers()]
 
     def _agreement(self, one: Architecture | None, other: Architecture | None) -> int:
-        """How many of the first layers are the same in two subnets."""
+        """Return how many of the first layers are the same in two subnets."""
         if one is None or other is None:
             return 0
-        for layer, labels in enumerate(self._labels):
-            if any(one[label] != other[label] for label in labels):
-                return layer
-        return len(self._labels)
+        for number, layer in enumerate(self._layers):
+            if any(one[label] != other[label] for label in layer.labels):
+                return number
+        return len(self._layers)
 
-    def _begin(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def _begin_batch(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._batch += 1
-        self._calls.clear()
+        for layer in self._layers:
+            layer.calls = 0
 
-    def _compute(
-        self, layer: int, forward: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
-        self._calls[layer] += 1
-        key = (layer, self._phase, self._batch, self._calls[layer])
-        if key in self._outputs:
-            return self._outputs[key].clone()  # what follows may work in place
+    def _compute(self, number: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        layer = self._layers[number]
+        layer.calls += 1
+        key = self._phase, self._batch, layer.calls
+        if key in layer.outputs:
+            return layer.outputs[key].clone()  # what follows may work in place
         output = forward(*args, **kwargs)
-        if layer < self._sharing and self._admits(layer, output):
-            self._outputs[key] = output.clone()
+        if number < self._shared and self._fits(layer, output):
+            layer.outputs[key] = output.clone()
         return output
 
-    def _admits(self, layer: int, output: Any) -> bool:
-        """Whether the outputs of a layer are kept: of all batches of the phase, or of none."""
-        key = (layer, self._phase)
-        if key not in self._admitted:
-            if not torch.is_tensor(output):
-                return self._admitted.setdefault(key, False)
-            size = output.element_size() * output[0].numel() * self._images
-            self._admitted[key] = size <= self._free
-            if self._admitted[key]:
-                self._free -= size
-                self._held[layer] += size
-        return self._admitted[key]
+    def _fits(self, layer: _Layer, output: Any) -> bool:
+        """Tell whether the outputs of a layer are kept: of all batches of the phase, or of none."""
+        if self._phase not in layer.reserved:
+            size = 0
+            if torch.is_tensor(output):
+                size = output.element_size() * output[0].numel() * self._images
+            free = MEMORY - sum(sum(other.reserved.values()) for other in self._layers)
+            layer.reserved[self._phase] = size if size <= free else 0
+        return layer.reserved[self._phase] > 0

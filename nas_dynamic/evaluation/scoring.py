@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from nas_dynamic.evaluation.parallel import as_they_come
+from nas_dynamic.evaluation.batch_norm import (
+    BatchNormMode,
+    batch_norm_layers,
+    buffers_kept,
+    check_batch_norm,
+    recalibrate,
+)
+from nas_dynamic.evaluation.inference import (
+    Batches,
+    autocast,
+    evaluation_mode,
+    images_on,
+    placed,
+)
 from nas_dynamic.evaluation.prefix_cache import PrefixCache
 from nas_dynamic.space import Architecture
 
-__all__ = [
-    "PRECISIONS",
-    "Score",
-    "autocast",
-    "check_batch_norm",
-    "evaluate",
-    "evaluation_mode",
-    "placed",
-    "recalibrate",
-    "score_subnets",
-]
-
-Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
-
-PRECISIONS: dict[str, torch.dtype | None] = {
-    "32": None,
-    "bf16-mixed": torch.bfloat16,
-    "16-mixed": torch.float16,
-}
-"""Precision by Lightning's name → the dtype of autocast, None for none."""
+__all__ = ["Score", "evaluate", "score_subnets"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Score:
     """What one subnet scored.
 
@@ -60,13 +52,13 @@ def score_subnets(
     architectures: Iterable[Architecture],
     batches: Batches,
     *,
-    batch_norm: Literal["recalibrate", "batch", "running"] = "recalibrate",
+    batch_norm: BatchNormMode = "recalibrate",
     calibration: Batches | None = None,
     precision: str = "32",
     layers: Mapping[str, Collection[str]] | None = None,
     devices: Sequence[torch.device | str] | None = None,
 ) -> Iterator[Score]:
-    """Score subnets; each score is yielded as soon as it is there.
+    """Score subnets, and yield each score as soon as it is there.
 
     A supernet's running statistics are a mixture over all subnets and fit none of them, so by
     default each subnet gets its own. Weights, buffers and modes of the supernet are the same
@@ -98,99 +90,47 @@ def score_subnets(
         ValueError: no calibration batches to recalibrate on; an unknown mode, precision or layer.
     """
     check_batch_norm(batch_norm, calibration)
-    recalibrated_on = (
-        list(calibration) if calibration is not None and batch_norm == "recalibrate" else []
-    )
-    scoring = _Scoring(
-        activate, list(batches), recalibrated_on, batch_norm, precision, layers or {}
-    )
-    subnets = PrefixCache(supernet, scoring.layers).order(list(architectures))
-    if not devices:
-        yield from scoring.scores(supernet, subnets)
-        return
-    size = -(-len(subnets) // len(devices))  # neighbours share layers
-    works = [
-        functools.partial(
-            scoring.scores,
-            copy.deepcopy(supernet).to(device),
-            subnets[number * size : (number + 1) * size],
-        )
-        for number, device in enumerate(devices)
-    ]
-    yield from as_they_come(works)
+    scored_on, recalibrated_on = list(batches), []
+    if batch_norm == "recalibrate" and calibration is not None:
+        recalibrated_on = list(calibration)
 
-
-def check_batch_norm(batch_norm: str, calibration: Batches | None) -> None:
-    """Check the arguments of `score_subnets` of these names.
-
-    Raises:
-        ValueError: there is no such mode, or it needs calibration batches.
-    """
-    if batch_norm not in ("recalibrate", "batch", "running"):
-        raise ValueError(
-            f"batch_norm must be 'recalibrate', 'batch' or 'running', got {batch_norm!r}"
-        )
-    if batch_norm == "recalibrate" and calibration is None:
-        raise ValueError(
-            "batch_norm='recalibrate' needs calibration batches, some hundred training images; "
-            "give calibration=…, or choose another batch_norm"
-        )
-
-
-@dataclass(frozen=True)
-class _Scoring:
-    """How subnets are scored, and on what."""
-
-    activate: Callable[[Any, Architecture], None]
-    batches: list[tuple[torch.Tensor, torch.Tensor]]
-    calibration: list[tuple[torch.Tensor, torch.Tensor]]
-    batch_norm: str
-    precision: str
-    layers: Mapping[str, Collection[str]]
-
-    def scores(self, supernet: nn.Module, subnets: Sequence[Architecture]) -> Iterator[Score]:
-        """Scores of subnets in their order."""
-        shared = PrefixCache(supernet, self.layers)
+    def scores(supernet: nn.Module, subnets: Sequence[Architecture]) -> Iterator[Score]:
         device = next(supernet.parameters()).device
-        batches, calibration = placed(self.batches, device), placed(self.calibration, device)
-        for position, architecture in enumerate(subnets):
-            self.activate(supernet, architecture)
-            shared.subnet(architecture, next(iter(subnets[position + 1 :]), None))
-            with shared, _buffers_kept(supernet):
-                if self.batch_norm == "recalibrate":
-                    with shared.calibration(_count(calibration)):
-                        recalibrate(supernet, calibration, precision=self.precision)
-                with shared.phase("scores", _count(batches)):
-                    accuracy, loss = evaluate(
-                        supernet,
-                        batches,
-                        precision=self.precision,
-                        batch_statistics=self.batch_norm == "batch",
-                    )
+        images, recalibration = placed(scored_on, device), placed(recalibrated_on, device)
+        cache = PrefixCache(supernet, layers or {})
+        for architecture, following in zip(subnets, [*subnets[1:], None], strict=False):
+            activate(supernet, architecture)
+            with cache.subnet(architecture, following), buffers_kept(supernet):
+                if batch_norm == "recalibrate":
+                    with cache.calibration(_count(recalibration)):
+                        recalibrate(supernet, recalibration, precision=precision)
+                cache.phase("scores", _count(images))
+                accuracy, loss = evaluate(
+                    supernet,
+                    images,
+                    precision=precision,
+                    batch_statistics=batch_norm == "batch",
+                )
             yield Score(architecture, accuracy, loss)
 
-
-def placed(batches: Batches, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches on a device, in the memory format that scoring is fast with; no copy if they are."""
-    return [(_placed(images, device), labels.to(device)) for images, labels in batches]
-
-
-def _placed(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Images where and how they are fast: depthwise convolutions take half the time or less."""
-    if images.dim() == 4:
-        return images.to(device, memory_format=torch.channels_last)
-    return images.to(device)
-
-
-def _count(batches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> int:
-    return sum(len(labels) for _, labels in batches)
+    subnets = PrefixCache(supernet, layers or {}).order(list(architectures))
+    if not devices:
+        yield from scores(supernet, subnets)
+        return
+    size = -(-len(subnets) // len(devices))  # neighbours share layers
+    yield from _as_completed(
+        [
+            scores(copy.deepcopy(supernet).to(device), subnets[number * size :][:size])
+            for number, device in enumerate(devices)
+        ]
+    )
 
 
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, batches: Batches, *, precision: str = "32", batch_statistics: bool = False
 ) -> tuple[float, float]:
-    """Accuracy and mean cross-entropy of a classifier in evaluation mode.
+    """Return accuracy and mean cross-entropy of a classifier in evaluation mode.
 
     With `batch_statistics` the BN layers normalise, and track, as in training.
 
@@ -199,10 +139,13 @@ def evaluate(
     """
     device = next(model.parameters()).device
     correct, loss, count = torch.zeros((), device=device), torch.zeros((), device=device), 0
-    with evaluation_mode(model, batch_statistics), autocast(device, precision):
+    with evaluation_mode(model), autocast(device, precision):
+        if batch_statistics:
+            for bn in batch_norm_layers(model):
+                bn.train()
         for images, labels in batches:
             labels = labels.to(device)
-            logits = model(_placed(images, device)).float()
+            logits = model(images_on(device, images)).float()
             loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
             correct += (logits.argmax(1) == labels).sum()
             count += len(labels)
@@ -211,107 +154,22 @@ def evaluate(
     return correct.item() / count, loss.item() / count
 
 
-@torch.inference_mode()
-def recalibrate(model: nn.Module, batches: Batches, *, precision: str = "32") -> None:
-    """Set the running statistics of BN layers to their mean over batches, in place.
+def _count(batches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> int:
+    return sum(len(labels) for _, labels in batches)
 
-    Each batch counts the same, as in torch's `BatchNorm2d(momentum=None)`. Layers that the
-    model does not reach keep what they had, and so do the channels beyond those that a sliced
-    layer uses. Everything but BN is in evaluation mode.
 
-    Raises:
-        ValueError: there are no batches, or the precision is unknown.
+def _as_completed(iterators: Sequence[Iterator[Score]]) -> Iterator[Score]:
+    """Yield the items of all iterators as they are ready, each iterator in a thread at a time.
+
+    A reader that stops early waits for the items that the threads are at, and so does an error.
     """
-    device = next(model.parameters()).device
-    means: dict[nn.Module, _RunningMean] = {bn: _RunningMean() for bn in _batch_norms(model)}
-
-    # The layer then normalises by the buffers: a mean is much faster than the layer's own
-    # statistics on a CPU. It need not heed its `momentum` either: NNI's sliced BN does not.
-    def track(bn: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        x = inputs[0].float()
-        dims = [d for d in range(x.dim()) if d != 1]
-        mean = x.mean(dims, keepdim=True)
-        variance = (x - mean).square_().mean(dims)
-        mean = mean.flatten()
-        bn.get_buffer("running_mean")[: len(mean)] = mean
-        bn.get_buffer("running_var")[: len(mean)] = variance
-        count = x.numel() // len(mean)
-        means[bn].add(torch.stack([mean, variance * (count / max(count - 1, 1))]))
-
-    handles = [bn.register_forward_pre_hook(track) for bn in means]
-    try:
-        with evaluation_mode(model), autocast(device, precision):
-            empty = True
-            for images, _ in batches:
-                model(_placed(images, device))
-                empty = False
-    finally:
-        for handle in handles:
-            handle.remove()
-    if empty:
-        raise ValueError("there is no image to recalibrate on: the batches are empty")
-    for bn, statistics in means.items():
-        if statistics.value is not None:
-            mean, variance = statistics.value
-            bn.get_buffer("running_mean")[: len(mean)] = mean
-            bn.get_buffer("running_var")[: len(variance)] = variance
-
-
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """The autocast context of a precision.
-
-    Raises:
-        ValueError: the precision is not a key of `PRECISIONS`.
-    """
-    if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
-    dtype = PRECISIONS[precision]
-    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
-
-
-class _RunningMean:
-    def __init__(self) -> None:
-        self.value: torch.Tensor | None = None
-        self.count = 0
-
-    def add(self, value: torch.Tensor) -> None:
-        self.count += 1
-        if self.value is None:
-            self.value = value
-        else:
-            self.value += (value - self.value) / self.count
-
-
-def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
-    ]
-
-
-@contextlib.contextmanager
-def evaluation_mode(model: nn.Module, batch_statistics: bool = False) -> Iterator[None]:
-    """Evaluation mode, with `batch_statistics` but for BN; then the modes that there were."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    if batch_statistics:
-        for bn in _batch_norms(model):
-            bn.train()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-@contextlib.contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    buffers = [buffer for bn in _batch_norms(model) for buffer in bn.buffers(recurse=False)]
-    kept = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, kept, strict=True):
-                buffer.copy_(value)
+    with ThreadPoolExecutor(len(iterators)) as pool:
+        working: dict[Future[Score | None], Iterator[Score]] = {
+            pool.submit(next, iterator, None): iterator for iterator in iterators
+        }
+        while working:
+            for future in wait(working, return_when=FIRST_COMPLETED).done:
+                iterator = working.pop(future)
+                if (item := future.result()) is not None:
+                    working[pool.submit(next, iterator, None)] = iterator
+                    yield item

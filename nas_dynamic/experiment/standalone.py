@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from nas_dynamic.evaluation.inference import autocast
 from nas_dynamic.evaluation.score_cache import kept_score
-from nas_dynamic.evaluation.scoring import Score, autocast
+from nas_dynamic.evaluation.scoring import Score
 from nas_dynamic.experiment.data import BatchSampler, Images, batch_loader
 from nas_dynamic.space import Architecture
 from nas_dynamic.storage.journal import write_json

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from nas_dynamic.search.evolution import Evolution, RandomSearch
+from nas_dynamic.search.objective import Limits, MnasReward, Objective
 from nas_dynamic.search.predictors import GradientBoosting, Predictor, PretrainedMLP, Regressor
-from nas_dynamic.search.problem import (
-    Evaluations,
-    Limits,
-    MnasReward,
-    Objective,
-    Problem,
-    Strategy,
-)
+from nas_dynamic.search.problem import Evaluations, Problem, Strategy
 from nas_dynamic.search.result import Evaluation, SearchResult
 from nas_dynamic.search.run import search
 from nas_dynamic.search.surrogate import Surrogate

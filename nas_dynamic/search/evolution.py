@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nas_dynamic._extras import extra
-from nas_dynamic.search.problem import Evaluations, Limits, Problem
+from nas_dynamic.search.problem import Evaluations, Problem, as_keys
 
 with extra("search"):
     import pymoo.core.problem
@@ -32,19 +32,19 @@ class RandomSearch:
     """Uniform draws without repetition: the baseline of every other strategy.
 
     Args:
-        batch: subnets that are asked for at a time.
+        batch: subnets that are proposed at a time.
     """
 
     batch: int = 16
 
     def __call__(self, problem: Problem, seed: int) -> Generator[np.ndarray, Evaluations, None]:
-        """See `Strategy`."""
+        """Propose subnets, as a `Strategy`."""
         generator = np.random.default_rng(seed)
         while len(drawn := problem.draw(generator, self.batch)):
             yield drawn
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evolution:
     """A genetic algorithm; with several objectives NSGA-II. Both are pymoo's.
 
@@ -54,7 +54,7 @@ class Evolution:
 
     Args:
         population: number of survivors.
-        offspring: subnets of a generation, that are asked for at a time.
+        offspring: subnets of a generation, that are proposed at a time.
         crossover: probability that two parents are mixed.
         mutation: probability that a choice is drawn anew; None: one choice on average.
         initial_at_most: free measure → its greatest value in the first population. Small subnets
@@ -71,24 +71,22 @@ class Evolution:
     initial_at_most: Mapping[str, float] = field(default_factory=dict)
 
     def __call__(self, problem: Problem, seed: int) -> Generator[np.ndarray, Evaluations, None]:
-        """See `Strategy`."""
+        """Propose subnets, as a `Strategy`."""
         generator = np.random.default_rng(seed)
-        within = Limits(at_most=self.initial_at_most) if self.initial_at_most else None
-        first = problem.draw(generator, self.population, within)
+        first = problem.draw(generator, self.population, self.initial_at_most)
         algorithm, space = self._algorithm(problem, first), _Space(problem)
         # Near the end of a space few offspring is new: random draws are cheaper than breeding on.
         algorithm.mating.n_max_iterations = 10
         algorithm.setup(space, termination=NoTermination(), seed=seed)
         while True:
-            asked = algorithm.ask()
-            if asked is None or not len(asked):
-                asked = Population.new(X=problem.draw(generator, self.offspring))
-            if not len(asked):
+            bred = algorithm.ask()
+            if bred is None or not len(bred):
+                bred = Population.new(X=problem.draw(generator, self.offspring))
+            if not len(bred):
                 return
-            outcome = yield asked.get("X").astype(np.int64)
-            told = StaticProblem(space, F=outcome.costs, G=outcome.violation[:, None])
-            Evaluator().eval(told, asked)
-            algorithm.tell(infills=asked)
+            costs, violation = yield bred.get("X").astype(np.int64)
+            Evaluator().eval(StaticProblem(space, F=costs, G=violation[:, None]), bred)
+            algorithm.tell(infills=bred)
 
     def _algorithm(self, problem: Problem, first: np.ndarray) -> GeneticAlgorithm:
         rate = self.mutation if self.mutation is not None else 1 / len(problem.widths)
@@ -103,7 +101,7 @@ class Evolution:
         return NSGA2(**options) if len(problem.objectives) > 1 else GA(**options)
 
 
-class _Space(pymoo.core.problem.Problem):
+class _Space(pymoo.core.problem.Problem):  # type: ignore[misc]
     """The problem's shape, as pymoo wants it."""
 
     def __init__(self, problem: Problem) -> None:
@@ -117,7 +115,7 @@ class _Space(pymoo.core.problem.Problem):
         )
 
 
-class _Redraw(Mutation):
+class _Redraw(Mutation):  # type: ignore[misc]
     """Draw each choice anew with a probability; candidates have no order to step along."""
 
     def __init__(self, widths: np.ndarray, rate: float) -> None:
@@ -129,20 +127,17 @@ class _Redraw(Mutation):
         return np.where(random_state.random(X.shape) < self.rate, drawn, X)
 
 
-class _Unwanted(DuplicateElimination):
-    """Drop offspring that was asked for before, comes twice, or is beyond a limit."""
+class _Unwanted(DuplicateElimination):  # type: ignore[misc]
+    """Drop offspring that was proposed before, comes twice, or is beyond a limit."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__()
         self.problem = problem
 
     def _do(self, pop: Any, other: Any, is_duplicate: np.ndarray) -> np.ndarray:
-        taken = set() if other is None else set(map(tuple, other.get("X").tolist()))
-        for number, key in enumerate(map(tuple, pop.get("X").tolist())):
-            if key in taken:
-                is_duplicate[number] = True
-            elif other is None:
-                unwanted = key in self.problem.asked or not self.problem.allows(key)
-                is_duplicate[number] = unwanted
+        problem, taken = self.problem, set() if other is None else set(as_keys(other.get("X")))
+        for number, key in enumerate(as_keys(pop.get("X"))):
+            unwanted = other is None and (key in problem.proposed or not problem.allows(key))
+            is_duplicate[number] = unwanted or key in taken
             taken.add(key)
         return is_duplicate

@@ -28,7 +28,7 @@ class Regressor(Protocol):
         ...
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """Values of shape (subnets,)."""
+        """Return values of shape (subnets,)."""
         ...
 
 
@@ -36,7 +36,7 @@ class Predictor(Protocol):
     """Makes the regressor of one search."""
 
     def __call__(self, problem: Problem, seed: int) -> Regressor:
-        """A regressor for encodings of the problem's space."""
+        """Return a regressor for encodings of the problem's space."""
         ...
 
 
@@ -60,7 +60,7 @@ class GradientBoosting:
     leaf_size: int = 3
 
     def __call__(self, problem: Problem, seed: int) -> Regressor:
-        """See `Predictor`."""
+        """Return the regressor of a search."""
         return _Boosted(self, seed)
 
 
@@ -116,7 +116,7 @@ class PretrainedMLP:
     weight_decay: float = 1e-2
 
     def __call__(self, problem: Problem, seed: int) -> Regressor:
-        """See `Predictor`.
+        """Return a regressor that is pre-trained on the measures of a search.
 
         Raises:
             ValueError: the problem has no free measures.
@@ -164,7 +164,8 @@ class _PretrainedRegressor:
 
     @torch.inference_mode()
     def predict(self, x: np.ndarray) -> np.ndarray:
-        return self.model(torch.from_numpy(x))[:, 0].numpy() * self.scale + self.mean
+        predicted: torch.Tensor = self.model(torch.from_numpy(x))[:, 0]
+        return predicted.numpy() * self.scale + self.mean
 
     def _train(
         self, model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
@@ -176,10 +177,11 @@ class _PretrainedRegressor:
         with torch.enable_grad():
             for x, y in batches:
                 optimizer.zero_grad()
-                nn.functional.mse_loss(model(x), y).backward()
+                torch.autograd.backward(nn.functional.mse_loss(model(x), y))
                 optimizer.step()
 
 
 def _standardized(values: np.ndarray) -> np.ndarray:
     spread = values.std(0)
-    return (values - values.mean(0)) / np.where(spread > 0, spread, 1)
+    standardized: np.ndarray = (values - values.mean(0)) / np.where(spread > 0, spread, 1)
+    return standardized

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from nas_dynamic._extras import extra
-from nas_dynamic.search.problem import Objective
+from nas_dynamic.search.objective import Objective
 from nas_dynamic.space import Architecture
 
 with extra("search"):
     from pymoo.indicators.hv import Hypervolume
     from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-__all__ = ["Evaluation", "SearchResult"]
+__all__ = ["Evaluation", "SearchResult", "extended_front"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """One subnet that was evaluated.
 
@@ -33,7 +33,7 @@ class Evaluation:
     feasible: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SearchResult:
     """What a search found.
 
@@ -77,7 +77,7 @@ class SearchResult:
     def hypervolume(
         self, worst: Sequence[float] | None = None, best: Sequence[float] | None = None
     ) -> np.ndarray:
-        """The share of a box of objectives that the feasible subnets dominate, as it grows.
+        """Return the share of a box of objectives that the feasible subnets dominate, as it grows.
 
         Args:
             worst: one corner of the box, a value for each objective; by default the worst
@@ -100,11 +100,21 @@ class SearchResult:
         indicator = Hypervolume(ref_point=(high - low) / span)
         front, volume = np.empty((0, costs.shape[1])), 0.0
         for number, point in enumerate(scaled):
-            if feasible[number] and not (front <= point).all(1).any():
-                front = np.vstack([front[~(point <= front).all(1)], point])
-                volume = float(indicator(front))
+            if feasible[number] and (extended := extended_front(front, point)) is not None:
+                front, volume = extended, float(indicator(extended))
             volumes[number] = volume
         return volumes
 
     def _costs(self, evaluation: Evaluation) -> list[float]:
         return [objective.cost(evaluation.values) for objective in self.objectives]
+
+
+def extended_front(front: np.ndarray, costs: np.ndarray) -> np.ndarray | None:
+    """Return a Pareto front, shape (subnets, objectives), with one more subnet.
+
+    Returns:
+        None where a subnet of the front is as good in all objectives.
+    """
+    if (front <= costs).all(1).any():
+        return None
+    return np.vstack([front[~(costs <= front).all(1)], costs])

@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from nas_dynamic.search.evolution import Evolution
-from nas_dynamic.search.problem import Evaluations, Limits, Objective, Problem, Strategy, described
-from nas_dynamic.search.result import Evaluation, SearchResult
-from nas_dynamic.space import Architecture, SearchSpace
+from nas_dynamic.search.objective import Limits, Objective, described
+from nas_dynamic.search.problem import Encoding, Evaluations, Problem, Strategy, as_keys
+from nas_dynamic.search.result import Evaluation, SearchResult, extended_front
+from nas_dynamic.space import Architecture, SearchSpace, candidate_text
 from nas_dynamic.storage.journal import Journal
 
-__all__ = ["Evaluation", "SearchResult", "search"]
+__all__ = ["search"]
 
 Scorer = Callable[[list[Architecture]], Iterable[Mapping[str, float]]]
-Key = tuple[int, ...]
 
 
 def search(
@@ -57,7 +58,7 @@ def search(
         patience: stop after so many evaluations that left the Pareto set (the best) unchanged.
         until: stop with the first evaluation for which this holds.
         path: of the JSON-lines file: the definition, then one evaluation a line.
-        progress: is told how many evaluations are done, and the budget.
+        progress: called with the number of evaluations made, and the budget.
         seed: of the strategy.
 
     Raises:
@@ -71,7 +72,7 @@ def search(
     strategy = strategy or Evolution()
     problem = Problem(space, objectives, measures or {}, Limits(at_most or {}, at_least or {}))
     definition = {
-        "space": {label: [str(c) for c in cs] for label, cs in space.choices.items()},
+        "space": {k: [candidate_text(c) for c in cs] for k, cs in space.choices.items()},
         "objectives": [objective.description for objective in objectives],
         "measures": sorted(problem.measures),
         "limits": repr(problem.limits),
@@ -79,85 +80,98 @@ def search(
         "seed": seed,
     }
     with Journal(path, definition, "search") if path else nullcontext() as journal:
-        records = _Records(journal, problem)
-        run = _Run(problem, score, records, budget, patience, until, progress)
-        run.ask(strategy, seed)
-    return SearchResult(objectives, run.evaluations)
+        run = _Run(problem, score, journal, budget, patience, until, progress)
+        run.follow(strategy, seed)
+    return SearchResult(objectives, list(run.evaluations.values()))
 
 
+@dataclass(eq=False)
 class _Run:
-    """The loop between a strategy and the scores."""
+    """Evaluates what a strategy proposes; scores of the file are not made again."""
 
-    def __init__(
-        self,
-        problem: Problem,
-        score: Scorer,
-        records: _Records,
-        budget: int,
-        patience: int | None,
-        until: Callable[[Evaluation], bool] | None,
-        progress: Callable[[int, int], None] | None,
-    ) -> None:
-        self.problem, self.score, self.records = problem, score, records
-        self.budget, self.patience, self.until, self.progress = budget, patience, until, progress
-        self.evaluations: list[Evaluation] = []
-        self._told: set[Key] = set()
-        self._front = np.empty((0, len(problem.objectives)))
+    problem: Problem
+    score: Scorer
+    journal: Journal | None
+    budget: int
+    patience: int | None
+    until: Callable[[Evaluation], bool] | None
+    progress: Callable[[int, int], None] | None
+    evaluations: dict[Encoding, Evaluation] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # A score that no objective reads may be NaN, which JSON has null for.
+        self._scores: dict[Encoding, dict[str, float]] = {
+            tuple(line["encoding"]): {
+                name: math.nan if score is None else score for name, score in line["scores"].items()
+            }
+            for line in (self.journal.lines if self.journal else ())
+        }
+        self._front = np.empty((0, len(self.problem.objectives)))
         self._unchanged = 0
 
-    def ask(self, strategy: Strategy, seed: int) -> None:
-        """Evaluate what the strategy asks for, until something ends the search."""
+    def follow(self, strategy: Strategy, seed: int) -> None:
+        """Evaluate what the strategy proposes, until something ends the search."""
         proposals = strategy(self.problem, seed)
         encodings = next(proposals, None)
         while encodings is not None:
             self.problem.mark(encodings)
-            outcome = self._evaluate([tuple(row) for row in encodings.tolist()])
-            if outcome is None:
+            evaluations = self._evaluate(as_keys(encodings))
+            if evaluations is None:
                 break
             try:
-                encodings = proposals.send(outcome)
+                encodings = proposals.send(evaluations)
             except StopIteration:
                 break
         proposals.close()
         # On another machine a strategy may decide otherwise; what was paid for still counts.
-        for key, scored in self.records.scores.items():
-            if key not in self._told:
-                self.evaluations.append(self._evaluation(key, scored))
+        for key, scores in self._scores.items():
+            if key not in self.evaluations:
+                self.evaluations[key] = self._evaluation(key, scores)
 
-    def _evaluate(self, keys: list[Key]) -> Evaluations | None:
-        """Evaluations of a batch; None if the search is over."""
-        known, costs, violations = self.records.scores, [], []
-        new = [key for key in keys if key not in known][: max(0, self.budget - len(known))]
-        scores = iter(self.score([self.problem.space.decode(key) for key in new]) if new else ())
-        new_keys = set(new)
-        for key in keys:
-            if key not in new_keys and key not in known:
-                return None
-            scored = self._scored(scores, len(new)) if key in new_keys else known[key]
-            evaluation = self._evaluation(key, scored)
-            if key in new_keys:
-                self.records.add(key, scored)
-            self.evaluations.append(evaluation)
-            self._told.add(key)
+    def _evaluate(self, keys: list[Encoding]) -> Evaluations | None:
+        """Evaluate subnets; return None if the search is over."""
+        costs, violations = [], []
+        for key, scores in self._scored(keys):
+            evaluation = self.evaluations[key] = self._evaluation(key, scores)
+            self._keep(key, scores)
             costs.append([o.cost(evaluation.values) for o in self.problem.objectives])
             violations.append(self.problem.limits.violation(evaluation.values))
             if self.progress:
                 self.progress(len(self.evaluations), self.budget)
             if self._over(evaluation, np.array(costs[-1])):
                 return None
-        return Evaluations(np.array(costs), np.array(violations))
+        spent = len(costs) < len(keys)
+        return None if spent else Evaluations(np.array(costs), np.array(violations))
 
-    def _scored(self, scores: Iterator[Mapping[str, float]], asked: int) -> dict[str, float]:
-        try:
-            return {name: float(value) for name, value in next(scores).items()}
-        except StopIteration:
-            raise ValueError(f"score gave fewer values than the {asked} subnets asked") from None
+    def _scored(self, keys: list[Encoding]) -> Iterator[tuple[Encoding, dict[str, float]]]:
+        """Yield subnets with their scores, of the file or new, as far as the budget goes."""
+        unknown = [key for key in keys if key not in self._scores]
+        new = unknown[: max(0, self.budget - len(self._scores))]
+        made = iter(self.score([self.problem.space.decode(key) for key in new]) if new else ())
+        for key in keys:
+            if key in self._scores:
+                yield key, self._scores[key]
+            elif len(self._scores) >= self.budget:
+                return
+            elif (scores := next(made, None)) is None:
+                raise ValueError(
+                    f"score gave fewer values than the {len(new)} subnets it was given"
+                )
+            else:
+                yield key, {name: float(value) for name, value in scores.items()}
 
-    def _evaluation(self, key: Key, scored: Mapping[str, float]) -> Evaluation:
+    def _keep(self, key: Encoding, scores: dict[str, float]) -> None:
+        if key not in self._scores:
+            self._scores[key] = scores
+            if self.journal:
+                chosen = {k: str(v) for k, v in self.problem.space.decode(key).items()}
+                self.journal.append({"architecture": chosen, "encoding": key, "scores": scores})
+
+    def _evaluation(self, key: Encoding, scores: Mapping[str, float]) -> Evaluation:
         architecture = self.problem.space.decode(key)
-        values = {**scored, **self.problem.measured(architecture)}
-        objectives = self.problem.objectives
-        read = {o.name for o in objectives if o.value is None} | self.problem.limits.names
+        values = {**scores, **self.problem.measured(architecture)}
+        objectives, limited = self.problem.objectives, self.problem.limits.names
+        read = {o.name for o in objectives if o.value is None} | limited
         missing = read - set(values)
         if missing:
             raise ValueError(
@@ -165,10 +179,10 @@ class _Run:
                 f"they give {sorted(values)}"
             )
         unusable = {
-            name: scored[name] for name in read & set(scored) if not math.isfinite(scored[name])
+            name: values[name]
+            for name in read
+            if math.isnan(values[name]) or (name in scores and math.isinf(values[name]))
         }
-        limited = self.problem.limits.names
-        unusable |= {name: math.nan for name in limited if math.isnan(values[name])}
         unusable |= {o.name: math.nan for o in objectives if math.isnan(o.cost(values))}
         if unusable:
             raise ValueError(
@@ -178,32 +192,10 @@ class _Run:
         return Evaluation(architecture, values, self.problem.limits.violation(values) == 0)
 
     def _over(self, evaluation: Evaluation, costs: np.ndarray) -> bool:
-        if evaluation.feasible and not (self._front <= costs).all(1).any():
-            self._front = np.vstack([self._front[~(costs <= self._front).all(1)], costs])
-            self._unchanged = 0
-        else:
+        extended = extended_front(self._front, costs) if evaluation.feasible else None
+        if extended is None:
             self._unchanged += 1
+        else:
+            self._front, self._unchanged = extended, 0
         impatient = self.patience is not None and self._unchanged >= self.patience
         return impatient or (self.until is not None and self.until(evaluation))
-
-
-class _Records:
-    """Scores by encoding, in memory and, if there is one, in a journal."""
-
-    def __init__(self, journal: Journal | None, problem: Problem) -> None:
-        self.journal, self.problem = journal, problem
-        lines = journal.lines if journal else []
-        # A score that no objective reads may be NaN, which JSON has null for.
-        self.scores: dict[Key, dict[str, float]] = {
-            tuple(line["encoding"]): {
-                name: math.nan if score is None else score for name, score in line["scores"].items()
-            }
-            for line in lines
-        }
-
-    def add(self, key: Key, scores: dict[str, float]) -> None:
-        """Keep one evaluation."""
-        self.scores[key] = scores
-        if self.journal:
-            architecture = {k: str(v) for k, v in self.problem.space.decode(key).items()}
-            self.journal.append({"architecture": architecture, "encoding": key, "scores": scores})

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nas_dynamic._extras import extra
-from nas_dynamic.search.predictors import GradientBoosting, Predictor, Regressor
-from nas_dynamic.search.problem import Evaluations, Problem
+from nas_dynamic.search.predictors import GradientBoosting, Predictor
+from nas_dynamic.search.problem import Evaluations, Problem, as_keys
 
 with extra("search"):
     from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
@@ -45,83 +45,82 @@ class Surrogate:
     pool: int = 4000
 
     def __call__(self, problem: Problem, seed: int) -> Generator[np.ndarray, Evaluations, None]:
-        """See `Strategy`."""
-        generator = np.random.default_rng(seed)
-        model = self.predictor(problem, seed)
-        asked = problem.draw(generator, self.initial)
-        encodings, targets = np.empty((0, len(problem.widths)), dtype=np.int64), None
-        while len(asked):
-            outcome = yield asked
-            encodings = np.vstack([encodings, asked])
-            targets = outcome if targets is None else _joined(targets, outcome)
-            asked = self._propose(problem, model, encodings, _penalized(targets), generator)
+        """Propose subnets, as a `Strategy`."""
+        search = _SurrogateSearch(self, problem, seed)
+        proposed = problem.draw(search.generator, self.initial)
+        while len(proposed):
+            search.add(proposed, (yield proposed))
+            proposed = search.propose()
 
-    def _propose(
-        self,
-        problem: Problem,
-        model: Regressor,
-        encodings: np.ndarray,
-        costs: np.ndarray,
-        generator: np.random.Generator,
-    ) -> np.ndarray:
-        pool = problem.remaining()
+
+class _SurrogateSearch:
+    """A model, and what was evaluated so far."""
+
+    def __init__(self, options: Surrogate, problem: Problem, seed: int) -> None:
+        self.options, self.problem = options, problem
+        self.generator = np.random.default_rng(seed)
+        self.model = options.predictor(problem, seed)
+        self.encodings = np.empty((0, len(problem.widths)), dtype=np.int64)
+        self.costs = np.empty((0, len(problem.objectives)))
+        self.violation = np.empty(0)
+
+    def add(self, encodings: np.ndarray, evaluations: Evaluations) -> None:
+        self.encodings = np.vstack([self.encodings, encodings])
+        self.costs = np.vstack([self.costs, evaluations.costs])
+        self.violation = np.append(self.violation, evaluations.violation)
+
+    def propose(self) -> np.ndarray:
+        costs, batch = self._penalized(), self.options.batch
+        pool = self.problem.remaining()
         if pool is None:
-            pool = self._pool(problem, encodings, costs, generator)
+            pool = self._pool(costs)
         # Models tie on many subnets: the order among those is random.
-        pool = generator.permutation(pool)
-        exploring = generator.binomial(self.batch, self.explore)
-        if len(pool) <= self.batch:
+        pool = self.generator.permutation(pool)
+        exploring = self.generator.binomial(batch, self.options.explore)
+        if len(pool) <= batch:
             return pool
-        predicted = self._predict(problem, model, encodings, costs, pool)
-        chosen = _first(predicted, self.batch - exploring, generator)
-        others = np.setdiff1d(np.arange(len(pool)), chosen)
-        return pool[np.append(chosen, generator.choice(others, exploring, replace=False))]
+        best = _first(self._predict(costs, pool), batch - exploring, self.generator)
+        others = np.setdiff1d(np.arange(len(pool)), best)
+        drawn = self.generator.choice(others, exploring, replace=False)
+        return np.concatenate([pool[best], pool[drawn]])
 
-    def _predict(
-        self,
-        problem: Problem,
-        model: Regressor,
-        encodings: np.ndarray,
-        costs: np.ndarray,
-        pool: np.ndarray,
-    ) -> np.ndarray:
-        x, x_pool = problem.one_hot(encodings), problem.one_hot(pool)
+    def _penalized(self) -> np.ndarray:
+        """Return costs in which subnets beyond a limit are worse than all others."""
+        costs, outside = self.costs.copy(), self.violation > 0
+        costs[outside] = costs.max(0) + self.violation[outside, None]
+        return costs
+
+    def _predict(self, costs: np.ndarray, pool: np.ndarray) -> np.ndarray:
+        problem = self.problem
+        x, x_pool = problem.one_hot(self.encodings), problem.one_hot(pool)
         columns: list[np.ndarray] = []
-        for number, objective in enumerate(problem.objectives):
+        for objective, y in zip(problem.objectives, costs.T, strict=True):
             if objective.value is None and objective.name in problem.measures:
-                sign = -1 if objective.maximize else 1
                 measure = problem.measures[objective.name]
                 measured = [measure(problem.space.decode(row)) for row in pool]
-                columns.append(sign * np.array(measured))
-                continue
-            y = costs[:, number]
-            model.fit(x, rankdata(y) / len(y) if self.ranks else y)
-            columns.append(model.predict(x_pool))
-        return np.array(columns).T
+                columns.append(np.array(measured) * (-1 if objective.maximize else 1))
+            else:
+                self.model.fit(x, rankdata(y) / len(y) if self.options.ranks else y)
+                columns.append(self.model.predict(x_pool))
+        return np.stack(columns, axis=1)
 
-    def _pool(
-        self,
-        problem: Problem,
-        encodings: np.ndarray,
-        costs: np.ndarray,
-        generator: np.random.Generator,
-    ) -> np.ndarray:
-        parents = encodings[_first(costs, self.initial, generator)]
-        children = np.repeat(parents, self.pool // 2 // len(parents), axis=0)
+    def _pool(self, costs: np.ndarray) -> np.ndarray:
+        """Return neighbours of the best evaluated subnets, and random ones."""
+        problem, generator, half = self.problem, self.generator, self.options.pool // 2
+        parents = self.encodings[_first(costs, self.options.initial, generator)]
+        children = np.repeat(parents, half // len(parents), axis=0)
         changed = generator.integers(len(problem.widths), size=(len(children), 2))
         for column in changed.T:
             children[np.arange(len(children)), column] = generator.integers(problem.widths[column])
-        fresh = {
-            key: None
-            for key in map(tuple, children.tolist())
-            if key not in problem.asked and problem.allows(key)
-        }
-        fresh |= dict.fromkeys(map(tuple, problem.draw(generator, self.pool // 2).tolist()))
+        fresh = dict.fromkeys(
+            key for key in as_keys(children) if key not in problem.proposed and problem.allows(key)
+        )
+        fresh |= dict.fromkeys(as_keys(problem.draw(generator, half)))
         return np.array(list(fresh), dtype=np.int64).reshape(-1, len(problem.widths))
 
 
 def _first(costs: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Rows of the least costs; of several objectives, of the first fronts, cut at random."""
+    """Return the rows of least costs; of several objectives, of the first fronts, cut at random."""
     count = min(count, len(costs))
     if not count:
         return np.empty(0, dtype=np.int64)
@@ -129,17 +128,3 @@ def _first(costs: np.ndarray, count: int, generator: np.random.Generator) -> np.
         return np.argsort(costs[:, 0], kind="stable")[:count]
     fronts = NonDominatedSorting().do(costs, n_stop_if_ranked=count)
     return np.concatenate([generator.permutation(front) for front in fronts])[:count]
-
-
-def _penalized(outcome: Evaluations) -> np.ndarray:
-    """Costs in which subnets beyond a limit are worse than all others, the further the worse."""
-    costs, violation = outcome.costs.copy(), outcome.violation
-    outside = violation > 0
-    costs[outside] = costs.max(0) + violation[outside, None]
-    return costs
-
-
-def _joined(first: Evaluations, second: Evaluations) -> Evaluations:
-    return Evaluations(
-        np.vstack([first.costs, second.costs]), np.append(first.violation, second.violation)
-    )

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import copy
 import itertools
+import threading
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from nas_dynamic.evaluation import prefix_cache as sharing
-from nas_dynamic.evaluation.scoring import score_subnets
+from nas_dynamic.evaluation import prefix_cache, score_subnets
 from nas_dynamic.space import SearchSpace
 
 SPACE = SearchSpace({f"{i}": ["a", "b", "c"] for i in range(4)})
@@ -74,7 +74,7 @@ def supernet() -> Supernet:
 def scored(supernet, architectures, **options):
     options = {"calibration": batches(1, 2)} | options
     scores = score_subnets(supernet, Supernet.activate, architectures, batches(0), **options)
-    return {tuple(score.architecture.values()): score for score in scores}
+    return {tuple(s.architecture.values()): (s.accuracy, s.loss) for s in scores}
 
 
 def sample(count: int):
@@ -88,7 +88,7 @@ def test_shared_scores_are_the_plain_ones(supernet, batch_norm):
     plain = scored(supernet, sample(30), batch_norm=batch_norm)
     shared = scored(supernet, sample(30), batch_norm=batch_norm, layers=LAYERS)
     assert shared == plain
-    assert len({score.loss for score in plain.values()}) == len(plain) > 20
+    assert len({loss for _, loss in plain.values()}) == len(plain) > 20
     assert all(torch.equal(value, before[name]) for name, value in supernet.state_dict().items())
     assert not any("forward" in vars(module) for module in supernet.modules())
 
@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_computed_again(supernet, monkeypatch):
     batch = 8 * 4 * 6 * 6 * 4  # bytes of the output of a layer; 2 to recalibrate on, 3 to score
     calls = []
     for batches_that_fit in (1, 3, 5, 7, 10, 50):
-        monkeypatch.setattr(sharing, "MEMORY", batches_that_fit * batch)
+        monkeypatch.setattr(prefix_cache, "MEMORY", batches_that_fit * batch)
         supernet.layers[0].calls = 0
         assert scored(supernet, sample(20), layers=LAYERS) == plain
         calls.append(supernet.layers[0].calls)
@@ -135,23 +135,43 @@ def test_copies_in_threads_score_the_same(supernet):
     assert scored(supernet, sample(2), devices=["cpu"] * 3) == scored(supernet, sample(2))
 
 
-def test_an_error_in_a_thread_reaches_the_reader(supernet):
+def test_an_error_in_a_thread_reaches_the_reader_once(supernet):
     broken = [*batches(1), (torch.zeros(4, 5, 6, 6), torch.zeros(4))]
+    options = {"devices": ["cpu", "cpu"], "calibration": broken}
+    scores = score_subnets(supernet, Supernet.activate, sample(4), batches(0), **options)
     with pytest.raises(RuntimeError, match="channels"):
-        scored(supernet, sample(4), devices=["cpu", "cpu"], calibration=broken)
+        next(scores)
+    assert list(scores) == []
+
+
+def test_a_slow_copy_holds_up_no_other(supernet):
+    architectures, release = sample(12), threading.Event()
+
+    def activate(model, architecture):
+        if any(architecture is slow for slow in architectures[6:]):
+            assert release.wait(60)
+        model.activate(architecture)
+
+    options = {"devices": ["cpu", "cpu"], "batch_norm": "running"}
+    scores = score_subnets(supernet, activate, architectures, batches(0), **options)
+    assert [next(scores).architecture for _ in range(6)] == architectures[:6]
+    release.set()
+    assert [score.architecture for score in scores] == architectures[6:]
 
 
 def test_a_reader_may_stop_early(supernet):
-    scores = score_subnets(
-        supernet,
-        Supernet.activate,
-        sample(50),
-        batches(0),
-        calibration=batches(1),
-        devices=["cpu"] * 2,
-    )
+    activated, threads = [], threading.active_count()
+
+    def activate(model, architecture):
+        activated.append(architecture)
+        model.activate(architecture)
+
+    options = {"calibration": batches(1), "devices": ["cpu"] * 2}
+    scores = score_subnets(supernet, activate, sample(50), batches(0), **options)
     next(scores)
-    scores.close()  # joins the threads
+    scores.close()
+    assert threading.active_count() == threads
+    assert len(activated) <= 4  # each thread's first, and the one that it is at
 
 
 def test_unknown_layers_are_refused(supernet):

@@ -23,7 +23,7 @@ pytest.importorskip("sklearn")
 import requests
 
 from nas_dynamic.adapters.nni import activate, extract
-from nas_dynamic.evaluation.scoring import evaluate, recalibrate, score_subnets
+from nas_dynamic.evaluation import evaluate, recalibrate, score_subnets
 from nas_dynamic.experiment.data import batch_loader, calibration_batches
 from nas_dynamic.experiment.data_sets import digits
 from nas_dynamic.storage import checkpoint

@@ -18,7 +18,7 @@ pytest.importorskip("nni")
 pytest.importorskip("sklearn")
 pytest.importorskip("pymoo")
 
-from nas_dynamic.search.result import Evaluation, SearchResult
+from nas_dynamic.search import Evaluation, SearchResult
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "search_digits.py"
 SIZES = {

@@ -7,12 +7,10 @@ from nni.nas.hub.pytorch import NasBench201
 from nni.nas.strategy import RandomOneShot
 
 from nas_dynamic.adapters.nni import activate, search_space, subnet_parameters
-from nas_dynamic.evaluation.scoring import score_subnets
+from nas_dynamic.evaluation import score_subnets
 from nas_dynamic.experiment.data import batch_loader, calibration_batches
 from nas_dynamic.experiment.data_sets import digits
-from nas_dynamic.search.evolution import Evolution
-from nas_dynamic.search.problem import Objective
-from nas_dynamic.search.run import search
+from nas_dynamic.search import Evolution, Objective, search
 
 pytestmark = pytest.mark.host
 

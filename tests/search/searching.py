@@ -1,4 +1,4 @@
-"""A slow search that can be killed: `python -m tests.search.searching RECORDS LOG`."""
+"""Spaces, scores, and a slow search to kill: `python -m tests.search.searching RECORDS LOG`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nas_dynamic import Architecture, SearchSpace
-from nas_dynamic.search.evolution import Evolution
-from nas_dynamic.search.problem import Objective
-from nas_dynamic.search.result import SearchResult
-from nas_dynamic.search.run import search
+from nas_dynamic.search import Evolution, Objective, SearchResult, search
 
 SPACE = SearchSpace({f"layer{i}": ["conv1", "conv3", "conv5"] for i in range(6)})
+# Too large to be listed: strategies see it through draws.
+WIDE = SearchSpace({f"layer{i}": [0, 1, 2, 3] for i in range(12)})
+ACCURACY = Objective("accuracy", maximize=True)
 COST = {"conv1": 1, "conv3": 9, "conv5": 25}
 
 
@@ -24,6 +24,14 @@ def parameters(architecture: Architecture) -> float:
 def accuracy(architecture: Architecture) -> float:
     text = "".join(map(str, architecture.values()))
     return parameters(architecture) ** 0.5 + (sum(map(ord, text)) * 7919 % 13) / 5
+
+
+def scores(architectures: list[Architecture]) -> list[dict[str, float]]:
+    return [{"accuracy": accuracy(architecture)} for architecture in architectures]
+
+
+def key(architecture: Architecture) -> tuple[object, ...]:
+    return tuple(architecture.values())
 
 
 def run(records: Path | None, log: Path | None = None, delay: float = 0.0) -> SearchResult:
@@ -40,7 +48,7 @@ def run(records: Path | None, log: Path | None = None, delay: float = 0.0) -> Se
     return search(
         SPACE,
         score,
-        [Objective("accuracy", maximize=True), Objective("parameters")],
+        [ACCURACY, Objective("parameters")],
         budget=60,
         strategy=Evolution(population=12, offspring=6),
         measures={"parameters": parameters},

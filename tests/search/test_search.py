@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import math
 import os
@@ -13,22 +12,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.stats import kendalltau
 
 from nas_dynamic import SearchSpace
-from nas_dynamic.search.evolution import Evolution, RandomSearch
-from nas_dynamic.search.predictors import GradientBoosting, PretrainedMLP
-from nas_dynamic.search.problem import Limits, MnasReward, Objective, Problem
-from nas_dynamic.search.result import Evaluation, SearchResult
-from nas_dynamic.search.run import search
-from nas_dynamic.search.surrogate import Surrogate
+from nas_dynamic.search import (
+    Evolution,
+    GradientBoosting,
+    Objective,
+    PretrainedMLP,
+    RandomSearch,
+    SearchResult,
+    Surrogate,
+    search,
+)
 from nas_dynamic.storage.journal import RunError
 from tests.search import searching
-from tests.search.searching import SPACE, accuracy, parameters
+from tests.search.searching import ACCURACY, SPACE, WIDE, accuracy, key, parameters, scores
 
-ACCURACY = Objective("accuracy", maximize=True)
 SMALL_MLP = PretrainedMLP(subnets=200, width=16, steps=20, fine_tuning=15)
 STRATEGIES = {
     "random": RandomSearch(batch=7),
@@ -36,12 +35,6 @@ STRATEGIES = {
     "boosting": Surrogate(GradientBoosting(trees=10), initial=12, batch=6, pool=300),
     "pre-trained": Surrogate(SMALL_MLP, initial=12, batch=6, pool=300),
 }
-# Too large to be listed: strategies see it through draws.
-WIDE = SearchSpace({f"layer{i}": [0, 1, 2, 3] for i in range(12)})
-
-
-def scores(architectures):
-    return [{"accuracy": accuracy(architecture)} for architecture in architectures]
 
 
 def one(architectures):
@@ -52,18 +45,19 @@ def total(architecture) -> float:
     return float(sum(architecture.values()))
 
 
-def key(architecture) -> tuple:
-    return tuple(architecture.values())
+def made(result: SearchResult) -> list[tuple]:
+    """All evaluations, to compare searches by."""
+    return [(e.architecture, e.values, e.feasible) for e in result.evaluations]
 
 
 class Counting:
-    """Scores, and what was asked for."""
+    """Scores, and what was scored."""
 
     def __init__(self, score) -> None:
-        self.score, self.asked = score, []
+        self.score, self.scored = score, []
 
     def __call__(self, architectures):
-        self.asked += map(key, architectures)
+        self.scored += map(key, architectures)
         return self.score(architectures)
 
 
@@ -84,17 +78,18 @@ def test_nothing_is_scored_twice_and_the_budget_holds(strategy, objectives):
         progress=lambda done, all_: shown.append((done, all_)),
         **options,
     )
-    assert len(counting.asked) == len(set(counting.asked)) == 75
-    assert [key(e.architecture) for e in result.evaluations] == counting.asked
+    assert len(counting.scored) == len(set(counting.scored)) == 75
+    assert [key(e.architecture) for e in result.evaluations] == counting.scored
     assert shown == [(i, 75) for i in range(1, 76)]
     for evaluation in result.evaluations:
         assert evaluation.values == {
             "accuracy": accuracy(evaluation.architecture),
             "parameters": parameters(evaluation.architecture),
         }
-    assert search(SPACE, scores, objectives, budget=75, **options) == result
+    again = search(SPACE, scores, objectives, budget=75, **options)
+    assert made(again) == made(result)
     other = search(SPACE, scores, objectives, budget=75, **(options | {"seed": 2}))
-    assert other != result
+    assert made(other) != made(result)
 
 
 def test_a_small_space_is_searched_to_its_end(strategy):
@@ -118,7 +113,7 @@ def test_subnets_beyond_a_limit_of_a_measure_are_never_scored(strategy):
         measures={"parameters": parameters},
         **limits,
     )
-    assert set(counting.asked) == allowed
+    assert set(counting.scored) == allowed
     assert result.best.values["accuracy"] == max(accuracy(a) for a in SPACE if key(a) in allowed)
 
 
@@ -182,7 +177,7 @@ def test_rare_allowed_subnets_are_reached_by_a_walk():
         measures={"total": total},
         at_most={"total": 1},
     )
-    assert {sum(asked) for asked in counting.asked} <= {0, 1}
+    assert {sum(scored) for scored in counting.scored} <= {0, 1}
     assert len(result.evaluations) >= 10
 
 
@@ -210,11 +205,11 @@ def test_a_search_ends_where_no_more_allowed_subnets_are_found(strategy):
     counting = Counting(one)
 
     def measure(architecture):  # one of 16.8 million is allowed, and soon none
-        return total(architecture) + len(counting.asked)
+        return total(architecture) + len(counting.scored)
 
     options = {"measures": {"total": measure}, "at_most": {"total": 0}, "strategy": strategy}
     assert len(search(WIDE, counting, [ACCURACY], budget=20, **options).evaluations) == 1
-    assert counting.asked == [(0,) * 12]
+    assert counting.scored == [(0,) * 12]
 
 
 def test_the_first_population_may_be_capped():
@@ -248,113 +243,6 @@ def test_a_search_stops_early():
     )
 
 
-def test_surrogates_of_ranks_depend_on_the_order_alone():
-    def monotone(architectures):
-        return [{"accuracy": math.exp(accuracy(a))} for a in architectures]
-
-    def asked(score, ranks):
-        strategy = Surrogate(GradientBoosting(trees=10), initial=12, batch=6, ranks=ranks)
-        result = search(SPACE, score, [ACCURACY], budget=60, strategy=strategy)
-        return [key(evaluation.architecture) for evaluation in result.evaluations]
-
-    assert asked(scores, ranks=True) == asked(monotone, ranks=True)
-    assert asked(scores, ranks=False) != asked(monotone, ranks=False)
-
-
-def test_pretraining_on_a_measure_orders_subnets_from_few_accuracies():
-    weight = dict(zip(WIDE.labels, 2.0 ** np.arange(12), strict=True))
-
-    def measure(architecture):
-        return float(sum(weight[label] * c for label, c in architecture.items()))
-
-    problem = Problem(WIDE, [ACCURACY], {"macs": measure}, Limits())
-    generator = np.random.default_rng(0)
-    train, test = problem.draw(generator, 8), problem.draw(generator, 200)
-    truth = [[math.sqrt(measure(WIDE.decode(row))) for row in rows] for rows in (train, test)]
-
-    def tau(steps):
-        model = PretrainedMLP(steps=steps)(problem, seed=0)
-        model.fit(problem.one_hot(train), np.array(truth[0]))
-        return kendalltau(model.predict(problem.one_hot(test)), truth[1]).statistic
-
-    assert tau(steps=300) > tau(steps=0) + 0.2
-
-
-def test_pretraining_needs_a_measure():
-    with pytest.raises(ValueError, match="learns free measures, and the search has none"):
-        search(SPACE, scores, [ACCURACY], budget=20, strategy=Surrogate(SMALL_MLP))
-
-
-@pytest.mark.parametrize(
-    ("latency", "expected"), [(40.0, 80 * 0.5**-0.1), (80.0, 80.0), (160.0, 80 * 2**-0.5)]
-)
-def test_mnasnet_reward(latency, expected):
-    reward = MnasReward(target=80.0, below=-0.1, above=-0.5)
-    assert reward({"accuracy": 80.0, "latency": latency}) == pytest.approx(expected)
-
-
-def test_a_reward_is_an_objective():
-    reward = MnasReward(target=40, above=-1, below=0, latency="parameters")
-    result = search(
-        SPACE,
-        scores,
-        [Objective("reward", maximize=True, value=reward)],
-        budget=SPACE.size,
-        measures={"parameters": parameters},
-    )
-    assert reward(result.best.values) == pytest.approx(
-        max(reward({"accuracy": accuracy(a), "parameters": parameters(a)}) for a in SPACE)
-    )
-
-
-evaluated = st.lists(
-    st.tuples(st.integers(0, 5), st.integers(0, 5), st.booleans()), min_size=1, max_size=14
-)
-
-
-def a_result(rows) -> SearchResult:
-    return SearchResult(
-        [ACCURACY, Objective("macs")],
-        [Evaluation({"number": i}, {"accuracy": a, "macs": m}, f) for i, (a, m, f) in rows],
-    )
-
-
-@given(evaluated)
-def test_pareto_set_is_that_of_the_definition(rows):
-    def beats(x, y):
-        return x[0] >= y[0] and x[1] <= y[1] and x[:2] != y[:2]
-
-    feasible = [(i, row) for i, row in enumerate(rows) if row[2]]
-    expected = [i for i, row in feasible if not any(beats(other, row) for _, other in feasible)]
-    assert [e.architecture["number"] for e in a_result(enumerate(rows)).pareto] == expected
-
-
-@settings(max_examples=50)
-@given(evaluated)
-def test_hypervolume_is_the_share_of_dominated_cells(rows):
-    # On a grid of 5 × 5 cells: those with lower accuracy and more MACs than a subnet.
-    found = a_result(enumerate(rows)).hypervolume(worst=(0, 5), best=(5, 0))
-    for done in range(1, len(rows) + 1):
-        cells = sum(
-            any(f and a >= x + 1 and m <= y for a, m, f in rows[:done])
-            for x, y in itertools.product(range(5), range(5))
-        )
-        assert found[done - 1] == pytest.approx(cells / 25)
-
-
-def test_hypervolume_of_one_objective_is_the_best_so_far():
-    result = search(SPACE, scores, [ACCURACY], budget=50, strategy=RandomSearch())
-    values = np.array([evaluation.values["accuracy"] for evaluation in result.evaluations])
-    best = np.maximum.accumulate(values)
-    expected = (best - values.min()) / (values.max() - values.min())
-    np.testing.assert_allclose(result.hypervolume(), expected)
-
-
-def test_several_objectives_have_no_single_best():
-    with pytest.raises(ValueError, match="2 objectives have no single best"):
-        _ = a_result(enumerate([(1, 1, True)])).best
-
-
 @pytest.mark.process
 def test_a_killed_search_goes_on_as_if_nothing_had_been(tmp_path):
     records, log = tmp_path / "search.jsonl", tmp_path / "log"
@@ -385,7 +273,7 @@ def test_a_killed_search_goes_on_as_if_nothing_had_been(tmp_path):
     result = searching.run(records, log)
     scored = log.read_text().splitlines()
     assert len({*recorded, *scored}) == len(recorded) + len(scored) == 60
-    assert result == searching.run(None)
+    assert made(result) == made(searching.run(None))
     lines = [json.loads(line) for line in records.read_text().splitlines()]
     assert [line["scores"]["accuracy"] for line in lines[1:]] == [
         evaluation.values["accuracy"] for evaluation in result.evaluations
@@ -402,13 +290,17 @@ def test_resumed_surrogates_repeat_their_decisions(tmp_path, strategy):
     path = tmp_path / "search.jsonl"
     search(SPACE, scores, [ACCURACY], budget=27, path=path, **options)
     counting = Counting(scores)
-    assert search(SPACE, counting, [ACCURACY], budget=50, path=path, **options) == straight
-    assert len(counting.asked) == 23
+    resumed = search(SPACE, counting, [ACCURACY], budget=50, path=path, **options)
+    assert made(resumed) == made(straight)
+    assert len(counting.scored) == 23
 
 
-def test_searches_with_functions_are_resumed(tmp_path):
-    def made():
-        """What another process would make: the same functions at other addresses."""
+def test_searches_with_functions_and_objects_are_resumed(tmp_path):
+    class Operation:
+        """A candidate without a text of its own."""
+
+    def made_anew():
+        """What another process would make: the same functions and objects at other addresses."""
 
         def mine(problem, seed):
             return RandomSearch(4)(problem, seed)
@@ -419,15 +311,17 @@ def test_searches_with_functions_are_resumed(tmp_path):
         def scale(value):
             return 2 * value
 
-        return mine, Objective("reward", True, functools.partial(reward, weight=0.5, scale=scale))
+        objective = Objective("reward", True, functools.partial(reward, weight=0.5, scale=scale))
+        space = SearchSpace({**SPACE.choices, "operation": [Operation()]})
+        return space, objective, mine
 
-    path, kept = tmp_path / "search.jsonl", [made(), made()]
-    for mine, objective in kept:
-        search(SPACE, scores, [objective], budget=8, strategy=mine, path=path)
+    path, kept = tmp_path / "search.jsonl", [made_anew(), made_anew()]
+    for space, objective, mine in kept:
+        search(space, one, [objective], budget=8, strategy=mine, path=path)
     assert f"{__name__}.test_searches_with_functions" in path.read_text()
-    for mine, objective in kept:
+    for space, objective, mine in kept:
         strategy = Surrogate(mine, initial=9)
-        search(SPACE, scores, [objective], budget=8, strategy=strategy, path=tmp_path / "second")
+        search(space, one, [objective], budget=8, strategy=strategy, path=tmp_path / "second")
 
 
 def test_evaluations_that_a_strategy_does_not_repeat_still_count(tmp_path):
@@ -440,7 +334,7 @@ def test_evaluations_that_a_strategy_does_not_repeat_still_count(tmp_path):
             file.write(line + "\n")
     counting = Counting(scores)
     result = search(SPACE, counting, [ACCURACY], budget=8, path=path, strategy=RandomSearch())
-    assert len(counting.asked) == 4
+    assert len(counting.scored) == 4
     assert len(result.evaluations) == 8
 
 
@@ -458,10 +352,10 @@ def test_a_file_of_another_search_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("score", "message"),
     [
-        (lambda asked: [{"accuracy": 1.0}], "fewer values than the 20 subnets"),
-        (lambda asked: [{"accuracy": math.nan}] * 20, "must be finite.*nan"),
-        (lambda asked: [{"accuracy": math.inf}] * 20, "must be finite.*inf"),
-        (lambda asked: [{"loss": 1.0}] * 20, r"neither .* give \['accuracy'\]"),
+        (lambda subnets: [{"accuracy": 1.0}], "fewer values than the 20 subnets"),
+        (lambda subnets: [{"accuracy": math.nan}] * 20, "must be finite.*nan"),
+        (lambda subnets: [{"accuracy": math.inf}] * 20, "must be finite.*inf"),
+        (lambda subnets: [{"loss": 1.0}] * 20, r"neither .* give \['accuracy'\]"),
     ],
 )
 def test_scores_that_cannot_be_used_are_refused(score, message, tmp_path):
@@ -474,10 +368,10 @@ def test_scores_that_cannot_be_used_are_refused(score, message, tmp_path):
 
 def test_a_score_that_nothing_reads_may_be_nan(tmp_path):
     path = tmp_path / "search.jsonl"
-    counting = Counting(lambda asked: [s | {"loss": math.nan} for s in scores(asked)])
+    counting = Counting(lambda subnets: [s | {"loss": math.nan} for s in scores(subnets)])
     found = search(SPACE, counting, [ACCURACY], budget=12, path=path)
     again = search(SPACE, counting, [ACCURACY], budget=12, path=path)
-    assert len(counting.asked) == 12
+    assert len(counting.scored) == 12
     without = search(SPACE, scores, [ACCURACY], budget=12)
     for result in (found, again):
         assert all(math.isnan(e.values["loss"]) for e in result.evaluations)
@@ -496,4 +390,4 @@ def test_a_score_that_nothing_reads_may_be_nan(tmp_path):
 )
 def test_a_nan_that_something_reads_is_refused(reading):
     with pytest.raises(ValueError, match=r"must be finite numbers, got .*nan.* for \{"):
-        search(SPACE, lambda asked: [{"accuracy": 1, "loss": math.nan}] * 20, budget=5, **reading)
+        search(SPACE, lambda subnets: [{"accuracy": 1, "loss": math.nan}] * 20, budget=5, **reading)

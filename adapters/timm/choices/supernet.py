@@ -66,7 +66,7 @@ class Supernet:
     def layer_labels(self) -> dict[str, tuple[str, ...]]:
         """Layers in the order in which they compute, and the label that decides each, if any.
 
-        For `nas_dynamic.evaluation.scoring.score_subnets`, which computes once what subnets share.
+        For `nas_dynamic.evaluation.score_subnets`, which computes once what subnets share.
         """
         # Paths of layers that are no choice differ from those that are in numbers only.
         like_choices = re.compile(

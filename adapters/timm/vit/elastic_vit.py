@@ -155,7 +155,7 @@ class ElasticVisionTransformer(VisionTransformer):
     def layer_labels(self) -> dict[str, tuple[str, ...]]:
         """Layers in the order in which they compute, and the labels that decide each.
 
-        For `nas_dynamic.evaluation.scoring.score_subnets`, which computes once what subnets share.
+        For `nas_dynamic.evaluation.score_subnets`, which computes once what subnets share.
         """
         width = tuple(label for label in self.space.labels if label == "embed_dim")
         blocks = enumerate(self._vit_space.layer_labels)

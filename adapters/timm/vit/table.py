@@ -9,16 +9,14 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nas_dynamic.adapters.timm.vit.space import BlockShape, VitSpace
-from nas_dynamic.complexity import relative_errors
+from nas_dynamic.complexity import LookupTable
 from nas_dynamic.space import Architecture, SearchSpace
 
 __all__ = ["BlockTable"]
 
 
-class BlockTable:
+class BlockTable(LookupTable):
     """Complexity as a sum over active blocks: a look-up of a few microseconds.
 
     The embedding dimension enters every block, so a term of each choice alone would be wrong:
@@ -102,16 +100,6 @@ class BlockTable:
     def __repr__(self) -> str:
         entries = sum(len(blocks) for blocks in self.blocks.values())
         return f"BlockTable({entries} blocks, {len(self.rest)} embedding dimensions)"
-
-    def errors(
-        self,
-        space: SearchSpace,
-        complexity: Callable[[Architecture], float],
-        samples: int = 32,
-        seed: int = 0,
-    ) -> np.ndarray:
-        """Relative errors, table / complexity − 1, on random architectures; shape (samples,)."""
-        return relative_errors(self, space, complexity, samples, seed)
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON."""
