@@ -13,7 +13,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
-INCLUDED = ("*.md", "LICENSE", "docs/**/*.md", "docs/images/*", "examples/**/*.*")
+INCLUDED = ("*.md", "LICENSE", "docs/**/*.md", "docs/site.css", "docs/images/*", "examples/**/*.*")
 API = "docs/api/"
 
 _installed = tempfile.TemporaryDirectory()
