@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+
 from nas_dynamic.attach.training import DynamicTraining
 from nas_dynamic.attach.update_rule import Subnet, Update
 from nas_dynamic.calr import CaLR
@@ -24,3 +26,8 @@ __all__ = [
     "Update",
     "partition",
 ]
+
+try:
+    __version__ = metadata.version("nas-dynamic")
+except metadata.PackageNotFoundError:  # the sources, not installed
+    __version__ = "unknown"

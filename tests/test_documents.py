@@ -1,0 +1,61 @@
+"""The documents name what exists: files, commands, and what their examples import."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "docs/*.md", "examples/*/*.md")
+    for path in sorted(ROOT.glob(pattern))
+    if path.name != "CHANGELOG.md"  # it names what has gone
+]
+
+
+def source(module: str) -> Path:
+    """The file of a module, without an import, which would take its framework."""
+    path = ROOT / module.replace(".", "/").replace("nas_dynamic/adapters", "adapters", 1)
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def names_in(file: Path) -> set[str]:
+    """What can be imported from a module: its own names, what it imports, its submodules."""
+    names = {path.stem for path in file.parent.iterdir()} if file.stem == "__init__" else set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            names |= {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+    return names
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_imports_of_the_examples(document: str):
+    text = (ROOT / document).read_text()
+    for module, names in re.findall(r"^from (nas_dynamic[\w.]*) import ([\w, ]+)", text, re.M):
+        missing = {name.strip() for name in names.split(",")} - names_in(source(module))
+        assert not missing, f"{module} has no {', '.join(missing)}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_modules_files_and_commands(document: str):
+    text = (ROOT / document).read_text()
+    for name in re.findall(r"`(nas_dynamic\.[\w.]+)", text):
+        module, _, last = name.rpartition(".")
+        if not source(name).exists():
+            assert last in names_in(source(module)), name
+    for path in re.findall(r"`((?:\w+/)+\w+\.(?:py|md|yaml|json|csv))`", text):
+        if not path.startswith("runs/"):
+            assert (ROOT / path).exists() or (ROOT / "tests" / path).exists(), path
+    for module in re.findall(r"python -m ((?:benchmarks|tests)[\w.]*)", text):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+    for path in re.findall(r"python3? ((?:benchmarks|examples)/\S+?\.py)", text):
+        assert (ROOT / path).exists(), path
