@@ -63,7 +63,8 @@ class Host(Protocol):
         ...
 
     def constrain(self, group_by: GroupBy | None) -> None:
-        """Sample the subnets of one update from one momentum group, before the first draw."""
+        """Sample the subnets of one update from one momentum group, from the first draw on."""
+        return
 
     def sampler(self) -> Sampler | None:
         """Return a new sampler that draws as the training does; None if it draws uniformly."""
