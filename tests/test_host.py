@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import math
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def test_the_defaults_are_those_of_the_method():
     calr, momentum = build(Loop(Layers()), Options())
     sizes = sorted(Layers().subnet_parameters()(a) for a in Layers().space)
     assert (calr.c_min, calr.c_max, calr.total_steps) == (sizes[0], sizes[-1], 10)
-    assert calr.gamma({"layer1": "b", "layer2": "b"}) == pytest.approx(1.0), "by rank"
+    gammas = [calr.gamma(architecture) for architecture in Layers().space]
+    assert sum(map(math.log, gammas)) == pytest.approx(0, abs=1e-9), "by rank"
     assert (momentum.group_by, momentum.max_groups) == ("layer2", 64)
 
 
@@ -153,7 +155,7 @@ def test_an_unknown_option_is_named_with_the_nearest():
     [
         (
             {"group_by": "layer9"},
-            "'layer9' is no label of the space; labels are 'layer1', 'layer2'",
+            "'layer9' is no label of the space; labels are 'layer1'",
         ),
         ({"anneal": "loss"}, "needs a host that weights the losses of several subnets"),
         ({}, "total_steps is needed"),
