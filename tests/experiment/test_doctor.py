@@ -68,8 +68,8 @@ def test_a_missing_framework_is_absent_with_the_remedy():
 @pytest.mark.parametrize(
     ("package", "part", "extra"),
     [
-        ("lightgbm", "nas_dynamic.search.run", "search"),
-        ("pymoo", "nas_dynamic.search.run", "search"),
+        ("lightgbm", "nas_dynamic.search", "search"),
+        ("pymoo", "nas_dynamic.search", "search"),
         ("pyarrow", "nas_dynamic.analysis.architecture_table", "parquet"),
     ],
 )

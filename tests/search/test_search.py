@@ -300,7 +300,7 @@ def test_searches_with_functions_and_objects_are_resumed(tmp_path):
         """A candidate without a text of its own."""
 
     def made_anew():
-        """What another process would make: the same functions and objects at other addresses."""
+        """Make what another process would: the same functions and objects at other addresses."""
 
         def mine(problem, seed):
             return RandomSearch(4)(problem, seed)
