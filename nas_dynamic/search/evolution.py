@@ -13,7 +13,6 @@ from nas_dynamic.search.problem import Evaluations, Problem, as_keys
 
 with extra("search"):
     import pymoo.core.problem
-    from pymoo.algorithms.base.genetic import GeneticAlgorithm
     from pymoo.algorithms.moo.nsga2 import NSGA2
     from pymoo.algorithms.soo.nonconvex.ga import GA
     from pymoo.core.duplicate import DuplicateElimination
@@ -74,7 +73,24 @@ class Evolution:
         """Propose subnets, as a `Strategy`."""
         generator = np.random.default_rng(seed)
         first = problem.draw(generator, self.population, self.initial_at_most)
-        algorithm, space = self._algorithm(problem, first), _Space(problem)
+        widths = problem.widths
+        space = pymoo.core.problem.Problem(
+            n_var=len(widths),
+            n_obj=len(problem.objectives),
+            n_ieq_constr=1,
+            xl=np.zeros(len(widths)),
+            xu=widths - 1,
+            vtype=int,
+        )
+        rate = self.mutation if self.mutation is not None else 1 / len(widths)
+        algorithm = (NSGA2 if len(problem.objectives) > 1 else GA)(
+            pop_size=self.population,
+            n_offsprings=self.offspring,
+            sampling=first,
+            crossover=UniformCrossover(prob=self.crossover),
+            mutation=_Redraw(widths, rate),
+            eliminate_duplicates=_Unwanted(problem),
+        )
         # Near the end of a space few offspring is new: random draws are cheaper than breeding on.
         algorithm.mating.n_max_iterations = 10
         algorithm.setup(space, termination=NoTermination(), seed=seed)
@@ -87,32 +103,6 @@ class Evolution:
             costs, violation = yield bred.get("X").astype(np.int64)
             Evaluator().eval(StaticProblem(space, F=costs, G=violation[:, None]), bred)
             algorithm.tell(infills=bred)
-
-    def _algorithm(self, problem: Problem, first: np.ndarray) -> GeneticAlgorithm:
-        rate = self.mutation if self.mutation is not None else 1 / len(problem.widths)
-        options: dict[str, Any] = {
-            "pop_size": self.population,
-            "n_offsprings": self.offspring,
-            "sampling": first,
-            "crossover": UniformCrossover(prob=self.crossover),
-            "mutation": _Redraw(problem.widths, rate),
-            "eliminate_duplicates": _Unwanted(problem),
-        }
-        return NSGA2(**options) if len(problem.objectives) > 1 else GA(**options)
-
-
-class _Space(pymoo.core.problem.Problem):  # type: ignore[misc]
-    """The problem's shape, as pymoo wants it."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(
-            n_var=len(problem.widths),
-            n_obj=len(problem.objectives),
-            n_ieq_constr=1,
-            xl=np.zeros(len(problem.widths)),
-            xu=problem.widths - 1,
-            vtype=int,
-        )
 
 
 class _Redraw(Mutation):  # type: ignore[misc]
