@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def print_agreement(seed: int, inherited: np.ndarray, alone: np.ndarray) -> None:
-    """The supernet's ranking beside that of one more training of every subnet."""
+    """Tell the supernet's ranking beside that of one more training of every subnet."""
     of_supernet = np.mean([tau(inherited, training) for training in alone])
     text = f"seed {seed}: τ of the supernet's ranking to one of subnets trained alone "
     text += f"{of_supernet:.2f}"

@@ -10,7 +10,7 @@ __all__ = ["extra"]
 
 @contextlib.contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Imports inside the context come with the extra `name` of this package."""
+    """Name the extra of this package that a missing import inside the context comes with."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -158,7 +158,7 @@ class SearchSpace:
         return np.array([index[architecture[label]] for label, index in self._index.items()])
 
     def decode(self, indices: Sequence[int] | np.ndarray) -> dict[str, Hashable]:
-        """The architecture of candidate numbers: the inverse of `encode`."""
+        """Return the architecture of candidate numbers: the inverse of `encode`."""
         if len(indices) != len(self.choices):
             raise ValueError(f"expected {len(self.choices)} candidate numbers, got {len(indices)}")
         architecture = {}

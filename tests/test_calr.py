@@ -39,7 +39,7 @@ def calrs(draw: Any, **fixed: Any) -> CaLR:
 
 
 def between(calr: CaLR, position: float) -> dict[str, float]:
-    """The architecture at a position, 0 to 1, between the bounds in log-complexity."""
+    """Return the architecture at a position, 0 to 1, between the bounds in log-complexity."""
     return {"c": calr.c_min * (calr.c_max / calr.c_min) ** position}
 
 

@@ -18,13 +18,13 @@ DOCUMENTS = [
 
 
 def source(module: str) -> Path:
-    """The file of a module, without an import, which would take its framework."""
+    """Find the file of a module, without an import, which would take its framework."""
     path = ROOT / module.replace(".", "/").replace("nas_dynamic/adapters", "adapters", 1)
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def names_in(file: Path) -> set[str]:
-    """What can be imported from a module: its own names, what it imports, its submodules."""
+    """Return what can be imported from a module: its own names, what it imports, its submodules."""
     names = {path.stem for path in file.parent.iterdir()} if file.stem == "__init__" else set()
     for node in ast.parse(file.read_text()).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):

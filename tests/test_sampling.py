@@ -137,7 +137,7 @@ def test_seed_decides_and_state_continues(index, tmp_path):
 @pytest.mark.parametrize("index", range(5))
 def test_no_other_generator_is_read_or_advanced(index):
     def drawn(seed, count):
-        """What is drawn, and what comes next from every global generator."""
+        """Return what is drawn, and what comes next from every global generator."""
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002
         torch.manual_seed(seed)

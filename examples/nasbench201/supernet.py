@@ -50,7 +50,7 @@ class Cell(nn.Module):
         self.edges = nn.ModuleDict({edge: Edge(chs) for edge in EDGES})
 
     def forward(self, x: torch.Tensor, architecture: Architecture) -> torch.Tensor:
-        """The last node."""
+        """Return the last node."""
         nodes = [x]
         for target in (1, 2, 3):
             node = torch.zeros_like(x)
@@ -112,7 +112,7 @@ class Supernet(nn.Module):
         self.architecture = architecture
 
     def size_of(self, architecture: Architecture) -> int:
-        """Number of parameters of a subnet."""
+        """Count the parameters of a subnet."""
         modules = [self.stem, self.reductions, self.head]
         for stage in self.stages:
             for cell in stage:

@@ -211,7 +211,7 @@ def report(
 
 
 def drawn_subnets(count: int) -> list[Architecture]:
-    """The same different subnets for every run."""
+    """Draw the same different subnets for every run."""
     numbers = np.random.default_rng(0).permutation(SPACE.size)[:count]
     every = list(SPACE)
     return [every[number] for number in numbers]
@@ -241,7 +241,7 @@ def load_data(options: argparse.Namespace) -> ImageData:
 
 
 def set_up_device(name: str) -> torch.device:
-    """This rank's device; joins the other ranks where torchrun has started several."""
+    """Return this rank's device; join the other ranks where torchrun has started several."""
     if name == "auto":
         name = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     device = torch.device(name)

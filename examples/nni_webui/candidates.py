@@ -29,13 +29,13 @@ TRAINING = {"seed": 0, "sampler": "uniform", "gamma_max": 4, "momentum": "separa
 
 
 def search_space(size: Size) -> dict[str, Any]:
-    """The choices of the model space, in NNI's format for tuners."""
+    """Return the choices of the model space, in NNI's format for tuners."""
     mutables = space(size, images()).simplify()
     return {str(label): mutable.as_legacy_dict() for label, mutable in mutables.items()}
 
 
 def supernet(size: Size, out: Path) -> ModelSpace:
-    """The trained supernet: from its file, or trained and kept there."""
+    """Return the trained supernet: from its file, or trained and kept there."""
     key = json.dumps([TRAINING, asdict(size), torch.__version__])
     path = out / f"supernet-{hashlib.sha256(key.encode()).hexdigest()[:12]}.pt"
     if path.exists():

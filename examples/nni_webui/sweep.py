@@ -78,12 +78,12 @@ def images() -> ImageData:
 
 
 def space(size: Size, data: ImageData) -> NasBench201:
-    """The model space, with new weights."""
+    """Build the model space, with new weights."""
     return NasBench201(size.channels, 1, data.classes)
 
 
 def panel(size: Size, data: ImageData) -> list[dict[str, Any]]:
-    """The subnets that are scored: always the same ones."""
+    """Draw the subnets that are scored: always the same ones."""
     return sample_architectures(search_space(space(size, data)), size.panel, seed=0)
 
 

@@ -116,7 +116,7 @@ def view(experiment_id: str, page: Page) -> None:
 
 
 def settings(experiment_id: str, page: Page) -> dict[str, Any]:
-    """What an experiment was started with.
+    """Read what an experiment was started with.
 
     Raises:
         SystemExit: there is no such experiment.
@@ -190,7 +190,7 @@ def _tell(job: Any) -> None:
 
 
 def _plain(metric: Any) -> Any:
-    """A metric: NNI has it as JSON, some of it twice."""
+    """Read a metric: NNI has it as JSON, some of it twice."""
     while isinstance(metric, str):
         metric = json.loads(metric)
     return metric

@@ -16,7 +16,7 @@ STAGES = [(32, 4), (40, 4), (80, 4), (96, 4), (192, 4), (320, 1)]
 
 
 def make_supernet(classes: int, width: float, strides: Sequence[int], aligned: bool) -> Supernet:
-    """The supernet, with channels multiplied by `width` and a stride for each stage."""
+    """Build the supernet, with channels multiplied by `width` and a stride for each stage."""
     arch_def = [["ds_r1_k3_s1_e1_c16"]]
     for (channels, layers), stride in zip(STAGES, strides, strict=True):
         arch_def.append([f"ir_r{layers}_k3_s{stride}_e6_c{channels}"])

@@ -122,7 +122,7 @@ def fit(
     warmup_epochs: int = 0,
     ema: ModelEmaV3 | None = None,
 ) -> None:
-    """The loop of timm's train.py. It goes on from the last checkpoint in the folder."""
+    """Run the loop of timm's train.py, from the last checkpoint in the folder on."""
     loader = data.loader("train", args.batch_size)
     scaler = NativeScaler(device="cuda") if args.device == "cuda" else None
     start = 0
@@ -189,7 +189,7 @@ def fit(
 def search(
     supernet: Supernet, data: Images, args: argparse.Namespace, folder: Path
 ) -> dict[str, Any]:
-    """The best of some random subnets: saved, built again, scored again, and fine-tuned."""
+    """Save the best of some random subnets, build it again, score it again, and fine-tune it."""
     generator = np.random.default_rng(args.seed)
     drawn = [supernet.space.sample(generator) for _ in range(args.subnets)]
     calibration = data.batches("calibration", 128)

@@ -58,13 +58,13 @@ def kept_scores(
 
 
 def kept_score(architecture: Architecture, entry: dict[str, Any]) -> Score:
-    """A score as it was written: JSON has null for the loss of a network that diverged."""
+    """Read a score as it was written: JSON has null for the loss of a network that diverged."""
     loss = math.nan if entry["loss"] is None else entry["loss"]
     return Score(architecture, entry["accuracy"], loss)
 
 
 def digest(model: nn.Module) -> str:
-    """A hash of all weights and buffers of a model."""
+    """Return a hash of all weights and buffers of a model."""
     total = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         if torch.is_tensor(tensor):

@@ -146,7 +146,7 @@ def timm_cases() -> list[Case]:
 
 
 def refusal(optimizer: torch.optim.Optimizer, idle: str) -> str | None:
-    """The reason why an optimizer is refused according to the tables, or None."""
+    """Return the reason why an optimizer is refused according to the tables, or None."""
     for name in (base.__name__ for base in type(optimizer).__mro__):
         if name in UNSUPPORTED:
             return UNSUPPORTED[name]
@@ -167,7 +167,7 @@ def document() -> str:
 
 
 def row(case: Case) -> tuple[str, tuple[str, str]]:
-    """The name of a case, whether it is supported, and a note."""
+    """Return the name of a case, whether it is supported, and a note."""
     name = f"`{case.name}`"
     if case.unbuildable:
         return name, ("not tested", case.unbuildable)

@@ -160,7 +160,7 @@ class Training:
         }
 
     def whole_state_dict(self) -> dict[str, Any]:
-        """The same, with all parts of what ranks hold in parts."""
+        """Return the same, with all parts of what ranks hold in parts."""
         return tree_map(
             lambda value: value.full_tensor() if isinstance(value, DTensor) else value,
             self.state_dict(),
@@ -173,7 +173,7 @@ class Training:
 
 
 def skipped_by_one(rank: int, ranks: int) -> list[Any]:
-    """An FSDP2 training where the gradients of one rank's parts have an inf at times."""
+    """Train by FSDP2 where the gradients of one rank's parts have an inf at times."""
     training = Training("sharded skip coast", rank, ranks)
     untroubled = Training("sharded coast", rank, ranks)
     untroubled.train()
@@ -191,7 +191,7 @@ def skipped_by_one(rank: int, ranks: int) -> list[Any]:
 
 
 def refusals() -> dict[str, str]:
-    """What is said of attachments that would train something else."""
+    """Return what is said of attachments that would train something else."""
     flat = FullyShardedDataParallel(nn.Linear(4, 4), device_id=torch.device("cpu"))
     plain = nn.Linear(4, 4).parameters()
     averager = PeriodicModelAverager(period=2)

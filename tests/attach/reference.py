@@ -97,7 +97,7 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[
 
 
 def batches(steps: int = STEPS) -> list[tuple[torch.Tensor, torch.Tensor, dict[str, str]]]:
-    """Inputs (4, 2, 5, 5), targets (4,) and the sampled architecture of each step."""
+    """Return inputs (4, 2, 5, 5), targets (4,) and the sampled architecture of each step."""
     generator = torch.Generator().manual_seed(1)
 
     def one() -> tuple[torch.Tensor, torch.Tensor, dict[str, str]]:

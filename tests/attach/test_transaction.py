@@ -186,7 +186,7 @@ def test_an_error_in_the_update_leaves_the_weights_of_plain_torch(name: str, idl
 
 
 def unseen(loop: Loop) -> str:
-    """A candidate of the label that is grouped by, of which there was no update."""
+    """Return a candidate of the label that is grouped by, of which there was no update."""
     return next(candidate for candidate in "abc" if candidate not in loop.dynamic.groups)
 
 

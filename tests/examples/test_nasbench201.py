@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parents[2] / "examples" / "nasbench201"
 
 @pytest.fixture
 def example(monkeypatch):
-    """The example's module, at a size of seconds."""
+    """Import the example's module, at a size of seconds."""
     monkeypatch.syspath_prepend(str(FOLDER))
     train = importlib.import_module("train")
     monkeypatch.setitem(train.PRESETS, "small", train.Preset(4, 1, 2, 8))

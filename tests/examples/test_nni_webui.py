@@ -36,7 +36,7 @@ MODULES = ("run", "sweep", "candidates", "webui")
 
 @pytest.fixture
 def example(monkeypatch):
-    """The example's modules, as attributes."""
+    """Import the example's modules, as attributes."""
     monkeypatch.syspath_prepend(str(FOLDER))
     run = importlib.import_module("run")
     for module in (run.sweep, run.candidates):  # 108 images to train on
@@ -136,7 +136,7 @@ def free_port():
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts the example in a home of its own; (process, what it printed), ended at the end."""
+    """Start the example in a home of its own; (process, what it printed), ended at the end."""
     processes = []
 
     def run(*arguments, port):

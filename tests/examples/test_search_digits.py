@@ -42,7 +42,7 @@ def example():
 
 @pytest.fixture
 def run(example, monkeypatch, tmp_path, capsys):
-    """Runs the example, and gives what it prints but for its progress."""
+    """Run the example, and give what it prints but for its progress."""
 
     def run():
         arguments = [text for name, value in SIZES.items() for text in (f"--{name}", str(value))]

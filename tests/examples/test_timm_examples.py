@@ -20,7 +20,7 @@ OPTIONS = "--train-images 48 --validation-images 64 --batch-size 16 --epochs 2 -
 
 @pytest.fixture
 def example(monkeypatch):
-    """The example's module, at a size of seconds."""
+    """Import the example's module, at a size of seconds."""
     monkeypatch.syspath_prepend(str(EXAMPLES / "timm_mobilenet"))
     train, mobilenet = importlib.import_module("train"), importlib.import_module("mobilenet")
     monkeypatch.setattr(mobilenet, "STAGES", [(32, 2), (40, 1)])

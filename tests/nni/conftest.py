@@ -69,13 +69,13 @@ SGD = functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True)
 
 @pytest.fixture(params=HUB)
 def hub(request):
-    """A hub space's constructor and the shape of its images."""
+    """Return a hub space's constructor and the shape of its images."""
     return HUB[request.param]
 
 
 @pytest.fixture
 def classification(tmp_path):
-    """A quiet evaluator on random images."""
+    """Build a quiet evaluator on random images."""
 
     def build(shape=(3, 8, 8), examples=24, batch=4, **kwargs):
         generator = torch.Generator().manual_seed(0)

@@ -39,7 +39,7 @@ SPACES = HUB | {f"{name}-one-cell-stages": space for name, space in NDS.items()}
 
 
 def supernet_of(model_space, strategy=RandomOneShot):
-    """A supernet in evaluation mode, whose BN layers are not those of the initialisation."""
+    """Build a supernet in evaluation mode, whose BN layers are not those of the initialisation."""
     torch.manual_seed(0)
     supernet = strategy().mutate_model(model_space)
     for module in supernet.modules():

@@ -98,7 +98,7 @@ def losses(recorder, windows):
 
 
 def expected(recorder, values, every):
-    """The formulas: lr, γ, and the mean loss of each group since the last logging."""
+    """Compute by the formulas: lr, γ, and the mean loss of each group since the last logging."""
     supernet = RandomOneShot().mutate_model(NasBench201(4, 1, 10))
     parameters = subnet_parameters(supernet)
     sizes = [parameters(architecture) for architecture in search_space(supernet)]

@@ -38,7 +38,7 @@ def batches():
 
 @pytest.fixture
 def search(tmp_path):
-    """Runs an experiment to its end."""
+    """Run an experiment to its end."""
 
     def run(supernet, evaluator, strategy, candidates):
         experiment = NasExperiment(supernet, evaluator, strategy)

@@ -50,7 +50,7 @@ SPACES = {
 
 
 def tiny(**arguments):
-    """A model of four heads of width 12, all of whose weights are random."""
+    """Build a model of four heads of width 12, all of whose weights are random."""
     sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 3, "num_heads": 4}
     model = VisionTransformer(**sizes | {"num_classes": 5} | arguments)
     with torch.no_grad():
@@ -252,7 +252,7 @@ def test_a_copy_has_an_active_subnet_of_its_own():
 
 
 def padded(name, gradient, shape):
-    """The gradient of a slice in a tensor of zeros of the whole shape."""
+    """Return the gradient of a slice in a tensor of zeros of the whole shape."""
     whole = torch.zeros(shape)
     if ".qkv." in name:
         for full, part in zip(whole.chunk(3), gradient.chunk(3), strict=True):

@@ -35,7 +35,7 @@ def pretrained():
 
 @pytest.fixture(scope="module")
 def photographs(pretrained):
-    """A temple and a flower, as the model wants them."""
+    """Return a temple and a flower, as the model wants them."""
     transform = create_transform(**resolve_data_config({}, model=pretrained))
     return torch.stack([transform(to_pil_image(image)) for image in load_sample_images().images])
 

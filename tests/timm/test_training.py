@@ -345,7 +345,7 @@ def test_checkpoint_of_another_space_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What two ranks of `ddp.py` saved."""
+    """Return what two ranks of `ddp.py` saved."""
     folder = tmp_path_factory.mktemp("ranks")
     script = Path(__file__).with_name("ddp.py")
     processes = [
