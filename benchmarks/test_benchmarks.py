@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.host
+
 QUICK = {
     "digits.grouping": "--epochs 1 --seeds 1",
     "memory.growth": "--updates 1000",

@@ -55,6 +55,8 @@ from nas_dynamic.analysis.paired import Difference
 from nas_dynamic.analysis.ranking import bias, tau_within
 from nas_dynamic.complexity import count_macs
 
+pytestmark = pytest.mark.host
+
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 
 ALIKE = "|{0}~0|+|{0}~0|{0}~1|+|{0}~0|{0}~1|{0}~2|"
