@@ -93,14 +93,14 @@ def test_accumulated_micro_batches_train_one_subnet():
             supernet(torch.randn(2, 3, 16, 16)).sum().backward()
         for label, choice in supernet.choices().items():
             for name, layer in choice.items():
-                if name != attached.drawn[label]:
+                if name != supernet.sampled[label]:
                     assert all(p.grad is None for p in layer.parameters())
-        drawn = attached.drawn
+        drawn = supernet.sampled
         optimizer.step()
         assert attached.training.last.architecture == drawn
         optimizer.zero_grad()
         supernet(torch.randn(2, 3, 16, 16))
-        assert attached.drawn != drawn
+        assert supernet.sampled != drawn
 
 
 def test_a_step_whose_gradients_are_not_finite_can_be_refused():
@@ -137,11 +137,11 @@ def test_skipped_amp_step_keeps_subnet_weights_and_count():
     x = torch.randn(2, 3, 16, 16)
     scaler(supernet(x).sum() * float("inf"), optimizer)
     optimizer.zero_grad()
-    drawn = attached.drawn
+    drawn = supernet.sampled
     assert attached.training.updates == 0
     assert all(torch.equal(p, q) for p, q in zip(before, supernet.parameters(), strict=True))
     supernet(x)
-    assert attached.drawn == drawn
+    assert supernet.sampled == drawn
 
 
 @pytest.mark.filterwarnings("ignore:step 1 is skipped")
@@ -155,7 +155,7 @@ def test_the_next_subnet_follows_one_whose_gradients_are_not_finite():
         optimizer.zero_grad()
         loss = supernet(torch.randn(2, 3, 16, 16)).square().mean()
         (loss * (math.inf if step % 3 == 1 else 1.0)).backward()
-        drawn.append(attached.drawn)
+        drawn.append(supernet.sampled)
         optimizer.step()
     assert drawn == [twin.sample() for _ in range(12)]
     assert (attached.training.updates, attached.training.skipped) == (8, 4)
@@ -232,10 +232,10 @@ def test_elastic_vit_is_attached_alike():
 
 def test_copy_of_the_supernet_is_independent():
     supernet = tiny_supernet().train()
-    attached = attach(create_optimizer_v2(supernet, opt="sgd", lr=0.1), supernet)
+    attach(create_optimizer_v2(supernet, opt="sgd", lr=0.1), supernet)
     twin = copy.deepcopy(supernet)
     twin.train()(torch.randn(2, 3, 16, 16))
-    assert attached.drawn is None
+    assert supernet.sampled is None
     assert ModelEmaV3(supernet).module.architecture == supernet.base
 
 
@@ -439,12 +439,12 @@ def test_parts_of_the_supernet_compute_the_activated_subnet_between_updates():
     supernet = tiny_supernet()
     alone = copy.deepcopy(supernet)
     optimizer = create_optimizer_v2(supernet, opt="sgd", lr=0.1)
-    attached = attach(optimizer, supernet)
+    attach(optimizer, supernet)
     images = torch.randn(2, 3, 16, 16)
     for _ in range(4):
         supernet.train()(images).sum().backward()
         optimizer.step()
-        assert attached.drawn != supernet.architecture
+        assert supernet.sampled != supernet.architecture
         alone.load_state_dict(supernet.state_dict())
         with torch.no_grad():
             ours = supernet.eval().forward_features(images)

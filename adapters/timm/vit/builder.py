@@ -23,7 +23,7 @@ from timm.layers import (
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
-from nas_dynamic.adapters.timm.choices.recipe import Recipe, to_json
+from nas_dynamic.adapters.timm.recipe import Recipe, to_json
 from nas_dynamic.adapters.timm.vit.linear_attention import LinearAttention
 
 __all__ = ["ATTENTIONS", "block_fn", "constructor_arguments", "operation", "recipe_of"]
@@ -63,7 +63,7 @@ _SUPPORTED = {
 
 
 def constructor_arguments(model: Any) -> dict[str, Any]:
-    """Arguments that timm's `VisionTransformer` makes such a model from, as JSON values.
+    """Return the arguments that timm's `VisionTransformer` makes a model from, as JSON values.
 
     Drop rates are left out.
 
@@ -119,7 +119,7 @@ def constructor_arguments(model: Any) -> dict[str, Any]:
 def recipe_of(
     arguments: Mapping[str, Any], blocks: Sequence[Mapping[str, Any]] | None = None
 ) -> Recipe:
-    """The recipe of a VisionTransformer.
+    """Return the recipe of a VisionTransformer.
 
     Args:
         arguments: of its constructor.
@@ -132,7 +132,7 @@ def recipe_of(
 
 
 def block_fn(*, shapes: Sequence[Mapping[str, Any]], dim: int, depth: int, **kwargs: Any) -> Block:
-    """Block number `depth`, with a size and an attention of its own.
+    """Build block number `depth`, with a size and an attention of its own.
 
     Args:
         shapes: for each block `num_heads`, `attn_head_dim`, `mlp_ratio` and `attention`, a key of
@@ -168,7 +168,7 @@ _ATTENTION_ARGUMENTS = (
 
 
 def mlp_ratio_of(embed_dim: int, hidden_features: int) -> float:
-    """The ratio from which timm computes the hidden features, as `int(embed_dim * ratio)`."""
+    """Return the ratio that gives timm the hidden features, as `int(embed_dim * ratio)`."""
     ratio = hidden_features / embed_dim
     return ratio if int(embed_dim * ratio) == hidden_features else math.nextafter(ratio, math.inf)
 
@@ -185,7 +185,7 @@ def _check_supported(model: nn.Module) -> None:
 
 
 def operation(module: Any) -> str | float | None:
-    """What a module computes that no shape of it tells: which activation, epsilon of a norm."""
+    """Return what no shape of a module tells: which activation it is, epsilon of a norm."""
     if type(module) not in _ACTIVATIONS:
         return getattr(module, "eps", None)
     tanh = getattr(module, "approximate", "none") == "tanh"

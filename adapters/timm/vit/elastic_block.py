@@ -21,14 +21,9 @@ class ElasticAttention(LinearAttention):
 
     kind: type[Attention]
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        attn_mask: torch.Tensor | None = None,
-        is_causal: bool = False,
-    ) -> torch.Tensor:
-        """Tokens (batch, N, channels) → tokens of the same shape."""
-        return self.kind.forward(self, x, attn_mask=attn_mask, is_causal=is_causal)
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Map tokens (batch, N, channels) to tokens of the same shape."""
+        return self.kind.forward(self, x, *args, **kwargs)
 
 
 def resize_block(block: Any, embed_dim: int, shape: BlockShape) -> None:

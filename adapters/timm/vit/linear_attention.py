@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from timm.layers import Attention
 
@@ -29,7 +31,7 @@ class LinearAttention(Attention):
         attn_mask: torch.Tensor | None = None,
         is_causal: bool = False,
     ) -> torch.Tensor:
-        """Tokens (batch, N, channels) → tokens of the same shape."""
+        """Map tokens (batch, N, channels) to tokens of the same shape."""
         if attn_mask is not None or is_causal:
             raise ValueError(
                 "linear attention takes no mask; choose softmax attention in all layers"
@@ -42,7 +44,7 @@ class LinearAttention(Attention):
         x = q @ (k.transpose(-2, -1) @ v)
         x = x / (q @ k.sum(-2).unsqueeze(-1))
         x = x.transpose(1, 2).reshape(batch, tokens, self.attn_dim)
-        return self.proj_drop(self.proj(self.norm(x)))
+        return cast(torch.Tensor, self.proj_drop(self.proj(self.norm(x))))
 
 
 def _positive(x: torch.Tensor) -> torch.Tensor:
