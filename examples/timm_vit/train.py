@@ -93,7 +93,7 @@ def train(
 def search(
     supernet: ElasticVisionTransformer, data: ImageData, args: argparse.Namespace, title: str
 ) -> dict:
-    """The most accurate of some random subnets, on the validation images."""
+    """Return the most accurate of some random subnets, on the validation images."""
     generator = np.random.default_rng(args.seed)
     drawn = [supernet.space.sample(generator) for _ in range(args.subnets)]
     validation = batch_loader(data.validation, 256)

@@ -26,8 +26,8 @@ from torch.nn.functional import cross_entropy
 from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation, UniformSampler
 from nas_dynamic.adapters.timm import BlockTable, attach, elastic_vit
 from nas_dynamic.adapters.timm.recipe import build
+from nas_dynamic.adapters.timm.vit.attention import LinearAttention
 from nas_dynamic.adapters.timm.vit.builder import constructor_arguments, mlp_ratio_of
-from nas_dynamic.adapters.timm.vit.linear_attention import LinearAttention
 from nas_dynamic.complexity import bounds, count_macs, count_parameters, measure_latency
 
 SIZES = {

@@ -93,6 +93,16 @@ class LayerChoiceSupernet(Supernet):
         in_choices = sum(sum(term.values()) for term in terms.values())
         return AdditiveTable(count_parameters(self) - in_choices, terms)
 
+    def plain_copy(self) -> nn.Module:
+        """Return a copy that is a plain model of `timm_class`, whose layers are still choices."""
+        model: Any = copy.deepcopy(self)
+        for cls in (Supernet, LayerChoiceSupernet):
+            for attribute in cls.__annotations__:
+                vars(model).pop(attribute, None)
+        model._forward_pre_hooks.clear()  # the one that draws subnets is the supernet's
+        model.__class__ = self.timm_class
+        return cast(nn.Module, model)
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # The class of a supernet has no importable name.
         return _empty_supernet, (self.timm_class,), self.__getstate__()
@@ -148,16 +158,6 @@ class LayerChoiceSupernet(Supernet):
                 subnet.set_submodule(label, subnet.get_submodule(path))
         remove_layers(subnet, [label for label in architecture if architecture[label] == SKIP])
         return subnet
-
-    def plain_copy(self) -> nn.Module:
-        """Return a copy that is a plain model of `timm_class`, whose layers are still choices."""
-        model: Any = copy.deepcopy(self)
-        for cls in (Supernet, LayerChoiceSupernet):
-            for attribute in cls.__annotations__:
-                vars(model).pop(attribute, None)
-        model._forward_pre_hooks.clear()  # the one that draws subnets is the supernet's
-        model.__class__ = self.timm_class
-        return cast(nn.Module, model)
 
     def _table(self, measure: Measure, images: torch.Tensor) -> AdditiveTable:
         model = copy.deepcopy(self).to("meta") if images.is_meta else self

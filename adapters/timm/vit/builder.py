@@ -24,12 +24,10 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from nas_dynamic.adapters.timm.recipe import Recipe, to_json
-from nas_dynamic.adapters.timm.vit.linear_attention import LinearAttention
+from nas_dynamic.adapters.timm.vit.attention import ATTENTIONS
+from nas_dynamic.adapters.timm.vit.space import BlockShape
 
-__all__ = ["ATTENTIONS", "block_fn", "constructor_arguments", "operation", "recipe_of"]
-
-ATTENTIONS: dict[str, type[Attention]] = {"softmax": Attention, "linear": LinearAttention}
-"""Attention of a layer, by name. All have the same parameters."""
+__all__ = ["block_fn", "constructor_arguments", "mlp_ratio_of", "operation", "recipe_of"]
 
 _NORMS = {
     nn.LayerNorm: "layernorm",
@@ -117,18 +115,36 @@ def constructor_arguments(model: Any) -> dict[str, Any]:
 
 
 def recipe_of(
-    arguments: Mapping[str, Any], blocks: Sequence[Mapping[str, Any]] | None = None
+    arguments: Mapping[str, Any], head_dim: int, embed_dim: int, blocks: Sequence[BlockShape]
 ) -> Recipe:
     """Return the recipe of a VisionTransformer.
 
+    It has a `block_fn` where the arguments of the constructor do not say what the blocks are.
+
     Args:
-        arguments: of its constructor.
-        blocks: for each block the arguments `shape` of `block_fn`, where those of the constructor
-            do not say it.
+        arguments: of the constructor, but for the sizes that follow.
+        head_dim: width of a head.
+        embed_dim: channels of a token.
+        blocks: what the blocks are.
     """
-    if blocks is not None:
-        arguments = {**arguments, "block_fn": partial(block_fn, shapes=list(blocks))}
-    return {"model": to_json(partial(VisionTransformer, **arguments))}
+    sizes: dict[str, Any] = {"embed_dim": embed_dim, "depth": len(blocks)}
+    first = blocks[0]
+    fills = first.heads * head_dim == embed_dim and first.attention == "softmax"
+    if fills and all(block == first for block in blocks):
+        sizes |= {"num_heads": first.heads, "mlp_ratio": first.mlp_ratio}
+        return {"model": to_json(partial(VisionTransformer, **{**arguments, **sizes}))}
+    shapes = [
+        {
+            "num_heads": block.heads,
+            "attn_head_dim": head_dim,
+            "mlp_ratio": block.mlp_ratio,
+            "attention": block.attention,
+        }
+        for block in blocks
+    ]
+    others = {k: v for k, v in arguments.items() if k not in ("num_heads", "mlp_ratio")}
+    others |= {**sizes, "block_fn": partial(block_fn, shapes=shapes)}
+    return {"model": to_json(partial(VisionTransformer, **others))}
 
 
 def block_fn(*, shapes: Sequence[Mapping[str, Any]], dim: int, depth: int, **kwargs: Any) -> Block:

@@ -6,13 +6,17 @@ and so does its forward: what reads `layer.weight` gets the active part.
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from timm.layers import LayerNorm, LayerNormFp32, LayerScale, RmsNorm, RmsNormFp32
 from torch import nn
 
-__all__ = ["SLICED", "SlicedConv2d", "SlicedLayerScale", "SlicedLinear", "SlicedQKV"]
+from nas_dynamic.adapters.timm.vit.attention import ATTENTIONS
+from nas_dynamic.adapters.timm.vit.space import BlockShape
+
+__all__ = ["SLICED", "SlicedLinear", "SlicedQKV", "resize_block", "resize_present"]
 
 
 def _first(layer: nn.Module, name: str, entries: int) -> torch.Tensor | None:
@@ -136,3 +140,27 @@ SLICED: dict[type[nn.Module], type[nn.Module]] = {
     LayerScale: SlicedLayerScale,
 }
 """Class of a layer → class of its sliced form. Each needs a `resize` before it computes."""
+
+
+def resize_block(block: Any, embed_dim: int, shape: BlockShape) -> None:
+    """Choose the active part of a block of sliced layers."""
+    attn, mlp = block.attn, block.mlp
+    attn.kind = ATTENTIONS[shape.attention]
+    attn.num_heads = shape.heads
+    attn.attn_dim = shape.heads * attn.head_dim
+    attn.qkv.resize(embed_dim, 3 * attn.attn_dim)
+    attn.proj.resize(attn.attn_dim, embed_dim)
+    hidden = int(embed_dim * shape.mlp_ratio)
+    mlp.fc1.resize(embed_dim, hidden)
+    mlp.fc2.resize(hidden, embed_dim)
+    resize_present([attn.q_norm, attn.k_norm], attn.head_dim)
+    resize_present([attn.norm], attn.attn_dim)
+    resize_present([mlp.norm], hidden)
+    resize_present([block.norm1, block.ls1, block.norm2, block.ls2], embed_dim)
+
+
+def resize_present(layers: Sequence[Any], width: int) -> None:
+    """Choose the active part of the layers that are there."""
+    for layer in layers:
+        if not isinstance(layer, nn.Identity):
+            layer.resize(width)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from nas_dynamic.adapters.timm.vit.builder import ATTENTIONS
+from nas_dynamic.adapters.timm.vit.attention import ATTENTIONS
 from nas_dynamic.space import Architecture, SearchSpace
 
 __all__ = ["BlockShape", "VitSpace"]

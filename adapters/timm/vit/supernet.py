@@ -15,13 +15,9 @@ from torch import nn
 
 from nas_dynamic.adapters.timm.recipe import Recipe, build
 from nas_dynamic.adapters.timm.supernet import Measure, Supernet
+from nas_dynamic.adapters.timm.vit.attention import ElasticAttention
 from nas_dynamic.adapters.timm.vit.builder import constructor_arguments, operation, recipe_of
-from nas_dynamic.adapters.timm.vit.elastic_block import (
-    ElasticAttention,
-    resize_block,
-    resize_present,
-)
-from nas_dynamic.adapters.timm.vit.sliced import SLICED, SlicedQKV
+from nas_dynamic.adapters.timm.vit.sliced import SLICED, SlicedQKV, resize_block, resize_present
 from nas_dynamic.adapters.timm.vit.space import BlockShape, VitSpace
 from nas_dynamic.adapters.timm.vit.table import BlockTable
 from nas_dynamic.complexity import count_parameters
@@ -139,11 +135,7 @@ class ElasticVisionTransformer(Supernet, VisionTransformer):
         return {"patch_embed": width} | {f"blocks.{i}": (*own.values(),) for i, own in blocks}
 
     def extract(self, architecture: Architecture, **rates: float) -> VisionTransformer:
-        """Return the stand-alone subnet, built by timm, with a copy of the weights.
-
-        As `Supernet.extract`, of which there is more to say here: without a `block_fn` its recipe,
-        by `describe`, is of timm alone. There is one for a subnet whose layers differ, whose heads
-        do not fill the embedding, or with linear attention.
+        """Return the stand-alone subnet, as `Supernet.extract` does.
 
         Args:
             architecture: the subnet; the active one stays.
@@ -167,7 +159,8 @@ class ElasticVisionTransformer(Supernet, VisionTransformer):
         """
 
         def measure_blocks(embed_dim: int, blocks: Sequence[BlockShape]) -> float:
-            return measure(build(self._recipe_of(embed_dim, blocks), device=device))
+            recipe = recipe_of(self._arguments, self.space.head_dim, embed_dim, blocks)
+            return measure(build(recipe, device=device))
 
         return BlockTable.measure(self.space, measure_blocks)
 
@@ -243,25 +236,7 @@ class ElasticVisionTransformer(Supernet, VisionTransformer):
             self._compute(computed)
 
     def _recipe(self, architecture: Architecture) -> Recipe:
-        return self._recipe_of(*self.space.shape(architecture))
-
-    def _recipe_of(self, embed_dim: int, shapes: Sequence[BlockShape]) -> Recipe:
-        arguments = self._arguments | {"embed_dim": embed_dim, "depth": len(shapes)}
-        head_dim, first = self.space.head_dim, shapes[0]
-        fills = first.heads * head_dim == embed_dim and first.attention == "softmax"
-        if fills and all(shape == first for shape in shapes):
-            return recipe_of(arguments | {"num_heads": first.heads, "mlp_ratio": first.mlp_ratio})
-        del arguments["num_heads"], arguments["mlp_ratio"]
-        blocks = [
-            {
-                "num_heads": shape.heads,
-                "attn_head_dim": head_dim,
-                "mlp_ratio": shape.mlp_ratio,
-                "attention": shape.attention,
-            }
-            for shape in shapes
-        ]
-        return recipe_of(arguments, blocks)
+        return recipe_of(self._arguments, self.space.head_dim, *self.space.shape(architecture))
 
     def _rebuilt(self, architecture: Architecture, **rates: float) -> VisionTransformer:
         recipe = self._recipe(architecture)

@@ -1,13 +1,13 @@
-"""Linear attention with the parameters of timm's softmax attention."""
+"""Attention of a layer: timm's softmax, linear, or either of them on one set of parameters."""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from timm.layers import Attention
 
-__all__ = ["LinearAttention"]
+__all__ = ["ATTENTIONS", "ElasticAttention", "LinearAttention"]
 
 
 class LinearAttention(Attention):
@@ -45,6 +45,20 @@ class LinearAttention(Attention):
         x = x / (q @ k.sum(-2).unsqueeze(-1))
         x = x.transpose(1, 2).reshape(batch, tokens, self.attn_dim)
         return cast(torch.Tensor, self.proj_drop(self.proj(self.norm(x))))
+
+
+ATTENTIONS: dict[str, type[Attention]] = {"softmax": Attention, "linear": LinearAttention}
+"""Attention of a layer, by name. All have the same parameters."""
+
+
+class ElasticAttention(LinearAttention):
+    """Either attention, on one set of parameters."""
+
+    kind: type[Attention]
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Map tokens (batch, N, channels) to tokens of the same shape."""
+        return self.kind.forward(self, x, *args, **kwargs)
 
 
 def _positive(x: torch.Tensor) -> torch.Tensor:
