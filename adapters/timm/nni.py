@@ -38,7 +38,7 @@ def model_space(supernet: nn.Module) -> TimmModelSpace:
     return TimmModelSpace(supernet)
 
 
-class TimmModelSpace(ModelSpace):  # type: ignore[misc]  # a class of NNI has no type
+class TimmModelSpace(ModelSpace):
     """The model space that `model_space` makes; `model` is the timm model with NNI's choices."""
 
     def __init__(self, supernet: LayerChoiceSupernet) -> None:

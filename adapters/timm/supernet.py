@@ -4,42 +4,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable
-from pathlib import Path
-from typing import Any, NoReturn, Protocol, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
-import numpy as np
 import torch
 from torch import nn
 
 from nas_dynamic.adapters.timm.images import copy_data_config, example_images
 from nas_dynamic.adapters.timm.recipe import Recipe
-from nas_dynamic.complexity import Complexity, count_macs, measure_latency
+from nas_dynamic.complexity import LookupTable, count_macs, measure_latency
 from nas_dynamic.space import Architecture, SearchSpace
 
-__all__ = ["Measure", "SubnetTable", "Supernet"]
+__all__ = ["Measure", "Supernet"]
 
 Measure = Callable[[nn.Module, torch.Tensor], float]
 """(module, its input) → complexity."""
 
 Model = TypeVar("Model", bound=nn.Module)
-
-
-class SubnetTable(Protocol):
-    """A complexity of the subnets, looked up in microseconds."""
-
-    def __call__(self, architecture: Architecture) -> float:
-        """Look the complexity up."""
-        ...
-
-    def errors(
-        self, space: SearchSpace, complexity: Complexity, samples: int = 32, seed: int = 0
-    ) -> np.ndarray:
-        """Return relative errors, table / complexity − 1, on random architectures."""
-        ...
-
-    def save(self, path: str | Path) -> None:
-        """Write the table as JSON, for `load` of its class."""
-        ...
 
 
 class Supernet(nn.Module):
@@ -136,11 +116,11 @@ class Supernet(nn.Module):
         self.space.validate(architecture)
         return self._filled(self._rebuilt(architecture), architecture)
 
-    def subnet_parameters(self) -> SubnetTable:
+    def subnet_parameters(self) -> LookupTable:
         """Return architecture → number of parameters of the stand-alone subnet; exact."""
         raise NotImplementedError
 
-    def subnet_macs(self, img_size: int | tuple[int, int] | None = None) -> SubnetTable:
+    def subnet_macs(self, img_size: int | tuple[int, int] | None = None) -> LookupTable:
         """Return architecture → multiply-accumulates for one image; exact.
 
         Args:
@@ -149,7 +129,7 @@ class Supernet(nn.Module):
         """
         return self._table(count_macs, example_images(self, img_size))
 
-    def subnet_latency(self, images: torch.Tensor, *, seconds: float = 0.2) -> SubnetTable:
+    def subnet_latency(self, images: torch.Tensor, *, seconds: float = 0.2) -> LookupTable:
         """Return architecture → milliseconds for a batch of images, from measured layers.
 
         Layers that are measured apart do not add up to a model exactly: `errors` of the table
@@ -203,6 +183,6 @@ class Supernet(nn.Module):
         """Return a stand-alone subnet with any weights."""
         raise NotImplementedError
 
-    def _table(self, measure: Measure, images: torch.Tensor) -> SubnetTable:
+    def _table(self, measure: Measure, images: torch.Tensor) -> LookupTable:
         """Return the table of a measure of layers that map from these images."""
         raise NotImplementedError
