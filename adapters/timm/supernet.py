@@ -133,7 +133,7 @@ class Supernet(nn.Module):
         """Return architecture → milliseconds for a batch of images, from measured layers.
 
         Layers that are measured apart do not add up to a model exactly: `errors` of the table
-        tells by how much they fail. `save` keeps the table, since measuring takes long.
+        says by how much they fail. `save` keeps the table, since measuring takes long.
 
         Args:
             images: the batch, on the device and of the dtype to measure with.

@@ -81,7 +81,7 @@ class Attached:
     """Dynamic training that is attached; what it trains now is `supernet.sampled`.
 
     Attributes:
-        training: the `DynamicTraining`; `training.last` tells what the last update used.
+        training: the `DynamicTraining`; `training.last` says what the last update used.
     """
 
     def __init__(self, host: _Host) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import doctest
 import json
 import math
 import re
@@ -11,7 +10,6 @@ import timeit
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -29,6 +27,7 @@ from nas_dynamic.adapters.timm.recipe import build
 from nas_dynamic.adapters.timm.vit.attention import LinearAttention
 from nas_dynamic.adapters.timm.vit.builder import constructor_arguments, mlp_ratio_of
 from nas_dynamic.complexity import bounds, count_macs, count_parameters, measure_latency
+from tests.timm.loop import random_subnets
 
 SIZES = {
     "depth": [2, 3],
@@ -59,16 +58,6 @@ def tiny(**arguments):
     return model.eval()
 
 
-def drawn(supernet, count, seed=0):
-    """Random subnets, no two alike where the space has so many."""
-    generator, space = np.random.default_rng(seed), supernet.space
-    found = {}
-    while len(found) < min(count, space.size):
-        architecture = space.sample(generator)
-        found[tuple(architecture.values())] = architecture
-    return [*found.values()]
-
-
 def images(batch=3, size=16):
     return torch.randn(batch, 3, size, size)
 
@@ -76,7 +65,7 @@ def images(batch=3, size=16):
 @pytest.mark.parametrize("choices", SPACES.values(), ids=SPACES)
 def test_extracted_subnets_are_identical(choices):
     supernet = elastic_vit(tiny(), **choices)
-    for architecture in drawn(supernet, 24):
+    for architecture in random_subnets(supernet, 24):
         supernet.activate(architecture)
         subnet = supernet.extract(architecture)
         assert type(subnet) is VisionTransformer
@@ -117,7 +106,7 @@ def test_documented_script_rebuilds_without_this_package(tmp_path):
     supernets = [epsilon, *(elastic_vit(tiny(), **SPACES[k]) for k in ("uniform", "per layer"))]
     folders = []
     for i, supernet in enumerate(supernets):
-        (architecture,) = drawn(supernet, 1, seed=3)
+        (architecture,) = random_subnets(supernet, 1, seed=3)
         subnet, x = supernet.extract(architecture), images()
         folders.append(tmp_path / str(i))
         folders[-1].mkdir()
@@ -126,12 +115,6 @@ def test_documented_script_rebuilds_without_this_package(tmp_path):
         torch.save((x, subnet(x)), folders[-1] / "case.pt")
     command = [sys.executable, "-c", RUN_DOCUMENTED_SCRIPT, *folders]
     subprocess.run(command, cwd=tmp_path, check=True)
-
-
-def test_example_of_the_docstring():
-    results = doctest.testmod(sys.modules[elastic_vit.__module__])
-    assert results.attempted > 0
-    assert results.failed == 0
 
 
 VARIANTS = {
@@ -159,7 +142,7 @@ def test_variants_of_the_constructor(arguments):
     x = torch.randn(2, model.in_chans, *model.patch_embed.img_size)
     assert torch.equal(supernet(x), model(x))
     parameters = supernet.subnet_parameters()
-    for architecture in drawn(supernet, 3):
+    for architecture in random_subnets(supernet, 3):
         supernet.activate(architecture)
         subnet = supernet.extract(architecture)
         assert torch.equal(subnet(x), supernet(x))
@@ -185,7 +168,7 @@ def test_every_vision_transformer_of_timm_is_sliced_or_refused():
         supernet = elastic_vit(model, depth=[1, 2], embed_dim=[24, 32], heads=[2, 4])
         x = images(batch=1, size=56)
         assert torch.equal(supernet(x), model(x)), name
-        (architecture,) = drawn(supernet, 1)
+        (architecture,) = random_subnets(supernet, 1)
         supernet.activate(architecture)
         assert torch.equal(supernet(x), supernet.extract(architecture)(x)), name
 
@@ -212,7 +195,7 @@ def test_the_given_model_stays_as_it_is():
     model, x = tiny(), images()
     expected, weights = model(x), copy.deepcopy(model.state_dict())
     supernet = elastic_vit(model, **SIZES)
-    supernet.activate(drawn(supernet, 1)[0])
+    supernet.activate(random_subnets(supernet, 1)[0])
     with torch.no_grad():
         for parameter in supernet.parameters():
             parameter.zero_()
@@ -224,7 +207,7 @@ def test_the_given_model_stays_as_it_is():
 
 def test_extraction_copies_and_keeps_mode_dtype_and_active_subnet():
     supernet = elastic_vit(tiny(), **SIZES).double().train()
-    one, other = drawn(supernet, 2)
+    one, other = random_subnets(supernet, 2)
     supernet.activate(one)
     subnet = supernet.extract(other, drop_path_rate=0.2)
     assert supernet.architecture == one
@@ -242,7 +225,7 @@ def test_extraction_copies_and_keeps_mode_dtype_and_active_subnet():
 
 def test_a_copy_has_an_active_subnet_of_its_own():
     supernet, x = elastic_vit(tiny(), **SIZES), images()
-    one, other = drawn(supernet, 2)
+    one, other = random_subnets(supernet, 2)
     supernet.activate(one)
     ema = copy.deepcopy(supernet)
     ema.activate(other)
@@ -264,7 +247,7 @@ def padded(name, gradient, shape):
 
 def test_gradients_reach_the_active_slices_and_nothing_else():
     supernet = elastic_vit(tiny(init_values=0.1, qk_norm=True), **SIZES)
-    for architecture in drawn(supernet, 8):
+    for architecture in random_subnets(supernet, 8):
         subnet, x, y = supernet.extract(architecture), images(), torch.tensor([0, 1, 2])
         supernet.activate(architecture)
         supernet.zero_grad()
@@ -294,19 +277,19 @@ def test_tables_equal_direct_counts(choices, count):
     supernet = elastic_vit(tiny(), **choices)
     parameters, macs = supernet.subnet_parameters(), supernet.subnet_macs()
     image = torch.zeros(1, 3, 16, 16, device="meta")
-    for architecture in drawn(supernet, count):
+    for architecture in random_subnets(supernet, count):
         subnet = supernet.extract(architecture)
         assert parameters(architecture) == count_parameters(subnet)
         assert macs(architecture) == count_macs(subnet.to("meta"), image)
     least, greatest = bounds(supernet.space, parameters)
     assert greatest == count_parameters(supernet)
-    assert least <= min(map(parameters, drawn(supernet, 200, seed=1)))
+    assert least <= min(map(parameters, random_subnets(supernet, 200, seed=1)))
 
 
 def test_macs_for_another_image_size():
     model = tiny(dynamic_img_size=True)
     supernet = elastic_vit(model, embed_dim=[24, 48], attention=["softmax", "linear"])
-    (architecture,) = drawn(supernet, 1)
+    (architecture,) = random_subnets(supernet, 1)
     subnet, x = supernet.extract(architecture), images(batch=1, size=24)
     supernet.activate(architecture)
     assert torch.equal(supernet(x), subnet(x))
@@ -483,7 +466,7 @@ def test_architectures_and_checkpoints_of_another_space():
 
 def test_timms_checkpointing_and_features_see_the_active_blocks():
     supernet, x = elastic_vit(tiny(), **SIZES).train(), images()
-    (architecture,) = drawn(supernet, 1)
+    (architecture,) = random_subnets(supernet, 1)
     architecture["depth"] = 2
     supernet.activate(architecture)
     supernet(x).sum().backward()
@@ -503,7 +486,7 @@ def test_timms_checkpointing_and_features_see_the_active_blocks():
 @pytest.mark.parametrize("kind", ["softmax", "linear"])
 def test_bf16_autocast(kind):
     supernet, x = elastic_vit(tiny(), **SIZES), images()
-    (architecture,) = drawn(supernet, 1)
+    (architecture,) = random_subnets(supernet, 1)
     architecture |= {f"attention{i}": kind for i in (1, 2, 3)}
     supernet.activate(architecture)
     with torch.autocast("cpu", torch.bfloat16):
@@ -517,7 +500,7 @@ def test_bf16_autocast(kind):
 def test_a_subnet_compiles_to_one_graph():
     supernet, x = elastic_vit(tiny(), **SIZES), images()
     compiled = torch.compile(supernet, backend="eager", fullgraph=True)
-    (architecture,) = drawn(supernet, 1)
+    (architecture,) = random_subnets(supernet, 1)
     supernet.activate(architecture)
     assert torch.equal(compiled(x), supernet.extract(architecture)(x))
 
@@ -528,7 +511,7 @@ def test_onnx_export_of_a_subnet(choices, tmp_path):
     pytest.importorskip("onnxscript", reason="torch.onnx.export needs onnxscript")
     runtime = pytest.importorskip("onnxruntime", reason="runs the exported model")
     supernet, x = elastic_vit(tiny(), **choices), images()
-    (architecture,) = drawn(supernet, 1)
+    (architecture,) = random_subnets(supernet, 1)
     architecture |= {"depth": 2}
     if "attention" in choices:
         architecture |= {"attention1": "softmax", "attention2": "linear"}
@@ -598,7 +581,7 @@ def test_attached_supernet_trains_what_it_draws_and_validates_what_is_activated(
     optimizer = create_optimizer_v2(supernet, opt="adamw", lr=1e-3)
     attach(optimizer, supernet, group_by="depth", total_steps=4)
     parameters = dict(supernet.named_parameters())
-    (validated,) = drawn(supernet, 1)
+    (validated,) = random_subnets(supernet, 1)
     supernet.activate(validated)
     for _ in range(4):
         optimizer.zero_grad()

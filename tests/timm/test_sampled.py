@@ -15,7 +15,7 @@ from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation, UniformSample
 from nas_dynamic.adapters.timm import Supernet, attach, elastic_vit, fuse
 from nas_dynamic.complexity import population
 from nas_dynamic.evaluation import evaluate
-from tests.timm.loop import tiny_supernet
+from tests.timm.loop import random_subnets, tiny_supernet
 
 
 @functools.cache
@@ -44,11 +44,6 @@ def images():
     return torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
-def subnets(supernet, count):
-    sampler = UniformSampler(supernet.space, seed=2)
-    return [sampler.sample() for _ in range(count)]
-
-
 @torch.no_grad()
 def computes(supernet, architecture, images):
     """Whether the supernet, in the mode that it has, gives the output of a subnet."""
@@ -61,12 +56,12 @@ def test_every_builder_makes_a_supernet(supernet):
     assert isinstance(supernet, host.Supernet)
     assert supernet.sampled is None
     assert supernet.architecture == supernet.base
-    least, most = sorted(map(supernet.subnet_parameters(), subnets(supernet, 2)))
+    least, most = sorted(map(supernet.subnet_parameters(), random_subnets(supernet, 2)))
     assert 0 < least <= most
 
 
 def test_the_sampled_subnet_is_of_training_mode_alone(supernet, images):
-    active, sampled = subnets(supernet, 2)
+    active, sampled = random_subnets(supernet, 2)
     supernet.activate(active)
     supernet.train().sampled = sampled
     assert computes(supernet, sampled, images)
@@ -81,7 +76,7 @@ def test_the_sampled_subnet_is_of_training_mode_alone(supernet, images):
 
 
 def test_an_evaluation_in_the_midst_of_an_update_leaves_the_sampled_subnet(supernet, images):
-    active, sampled = subnets(supernet, 2)
+    active, sampled = random_subnets(supernet, 2)
     supernet.activate(active)
     supernet.train().sampled = sampled
     # It puts the modes back without a call of `train`.
@@ -99,7 +94,7 @@ def test_a_sampled_subnet_of_another_space_is_refused(supernet):
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
 def test_a_copy_has_an_active_subnet_and_none_that_is_sampled(supernet, images, copied):
-    active, sampled, other = subnets(supernet, 3)
+    active, sampled, other = random_subnets(supernet, 3)
     supernet.activate(active)
     supernet.train().sampled = sampled
     twin = copied(supernet)

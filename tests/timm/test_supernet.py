@@ -21,6 +21,7 @@ from torch import nn
 
 from nas_dynamic.adapters.timm import build, fuse, mobile_supernet
 from nas_dynamic.complexity import count_macs, count_parameters, measure_latency
+from tests.timm.loop import random_subnets
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -116,20 +117,10 @@ def images(name, count=2):
     return torch.randn(count, 3, size, size)
 
 
-def subnets(supernet, count, seed=0):
-    """Random subnets, no two alike where the space has so many."""
-    generator, space = np.random.default_rng(seed), supernet.space
-    found = {}
-    while len(found) < min(count, space.size):
-        drawn = space.sample(generator)
-        found[tuple(drawn.values())] = drawn
-    return [*found.values()]
-
-
 def test_extracted_subnets_are_bit_identical(name, supernet):
     x = images(name)
     outputs = []
-    for architecture in subnets(supernet, 20):
+    for architecture in random_subnets(supernet, 20):
         supernet.activate(architecture)
         model = supernet.extract(architecture)
         assert type(model) is supernet.timm_class
@@ -144,7 +135,7 @@ def test_extracted_subnets_keep_the_memory_format(supernet, name):
     # Another format takes other kernels, whose last bits differ.
     supernet = supernet.to(memory_format=torch.channels_last)
     x = images(name)
-    for architecture in subnets(supernet, 5):
+    for architecture in random_subnets(supernet, 5):
         supernet.activate(architecture)
         model = supernet.extract(architecture)
         with torch.no_grad():
@@ -156,7 +147,7 @@ def test_tables_equal_direct_counts(name, supernet):
     size = SIZE.get(name, 48)
     parameters, macs = supernet.subnet_parameters(), supernet.subnet_macs(size)
     image = torch.zeros(1, 3, size, size, device="meta")
-    for architecture in subnets(supernet, 20, seed=1):
+    for architecture in random_subnets(supernet, 20, seed=1):
         model = supernet.extract(architecture)
         assert parameters(architecture) == count_parameters(model)
         assert macs(architecture) == count_macs(model.to("meta"), image)
@@ -167,7 +158,7 @@ def test_recipes_rebuild_without_this_package(tmp_path):
     saved = []
     for name in BUILDERS:
         supernet = built(name)
-        (architecture,) = subnets(supernet, 1, seed=2)
+        (architecture,) = random_subnets(supernet, 1, seed=2)
         model, x = supernet.extract(architecture), images(name)
         recipe = json.dumps(supernet.describe(architecture))
         with torch.no_grad():
@@ -195,7 +186,7 @@ for subnet in torch.load({str(tmp_path / "subnets.pt")!r}):
 def test_onnx_export_computes_the_same(name, supernet, tmp_path):
     pytest.importorskip("onnxscript", reason="ONNX export needs onnxscript")
     runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
-    (architecture,) = subnets(supernet, 1, seed=4)
+    (architecture,) = random_subnets(supernet, 1, seed=4)
     model, x = supernet.extract(architecture), images(name)
     torch.onnx.export(model, (x,), tmp_path / "subnet.onnx", dynamo=True, verbose=False)
     session = runtime.InferenceSession(tmp_path / "subnet.onnx")
@@ -222,7 +213,7 @@ def test_supernet_is_a_model_of_timms_class(supernet, name):
 
 
 def test_copies_and_pickles(supernet, name):
-    (architecture,) = subnets(supernet, 1)
+    (architecture,) = random_subnets(supernet, 1)
     supernet.activate(architecture)
     x = images(name)
     with torch.no_grad():
@@ -248,7 +239,7 @@ def test_extracted_weights_are_a_copy():
 
 def test_only_the_active_subnet_gets_gradients():
     supernet = copy.deepcopy(built("MBConv")).train()
-    for architecture in subnets(supernet, 3):
+    for architecture in random_subnets(supernet, 3):
         supernet.activate(architecture)
         supernet.zero_grad()
         supernet(images("MBConv")).sum().backward()
@@ -270,7 +261,7 @@ def test_mnasnet_by_name():
     x = images("MBConv")
     with torch.no_grad():
         assert torch.equal(supernet(x), plain(x))
-        for architecture in subnets(supernet, 5):
+        for architecture in random_subnets(supernet, 5):
             supernet.activate(architecture)
             assert torch.equal(supernet(x), supernet.extract(architecture)(x))
 
@@ -396,7 +387,7 @@ def test_models_of_ones_own():
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(supernet(x), plain.eval()(x))
-        for architecture in subnets(supernet, 20):
+        for architecture in random_subnets(supernet, 20):
             supernet.activate(architecture)
             extracted = supernet.extract(architecture)
             assert type(extracted) is ResNet
@@ -605,7 +596,7 @@ def test_latency_table_is_saved_and_reports_its_error(tmp_path):
     assert all(term >= 0 for terms in table.terms.values() for term in terms.values())
     table.save(tmp_path / "latency.json")
     loaded = type(table).load(tmp_path / "latency.json")
-    architectures = subnets(supernet, 4)
+    architectures = random_subnets(supernet, 4)
     assert [loaded(a) for a in architectures] == [table(a) for a in architectures]
 
     def measured(architecture):
@@ -620,6 +611,6 @@ def test_latency_table_is_saved_and_reports_its_error(tmp_path):
 
 def test_lookup_takes_microseconds():
     supernet = built("MobileNetV3-SE")
-    table, (architecture,) = supernet.subnet_parameters(), subnets(supernet, 1)
+    table, (architecture,) = supernet.subnet_parameters(), random_subnets(supernet, 1)
     seconds = min(timeit.repeat(lambda: table(architecture), number=1000, repeat=5)) / 1000
     assert seconds < 10e-6

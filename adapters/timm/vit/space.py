@@ -20,7 +20,7 @@ class BlockShape(NamedTuple):
 
 
 class VitSpace(SearchSpace):
-    """A search space that tells the sizes of a VisionTransformer of its architectures.
+    """A search space that knows the sizes of a VisionTransformer of its architectures.
 
     Args:
         arguments: the model's own `embed_dim`, `depth`, `num_heads` and `mlp_ratio`.
