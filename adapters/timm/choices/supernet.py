@@ -112,25 +112,22 @@ class LayerChoiceSupernet(Supernet):
             choice.active = str(architecture[label])
 
     def _weights(self, architecture: Architecture) -> dict[str, torch.Tensor]:
-        skipped: dict[str, list[int]] = {}
-        for label in self.space.labels:
-            if architecture[label] == SKIP:
-                parent, _, index = label.rpartition(".")
-                skipped.setdefault(parent, []).append(int(index))
-        prefixes = {f"{label}.": f"{label}.{architecture[label]}." for label in self.space.labels}
+        skipped = {label for label, candidate in architecture.items() if candidate == SKIP}
+        parents = {label.rpartition(".")[0] for label in skipped}
         weights = {}
         for name, tensor in self.state_dict().items():
-            prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
-            if prefix is not None:
-                if not name.startswith(prefixes[prefix]):
+            label = next((label for label in architecture if name.startswith(f"{label}.")), None)
+            if label is not None:
+                candidate, _, rest = name.removeprefix(f"{label}.").partition(".")
+                if candidate != architecture[label]:
                     continue
-                name = prefix + name.removeprefix(prefixes[prefix])
-            for parent, indices in skipped.items():
+                name = f"{label}.{rest}"
+            for parent in parents:
                 if name.startswith(f"{parent}."):
                     index, _, rest = name.removeprefix(f"{parent}.").partition(".")
                     # What comes after a layer that is left out moves up.
-                    moved = int(index) - sum(i < int(index) for i in indices)
-                    name = f"{parent}.{moved}.{rest}"
+                    moved = sum(f"{parent}.{i}" in skipped for i in range(int(index)))
+                    name = f"{parent}.{int(index) - moved}.{rest}"
                     break
             weights[name] = tensor
         return weights

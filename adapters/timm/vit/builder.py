@@ -127,24 +127,24 @@ def recipe_of(
         embed_dim: channels of a token.
         blocks: what the blocks are.
     """
-    sizes: dict[str, Any] = {"embed_dim": embed_dim, "depth": len(blocks)}
+    own = {**arguments, "embed_dim": embed_dim, "depth": len(blocks)}
     first = blocks[0]
     fills = first.heads * head_dim == embed_dim and first.attention == "softmax"
     if fills and all(block == first for block in blocks):
-        sizes |= {"num_heads": first.heads, "mlp_ratio": first.mlp_ratio}
-        return {"model": to_json(partial(VisionTransformer, **{**arguments, **sizes}))}
-    shapes = [
-        {
-            "num_heads": block.heads,
-            "attn_head_dim": head_dim,
-            "mlp_ratio": block.mlp_ratio,
-            "attention": block.attention,
-        }
-        for block in blocks
-    ]
-    others = {k: v for k, v in arguments.items() if k not in ("num_heads", "mlp_ratio")}
-    others |= {**sizes, "block_fn": partial(block_fn, shapes=shapes)}
-    return {"model": to_json(partial(VisionTransformer, **others))}
+        own |= {"num_heads": first.heads, "mlp_ratio": first.mlp_ratio}
+    else:
+        del own["num_heads"], own["mlp_ratio"]
+        shapes = [
+            {
+                "num_heads": block.heads,
+                "attn_head_dim": head_dim,
+                "mlp_ratio": block.mlp_ratio,
+                "attention": block.attention,
+            }
+            for block in blocks
+        ]
+        own["block_fn"] = partial(block_fn, shapes=shapes)
+    return {"model": to_json(partial(VisionTransformer, **own))}
 
 
 def block_fn(*, shapes: Sequence[Mapping[str, Any]], dim: int, depth: int, **kwargs: Any) -> Block:
