@@ -13,10 +13,11 @@ except ImportError as error:
 from nas_dynamic.adapters.timm.choices.choice import SKIP, LayerChoice
 from nas_dynamic.adapters.timm.choices.fusion import fuse
 from nas_dynamic.adapters.timm.choices.mobile import mobile_supernet
-from nas_dynamic.adapters.timm.choices.recipe import build
-from nas_dynamic.adapters.timm.choices.supernet import Supernet
+from nas_dynamic.adapters.timm.choices.supernet import LayerChoiceSupernet
+from nas_dynamic.adapters.timm.recipe import build
+from nas_dynamic.adapters.timm.supernet import Supernet
 from nas_dynamic.adapters.timm.training import Attached, attach
-from nas_dynamic.adapters.timm.vit.elastic_vit import ElasticVisionTransformer, elastic_vit
+from nas_dynamic.adapters.timm.vit.supernet import ElasticVisionTransformer, elastic_vit
 from nas_dynamic.adapters.timm.vit.table import BlockTable
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "BlockTable",
     "ElasticVisionTransformer",
     "LayerChoice",
+    "LayerChoiceSupernet",
     "Supernet",
     "attach",
     "build",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from nas_dynamic._extras import extra
+from nas_dynamic.adapters.timm.choices.supernet import LayerChoiceSupernet
 
 with extra("nni"):
     import nni.nas.strategy  # noqa: F401  first: see nas_dynamic.adapters.nni
@@ -16,8 +17,8 @@ with extra("nni"):
 __all__ = ["TimmModelSpace", "model_space"]
 
 
-def model_space(supernet: Any) -> TimmModelSpace:
-    """An NNI model space with the choices, and a copy of the weights, of a supernet.
+def model_space(supernet: nn.Module) -> TimmModelSpace:
+    """Return an NNI model space with the choices, and a copy of the weights, of a supernet.
 
     Labels and candidates are those of `supernet.space`, so that architectures serve both. What NNI
     has trained goes back by `supernet.load_state_dict(strategy.supernet.model.state_dict())`; then
@@ -29,7 +30,7 @@ def model_space(supernet: Any) -> TimmModelSpace:
     Raises:
         TypeError: the supernet has no layer choices, as one that is sliced.
     """
-    if not hasattr(supernet, "choices"):
+    if not isinstance(supernet, LayerChoiceSupernet):
         raise TypeError(
             f"{type(supernet).__name__} has no layer choices, which NNI's space is made of; "
             "make a supernet by fuse() or mobile_supernet()"
@@ -40,15 +41,14 @@ def model_space(supernet: Any) -> TimmModelSpace:
 class TimmModelSpace(ModelSpace):
     """The model space that `model_space` makes; `model` is the timm model with NNI's choices."""
 
-    def __init__(self, supernet: Any) -> None:
+    def __init__(self, supernet: LayerChoiceSupernet) -> None:
         super().__init__()
-        model = copy.deepcopy(supernet)
-        for label, choice in model.choices().items():
+        model = supernet.plain_copy()
+        for label in supernet.space.labels:
+            choice: Any = model.get_submodule(label)
             model.set_submodule(label, LayerChoice(dict(choice.items()), label=label))
-        model.__class__ = supernet.timm_class
-        model._forward_pre_hooks.clear()  # an attached sampling is the supernet's
         self.model = model
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits of the active subnet."""
-        return self.model(x)
+        """Compute the logits of the active subnet."""
+        return cast(torch.Tensor, self.model(x))

@@ -22,7 +22,7 @@ def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
     preset = PRESETS[args.preset]
-    supernet: Any = make_supernet(10, preset["width"], preset["strides"], aligned=False)
+    supernet = make_supernet(10, preset["width"], preset["strides"], aligned=False)
     supernet = supernet.to(args.device, memory_format=torch.channels_last).eval()
     size = preset["image_size"]
     images = torch.randn(args.batch_size, 3, size, size, device=args.device)

@@ -8,15 +8,17 @@ from functools import partial
 from timm.models._efficientnet_builder import round_channels
 from torch import nn
 
-from nas_dynamic.adapters.timm import Supernet, mobile_supernet
+from nas_dynamic.adapters.timm import LayerChoiceSupernet, mobile_supernet
 
 # (channels, layers) of each stage. Operations: kernel 3, 5, 7 × expansion 3, 6, and skip where
 # it can be.
 STAGES = [(32, 4), (40, 4), (80, 4), (96, 4), (192, 4), (320, 1)]
 
 
-def make_supernet(classes: int, width: float, strides: Sequence[int], aligned: bool) -> Supernet:
-    """Build the supernet, with channels multiplied by `width` and a stride for each stage."""
+def make_supernet(
+    classes: int, width: float, strides: Sequence[int], aligned: bool
+) -> LayerChoiceSupernet:
+    """Make the supernet, with channels multiplied by `width` and a stride for each stage."""
     arch_def = [["ds_r1_k3_s1_e1_c16"]]
     for (channels, layers), stride in zip(STAGES, strides, strict=True):
         arch_def.append([f"ir_r{layers}_k3_s{stride}_e6_c{channels}"])
@@ -34,7 +36,7 @@ def make_supernet(classes: int, width: float, strides: Sequence[int], aligned: b
     return supernet
 
 
-def align(supernet: Supernet) -> None:
+def align(supernet: LayerChoiceSupernet) -> None:
     """Start all candidates of a layer alike, and residual layers as the identity.
 
     Subnets then compute similar features from the first update on, which short trainings need:

@@ -71,7 +71,7 @@ def main() -> None:
     )
     for arm in ("static", "dynamic"):
         torch.manual_seed(args.seed)
-        supernet: Any = make_supernet(data.classes, args.width, args.strides, args.align)
+        supernet = make_supernet(data.classes, args.width, args.strides, args.align)
         supernet = supernet.to(args.device, memory_format=torch.channels_last)
         train(supernet, data, args, args.out / arm)
         result = args.out / arm / "result.json"
@@ -99,16 +99,15 @@ def begin_or_go_on(args: argparse.Namespace) -> None:
 
 def train(supernet: Supernet, data: Images, args: argparse.Namespace, folder: Path) -> None:
     """Train the supernet, with one added line."""
-    model: Any = supernet
     optimizer = create_optimizer_v2(
-        model, opt=args.opt, lr=args.lr, momentum=0.9, weight_decay=4e-5, **args.opt_kwargs
+        supernet, opt=args.opt, lr=args.lr, momentum=0.9, weight_decay=4e-5, **args.opt_kwargs
     )
     # Both arms draw the same subnets.
     dynamic = folder.name == "dynamic"
     attached = attach(
-        optimizer, model, calr=dynamic, momentum=dynamic, gamma_by=args.gamma_by, seed=args.seed
+        optimizer, supernet, calr=dynamic, momentum=dynamic, gamma_by=args.gamma_by, seed=args.seed
     )
-    fit(model, optimizer, data, args, folder, args.epochs, args.warmup_epochs)
+    fit(supernet, optimizer, data, args, folder, args.epochs, args.warmup_epochs)
     attached.detach()
 
 
@@ -122,7 +121,7 @@ def fit(
     warmup_epochs: int = 0,
     ema: ModelEmaV3 | None = None,
 ) -> None:
-    """Run the loop of timm's train.py, from the last checkpoint in the folder on."""
+    """Train in the loop of timm's train.py, from the last checkpoint in the folder on."""
     loader = data.loader("train", args.batch_size)
     scaler = NativeScaler(device="cuda") if args.device == "cuda" else None
     start = 0
@@ -194,9 +193,8 @@ def search(
     drawn = [supernet.space.sample(generator) for _ in range(args.subnets)]
     calibration = data.batches("calibration", 128)
     validation = data.batches("validation", 256)
-    module: Any = supernet
     scores = list(
-        score_subnets(module, type(supernet).activate, drawn, validation, calibration=calibration)
+        score_subnets(supernet, type(supernet).activate, drawn, validation, calibration=calibration)
     )
     best = max(scores, key=lambda score: score.accuracy)
 

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from timm.models import load_checkpoint, resume_checkpoint
 from timm.optim import create_optimizer_v2
@@ -16,7 +17,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import CheckpointSaver, ModelEmaV3, NativeScaler, dispatch_clip_grad
 from torch import nn
 
-from nas_dynamic.adapters.timm import attach, mobile_supernet
+from nas_dynamic.adapters.timm import LayerChoiceSupernet, attach, mobile_supernet
 
 ARCH_DEF = [["ds_r1_k3_s1_e1_c8"], ["ir_r2_k3_s2_e2_c8"], ["ir_r2_k3_s2_e2_c16"]]
 GROUP = "blocks.1.1"
@@ -36,12 +37,12 @@ class Options:
     epochs: int = 3
 
 
-def tiny_supernet(seed: int = 0) -> Any:
+def tiny_supernet(seed: int = 0) -> LayerChoiceSupernet:
     return copy.deepcopy(_tiny_supernet(seed))
 
 
 @functools.cache
-def _tiny_supernet(seed: int) -> Any:
+def _tiny_supernet(seed: int) -> LayerChoiceSupernet:
     torch.manual_seed(seed)
     return mobile_supernet(
         ARCH_DEF,
@@ -52,6 +53,16 @@ def _tiny_supernet(seed: int) -> Any:
         num_features=16,
         num_classes=4,
     )
+
+
+def random_subnets(supernet: Any, count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Random subnets, no two alike where the space has so many."""
+    generator, space = np.random.default_rng(seed), supernet.space
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    while len(found) < min(count, space.size):
+        architecture = space.sample(generator)
+        found[tuple(architecture.values())] = architecture
+    return [*found.values()]
 
 
 def batches(count: int = 5) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -23,8 +23,8 @@ from nas_dynamic.adapters.nni import (
     search_space,
 )
 from nas_dynamic.adapters.nni import subnet_parameters as nni_subnet_parameters
+from nas_dynamic.adapters.timm import elastic_vit
 from nas_dynamic.adapters.timm.nni import model_space
-from nas_dynamic.adapters.timm.vit import elastic_vit
 from nas_dynamic.evaluation import score_subnets
 from tests.timm.loop import GROUP, batches, tiny_supernet
 

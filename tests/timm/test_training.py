@@ -5,9 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,14 +90,14 @@ def test_accumulated_micro_batches_train_one_subnet():
             supernet(torch.randn(2, 3, 16, 16)).sum().backward()
         for label, choice in supernet.choices().items():
             for name, layer in choice.items():
-                if name != attached.drawn[label]:
+                if name != supernet.sampled[label]:
                     assert all(p.grad is None for p in layer.parameters())
-        drawn = attached.drawn
+        drawn = supernet.sampled
         optimizer.step()
         assert attached.training.last.architecture == drawn
         optimizer.zero_grad()
         supernet(torch.randn(2, 3, 16, 16))
-        assert attached.drawn != drawn
+        assert supernet.sampled != drawn
 
 
 def test_a_step_whose_gradients_are_not_finite_can_be_refused():
@@ -137,11 +134,11 @@ def test_skipped_amp_step_keeps_subnet_weights_and_count():
     x = torch.randn(2, 3, 16, 16)
     scaler(supernet(x).sum() * float("inf"), optimizer)
     optimizer.zero_grad()
-    drawn = attached.drawn
+    drawn = supernet.sampled
     assert attached.training.updates == 0
     assert all(torch.equal(p, q) for p, q in zip(before, supernet.parameters(), strict=True))
     supernet(x)
-    assert attached.drawn == drawn
+    assert supernet.sampled == drawn
 
 
 @pytest.mark.filterwarnings("ignore:step 1 is skipped")
@@ -155,7 +152,7 @@ def test_the_next_subnet_follows_one_whose_gradients_are_not_finite():
         optimizer.zero_grad()
         loss = supernet(torch.randn(2, 3, 16, 16)).square().mean()
         (loss * (math.inf if step % 3 == 1 else 1.0)).backward()
-        drawn.append(attached.drawn)
+        drawn.append(supernet.sampled)
         optimizer.step()
     assert drawn == [twin.sample() for _ in range(12)]
     assert (attached.training.updates, attached.training.skipped) == (8, 4)
@@ -232,10 +229,10 @@ def test_elastic_vit_is_attached_alike():
 
 def test_copy_of_the_supernet_is_independent():
     supernet = tiny_supernet().train()
-    attached = attach(create_optimizer_v2(supernet, opt="sgd", lr=0.1), supernet)
+    attach(create_optimizer_v2(supernet, opt="sgd", lr=0.1), supernet)
     twin = copy.deepcopy(supernet)
     twin.train()(torch.randn(2, 3, 16, 16))
-    assert attached.drawn is None
+    assert supernet.sampled is None
     assert ModelEmaV3(supernet).module.architecture == supernet.base
 
 
@@ -343,64 +340,6 @@ def test_checkpoint_of_another_space_is_refused(tmp_path):
         optimizer.load_state_dict(checkpoint["optimizer"])
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    """Return what two ranks of `ddp.py` saved."""
-    folder = tmp_path_factory.mktemp("ranks")
-    script = Path(__file__).with_name("ddp.py")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(folder)],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
-
-
-@pytest.mark.process
-@pytest.mark.xdist_group("ranks of timm")
-def test_ranks_draw_one_subnet_and_stay_equal(ranks):
-    first, second = (rank["agree"] for rank in ranks)
-    assert first["error"] is None
-    assert len(first["drawn"]) == 4
-    assert first["drawn"] == second["drawn"]
-    assert len({tuple(a.values()) for a in first["drawn"]}) > 1
-    for name, tensor in first["parameters"].items():
-        assert torch.equal(tensor, second["parameters"][name]), name
-
-
-@pytest.mark.process
-@pytest.mark.xdist_group("ranks of timm")
-@pytest.mark.parametrize(
-    ("scenario", "updates", "message"),
-    [
-        ("other seed", 0, "rank 1 differs from rank 0 in the architecture"),
-        ("other weight", 1, "rank 1 differs from rank 0 in the weights: it has made 2 updates"),
-    ],
-)
-def test_ranks_that_go_apart_are_stopped_unless_that_is_turned_off(
-    ranks, scenario, updates, message
-):
-    for rank in ranks:
-        assert len(rank[scenario]["drawn"]) == updates
-        assert message in rank[scenario]["error"]
-        assert rank["unchecked"]["error"] is None
-    assert ranks[0]["unchecked"]["drawn"] != ranks[1]["unchecked"]["drawn"]
-
-
-def test_check_of_ranks_is_refused_where_it_makes_no_sense():
-    supernet = tiny_supernet()
-    optimizer = create_optimizer_v2(supernet, opt="sgd", lr=0.1)
-    with pytest.raises(ValueError, match="must be 1 or more, got 0"):
-        attach(optimizer, supernet, check_ranks_every=0)
-    attach(optimizer, supernet)  # nothing was left behind
-
-
 def test_sampling_leaves_other_generators_alone():
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002
@@ -439,12 +378,12 @@ def test_parts_of_the_supernet_compute_the_activated_subnet_between_updates():
     supernet = tiny_supernet()
     alone = copy.deepcopy(supernet)
     optimizer = create_optimizer_v2(supernet, opt="sgd", lr=0.1)
-    attached = attach(optimizer, supernet)
+    attach(optimizer, supernet)
     images = torch.randn(2, 3, 16, 16)
     for _ in range(4):
         supernet.train()(images).sum().backward()
         optimizer.step()
-        assert attached.drawn != supernet.architecture
+        assert supernet.sampled != supernet.architecture
         alone.load_state_dict(supernet.state_dict())
         with torch.no_grad():
             ours = supernet.eval().forward_features(images)

@@ -18,7 +18,7 @@ class Skip(nn.Module):
     """A layer that is left out."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The input."""
+        """Return the input."""
         return x
 
 
@@ -34,9 +34,9 @@ class LayerChoice(nn.ModuleDict):
         self.active = next(iter(candidates))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Output of the active candidate."""
+        """Compute the active candidate."""
         return self[self.active](*args, **kwargs)
 
     def extra_repr(self) -> str:
-        """The active candidate."""
+        """Tell the active candidate."""
         return f"active={self.active!r}"

@@ -21,8 +21,8 @@ from nas_dynamic.adapters.timm.choices.layers import (
     layer_shapes,
     may_skip,
 )
-from nas_dynamic.adapters.timm.choices.recipe import Recipe, to_json
-from nas_dynamic.adapters.timm.choices.supernet import make_supernet
+from nas_dynamic.adapters.timm.choices.supernet import LayerChoiceSupernet, make_supernet
+from nas_dynamic.adapters.timm.recipe import Recipe, to_json
 from nas_dynamic.space import Architecture
 
 __all__ = ["fuse", "fuse_models"]
@@ -39,7 +39,7 @@ def fuse(
     skip: bool | Collection[str] = False,
     layers: str | None = None,
     **kwargs: Any,
-) -> Any:
+) -> LayerChoiceSupernet:
     """Make a supernet of timm models that differ in some of their layers.
 
     A layer that is not the same in all models becomes a choice, whose candidates have the names
@@ -56,7 +56,7 @@ def fuse(
         kwargs: arguments of `timm.create_model` for all models, such as `num_classes`.
 
     Returns:
-        A `Supernet`, which is also a model of timm's class. It starts as the first of the models,
+        The supernet, which is also a model of timm's class. It starts as the first of the models,
         and with its weights where they are pretrained.
 
     Raises:
@@ -105,8 +105,8 @@ def fuse_models(
     *,
     skip: bool | Collection[str] = False,
     layers: str | None = None,
-) -> Any:
-    """`fuse` of models that are built, and become parts of the supernet.
+) -> LayerChoiceSupernet:
+    """Fuse models that are built, and become parts of the supernet; see `fuse`.
 
     Args:
         models: name → model.
@@ -182,7 +182,7 @@ class Replacements:
         arguments: Mapping[str, Mapping[str, Any]],
         layers: str | None,
     ) -> Replacements:
-        """The recipes for a supernet of some models."""
+        """Return the recipes for a supernet of some models."""
         host = _host(models, layers)
         depth = DEPTH_ARGUMENTS.get(type(models[host]))
         stages: dict[str, int] = {}
@@ -194,7 +194,7 @@ class Replacements:
         return cls(host, arguments, depth, stages)
 
     def __call__(self, architecture: Architecture) -> Recipe:
-        """The recipe of a subnet."""
+        """Return the recipe of a subnet."""
         skipped = [path for path, candidate in architecture.items() if candidate == SKIP]
         replaced = {p: str(c) for p, c in architecture.items() if c not in (SKIP, self.host)}
         parents = [path.rpartition(".")[0] for path in skipped]
@@ -226,12 +226,12 @@ def _create_model(arguments: Mapping[str, Any]) -> Recipe:
 
 
 def _host(models: Mapping[str, nn.Module], layers: str | None) -> str:
-    """The model with most layers."""
+    """Return the name of the model with most layers."""
     return max(models, key=lambda name: len(layer_paths(models[name], layers)))
 
 
 def _distinct(modules: Mapping[str, nn.Module]) -> dict[str, tuple[nn.Module, list[str]]]:
-    """Unlike modules, by the name of the first of each kind, with the names of all of it."""
+    """Return unlike modules, by the name of the first of each kind, with the names of all of it."""
     found: dict[str, tuple[nn.Module, list[str]]] = {}
     for name, module in modules.items():
         for kind, (known, names) in found.items():
@@ -246,7 +246,7 @@ def _distinct(modules: Mapping[str, nn.Module]) -> dict[str, tuple[nn.Module, li
 def _skipped(
     model: nn.Module, shapes: Mapping[str, Shapes], skip: bool | Collection[str]
 ) -> set[str]:
-    """The layers to offer to leave out."""
+    """Return the layers to offer to leave out."""
     able = {path: may_skip(model, path, shapes[path]) for path in shapes}
     if isinstance(skip, bool):
         return {path for path, reason in able.items() if skip and reason is None}

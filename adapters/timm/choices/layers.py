@@ -9,13 +9,13 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from timm.layers import DropPath, to_2tuple
+from timm.layers import DropPath
 from torch import nn
 
+from nas_dynamic.adapters.timm.images import example_images
+
 __all__ = [
-    "copy_data_config",
     "differences",
-    "example_images",
     "layer_inputs",
     "layer_paths",
     "layer_shapes",
@@ -29,7 +29,7 @@ _IGNORED = {"training", "pretrained_cfg", "default_cfg", "feature_info"}
 
 
 def layer_paths(model: nn.Module, pattern: str | None = None) -> list[str]:
-    """Paths of the layers of a model, in the order of its modules.
+    """Return the paths of the layers of a model, in the order of its modules.
 
     Args:
         model: a timm model.
@@ -64,32 +64,14 @@ def layer_paths(model: nn.Module, pattern: str | None = None) -> list[str]:
 
 
 def _groups(model: Any) -> Any:
-    """timm's division into layers: of some models a function of a path, of some there is none."""
+    """Return timm's division into layers: of some models a function of a path, of some none."""
     return model.group_matcher(coarse=False) if hasattr(model, "group_matcher") else None
-
-
-def copy_data_config(source: nn.Module, target: nn.Module) -> None:
-    """Give a model what `timm.data.resolve_data_config` reads of another one."""
-    for name in ("pretrained_cfg", "default_cfg"):
-        if hasattr(source, name):
-            setattr(target, name, copy.deepcopy(getattr(source, name)))
-
-
-def example_images(
-    model: nn.Module, image_size: int | tuple[int, int] | None = None
-) -> torch.Tensor:
-    """One image of zeros of the size that the model is made for, on the meta device."""
-    config = getattr(model, "pretrained_cfg", None) or {}
-    channels, *size = config.get("input_size") or (3, 224, 224)
-    channels = getattr(model, "in_chans", channels)
-    own = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    return torch.zeros(1, channels, *to_2tuple(image_size or own or size), device="meta")
 
 
 def layer_inputs(
     model: nn.Module, paths: Collection[str], images: torch.Tensor
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Input and output of layers in one forward pass in evaluation mode.
+    """Return input and output of layers in one forward pass in evaluation mode.
 
     Raises:
         ValueError: a layer does not map a tensor to a tensor.
@@ -122,14 +104,14 @@ def layer_inputs(
 
 
 def layer_shapes(model: nn.Module, paths: Collection[str]) -> dict[str, Shapes]:
-    """Shapes that layers map from and to, without the batch, worked out on the meta device."""
+    """Return the shapes, without the batch, that layers map from and to; on the meta device."""
     shadow = copy.deepcopy(model).to("meta")
     passed = layer_inputs(shadow, paths, example_images(model))
     return {path: (tuple(x.shape[1:]), tuple(y.shape[1:])) for path, (x, y) in passed.items()}
 
 
 def may_skip(model: nn.Module, path: str, shapes: Shapes) -> str | None:
-    """Why a layer cannot be left out; None if it can."""
+    """Return why a layer cannot be left out; None if it can."""
     parent, _, index = path.rpartition(".")
     if not isinstance(model.get_submodule(parent), nn.Sequential):
         return "is no element of an nn.Sequential"
@@ -141,14 +123,14 @@ def may_skip(model: nn.Module, path: str, shapes: Shapes) -> str | None:
 
 
 def described(shapes: Shapes) -> str:
-    """Shapes in words, such as 16×112×112 to 24×56×56."""
+    """Return shapes in words, such as 16×112×112 to 24×56×56."""
     return " to ".join("×".join(map(str, shape)) for shape in shapes)
 
 
 def differences(
     models: Mapping[str, nn.Module], without: Mapping[str, Collection[str]] | None = None
 ) -> list[str]:
-    """Where modules are not alike, one sentence each.
+    """Return where modules are not alike, one sentence each.
 
     Modules are alike if they are of one class with equal hyperparameters and shapes, and so are
     their children. Values of weights do not count, nor does stochastic depth.
@@ -178,7 +160,7 @@ def differences(
 
 
 def _signatures(module: nn.Module, without: frozenset[str], prefix: str = "") -> dict[str, Any]:
-    """What a module is made of: path → class, hyperparameters, shapes."""
+    """Return what a module is made of: path → class, hyperparameters, shapes."""
     own = {
         name: _plain(value)
         for name, value in vars(module).items()
@@ -198,7 +180,7 @@ def _signatures(module: nn.Module, without: frozenset[str], prefix: str = "") ->
 
 
 def _plain(value: Any) -> Any:
-    """A hyperparameter as something that compares by value; objects compare by their class."""
+    """Return what compares by value for a hyperparameter; objects compare by their class."""
     if isinstance(value, bool | int | float | str | type) or value is None:
         return value
     if isinstance(value, list | tuple):
@@ -211,7 +193,7 @@ def _plain(value: Any) -> Any:
 
 
 def _differing(here: Mapping[str, Any], there: Mapping[str, Any]) -> tuple[str, str]:
-    """Attributes of two signatures that are not equal, in words."""
+    """Return the attributes of two signatures that are not equal, in words."""
     keys = [k for k in {**here, **there} if here.get(k) != there.get(k)]
     shown = (", ".join(f"{k}={sig.get(k)}" for k in keys) for sig in (here, there))
     return f"of {next(shown)}", f"of {next(shown)}"

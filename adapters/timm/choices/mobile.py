@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch import nn
 
 from nas_dynamic.adapters.timm.choices.choice import SKIP
 from nas_dynamic.adapters.timm.choices.fusion import fuse_models
-from nas_dynamic.adapters.timm.choices.layers import copy_data_config
-from nas_dynamic.adapters.timm.choices.recipe import Recipe, build, constructor_calls, to_json
-from nas_dynamic.space import Architecture
+from nas_dynamic.adapters.timm.choices.supernet import LayerChoiceSupernet
+from nas_dynamic.adapters.timm.images import copy_data_config
+from nas_dynamic.adapters.timm.recipe import Recipe, build, constructor_calls, to_json
+from nas_dynamic.space import Architecture, SearchSpace
 
 __all__ = ["mobile_supernet"]
 
@@ -45,7 +46,7 @@ def mobile_supernet(
     skip: bool | Collection[str] = False,
     model_class: type[nn.Module] = EfficientNet,
     **kwargs: Any,
-) -> Any:
+) -> LayerChoiceSupernet:
     """Make a supernet of an EfficientNet, MobileNetV3 or MnasNet.
 
     Every inverted residual (`ir`) and edge residual (`er`) becomes a choice of all combinations
@@ -64,7 +65,7 @@ def mobile_supernet(
         kwargs: arguments of `timm.create_model`; or of `model_class` for an arch_def.
 
     Returns:
-        A `Supernet`, which is also a model of timm's class. If the base is one of the subnets it
+        The supernet, which is also a model of timm's class. If the base is one of the subnets it
         starts as that, with its weights (as with `pretrained=True` or `checkpoint_path`).
 
     Raises:
@@ -78,7 +79,7 @@ def mobile_supernet(
     options = _checked_options(kernel, expansion, se, activation)
     model, recipes = _base_and_recipes(base, model_class, kwargs, _operations(options))
     supernet = fuse_models({n: recipes.uniform(n) for n in recipes.operations}, recipes, skip=skip)
-    own = recipes.own_architecture(supernet.choices())
+    own = recipes.own_architecture(supernet.space)
     if own is not None:
         supernet.base = own
         supernet.activate(own)
@@ -109,22 +110,22 @@ class MobileRecipes:
     operations: Mapping[str, Mapping[str, Any]]
 
     def __call__(self, architecture: Architecture) -> Recipe:
-        """The recipe of a subnet."""
+        """Return the recipe of a subnet."""
         # Where there is no choice all operations are alike.
         first = next(iter(self.operations))
         return self._recipe(lambda path: str(architecture.get(path, first)))
 
     def uniform(self, operation: str) -> nn.Module:
-        """The model that has one operation in all its layers."""
+        """Build the model that has one operation in all its layers."""
         return build(self._recipe(lambda path: operation))
 
-    def own_architecture(self, choices: Mapping[str, Collection[str]]) -> dict[str, Any] | None:
-        """The architecture of the base, if it is one."""
+    def own_architecture(self, space: SearchSpace) -> dict[str, Hashable] | None:
+        """Return the architecture of the base, if it is one."""
         own = {}
-        for path, candidates in choices.items():
+        for path, candidates in space.choices.items():
             _, stage, index = path.split(".")
             block = self._explicit(self.block_args[int(stage)][int(index)])
-            alike = [c for c in candidates if c != SKIP and self._changed(block, c) == block]
+            alike = [c for c in candidates if c != SKIP and self._changed(block, str(c)) == block]
             if not alike:
                 return None
             own[path] = alike[0]
@@ -150,7 +151,7 @@ class MobileRecipes:
         return {**block, **operation}
 
     def _explicit(self, block: Block) -> Block:
-        """A block with the activation that it has by default."""
+        """Return a block with the activation that it has by default."""
         default = self.arguments.get("act_layer") or nn.ReLU
         return {**block, "act_layer": block["act_layer"] or default}
 
@@ -187,7 +188,7 @@ def _base_and_recipes(
 
 
 def _operations(options: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
-    """Candidate → what it sets in a block, for all combinations of the options."""
+    """Return candidate → what it sets in a block, for all combinations of the options."""
     operations = {}
     for values in itertools.product(*options.values()):
         operation = dict(zip(options, values, strict=True))
@@ -211,7 +212,7 @@ def _checked_options(
     se: Sequence[float],
     activation: Sequence[str],
 ) -> dict[str, Sequence[Any]]:
-    """The options that are given, by their names in a block's arguments."""
+    """Check options; return those that are given, by their names in a block's arguments."""
     rules: list[tuple[str, str, Sequence[Any], Callable[[Any], bool], str]] = [
         ("kernel", "kernel", kernel, lambda k: k > 0 and k % 2 == 1, "odd sizes"),
         ("expansion", "exp_ratio", expansion, lambda e: e > 0, "positive ratios"),

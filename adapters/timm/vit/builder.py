@@ -23,13 +23,11 @@ from timm.layers import (
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
-from nas_dynamic.adapters.timm.choices.recipe import Recipe, to_json
-from nas_dynamic.adapters.timm.vit.linear_attention import LinearAttention
+from nas_dynamic.adapters.timm.recipe import Recipe, to_json
+from nas_dynamic.adapters.timm.vit.attention import ATTENTIONS
+from nas_dynamic.adapters.timm.vit.space import BlockShape
 
-__all__ = ["ATTENTIONS", "block_fn", "constructor_arguments", "operation", "recipe_of"]
-
-ATTENTIONS: dict[str, type[Attention]] = {"softmax": Attention, "linear": LinearAttention}
-"""Attention of a layer, by name. All have the same parameters."""
+__all__ = ["block_fn", "constructor_arguments", "mlp_ratio_of", "operation", "recipe_of"]
 
 _NORMS = {
     nn.LayerNorm: "layernorm",
@@ -63,7 +61,7 @@ _SUPPORTED = {
 
 
 def constructor_arguments(model: Any) -> dict[str, Any]:
-    """Arguments that timm's `VisionTransformer` makes such a model from, as JSON values.
+    """Return the arguments that timm's `VisionTransformer` makes a model from, as JSON values.
 
     Drop rates are left out.
 
@@ -117,22 +115,40 @@ def constructor_arguments(model: Any) -> dict[str, Any]:
 
 
 def recipe_of(
-    arguments: Mapping[str, Any], blocks: Sequence[Mapping[str, Any]] | None = None
+    arguments: Mapping[str, Any], head_dim: int, embed_dim: int, blocks: Sequence[BlockShape]
 ) -> Recipe:
-    """The recipe of a VisionTransformer.
+    """Return the recipe of a VisionTransformer.
+
+    It has a `block_fn` where the arguments of the constructor do not say what the blocks are.
 
     Args:
-        arguments: of its constructor.
-        blocks: for each block the arguments `shape` of `block_fn`, where those of the constructor
-            do not say it.
+        arguments: of the constructor, but for the sizes that follow.
+        head_dim: width of a head.
+        embed_dim: channels of a token.
+        blocks: what the blocks are.
     """
-    if blocks is not None:
-        arguments = {**arguments, "block_fn": partial(block_fn, shapes=list(blocks))}
-    return {"model": to_json(partial(VisionTransformer, **arguments))}
+    own = {**arguments, "embed_dim": embed_dim, "depth": len(blocks)}
+    first = blocks[0]
+    fills = first.heads * head_dim == embed_dim and first.attention == "softmax"
+    if fills and all(block == first for block in blocks):
+        own |= {"num_heads": first.heads, "mlp_ratio": first.mlp_ratio}
+    else:
+        del own["num_heads"], own["mlp_ratio"]
+        shapes = [
+            {
+                "num_heads": block.heads,
+                "attn_head_dim": head_dim,
+                "mlp_ratio": block.mlp_ratio,
+                "attention": block.attention,
+            }
+            for block in blocks
+        ]
+        own["block_fn"] = partial(block_fn, shapes=shapes)
+    return {"model": to_json(partial(VisionTransformer, **own))}
 
 
 def block_fn(*, shapes: Sequence[Mapping[str, Any]], dim: int, depth: int, **kwargs: Any) -> Block:
-    """Block number `depth`, with a size and an attention of its own.
+    """Build block number `depth`, with a size and an attention of its own.
 
     Args:
         shapes: for each block `num_heads`, `attn_head_dim`, `mlp_ratio` and `attention`, a key of
@@ -168,7 +184,7 @@ _ATTENTION_ARGUMENTS = (
 
 
 def mlp_ratio_of(embed_dim: int, hidden_features: int) -> float:
-    """The ratio from which timm computes the hidden features, as `int(embed_dim * ratio)`."""
+    """Return the ratio that gives timm the hidden features, as `int(embed_dim * ratio)`."""
     ratio = hidden_features / embed_dim
     return ratio if int(embed_dim * ratio) == hidden_features else math.nextafter(ratio, math.inf)
 
@@ -185,7 +201,7 @@ def _check_supported(model: nn.Module) -> None:
 
 
 def operation(module: Any) -> str | float | None:
-    """What a module computes that no shape of it tells: which activation, epsilon of a norm."""
+    """Return what no shape of a module tells: which activation it is, epsilon of a norm."""
     if type(module) not in _ACTIVATIONS:
         return getattr(module, "eps", None)
     tanh = getattr(module, "approximate", "none") == "tanh"

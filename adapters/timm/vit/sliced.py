@@ -6,18 +6,23 @@ and so does its forward: what reads `layer.weight` gets the active part.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from timm.layers import LayerNorm, LayerNormFp32, LayerScale, RmsNorm, RmsNormFp32
 from torch import nn
 
-__all__ = ["SLICED", "SlicedConv2d", "SlicedLayerScale", "SlicedLinear", "SlicedQKV"]
+from nas_dynamic.adapters.timm.vit.attention import ATTENTIONS
+from nas_dynamic.adapters.timm.vit.space import BlockShape
+
+__all__ = ["SLICED", "SlicedLinear", "SlicedQKV", "resize_block", "resize_present"]
 
 
-def _whole(layer: nn.Module, name: str) -> Any:
-    """A parameter of the layer with all its entries, None where there is none."""
-    return layer._parameters.get(name)
+def _first(layer: nn.Module, name: str, entries: int) -> torch.Tensor | None:
+    """Return the first entries of a parameter, None where there is none."""
+    whole = layer._parameters.get(name)
+    return None if whole is None else whole[:entries]
 
 
 class SlicedLinear(nn.Linear):
@@ -33,22 +38,24 @@ class SlicedLinear(nn.Linear):
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
         """Active part of the weight."""
+        whole = cast(torch.Tensor, self._parameters["weight"])
         # Contiguous, as in the stand-alone model: matrix products choose their kernel, and so the
         # last bit of the result, by the strides.
-        return self._rows(_whole(self, "weight")[:, : self.in_features]).contiguous()
+        return self._rows(whole[:, : self.in_features]).contiguous()
 
     @property
     def bias(self) -> torch.Tensor | None:  # type: ignore[override]
         """Active part of the bias."""
-        bias = _whole(self, "bias")
-        return None if bias is None else self._rows(bias)
+        whole = self._parameters.get("bias")
+        return None if whole is None else self._rows(whole)
 
 
 class SlicedQKV(SlicedLinear):
     """Fused queries, keys and values: the first rows of each of the three are active."""
 
     def _rows(self, parameter: torch.Tensor) -> torch.Tensor:
-        return parameter.unflatten(0, (3, -1))[:, : self.out_features // 3].flatten(0, 1)
+        each = parameter.unflatten(0, (3, -1))[:, : self.out_features // 3]
+        return cast(torch.Tensor, each.flatten(0, 1))
 
 
 class SlicedConv2d(nn.Conv2d):
@@ -61,13 +68,12 @@ class SlicedConv2d(nn.Conv2d):
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
         """Active part of the weight."""
-        return _whole(self, "weight")[: self.out_channels]
+        return cast(torch.Tensor, _first(self, "weight", self.out_channels))
 
     @property
     def bias(self) -> torch.Tensor | None:  # type: ignore[override]
         """Active part of the bias."""
-        bias = _whole(self, "bias")
-        return None if bias is None else bias[: self.out_channels]
+        return _first(self, "bias", self.out_channels)
 
 
 class _SlicedNorm(nn.Module):
@@ -80,14 +86,12 @@ class _SlicedNorm(nn.Module):
     @property
     def weight(self) -> torch.Tensor | None:
         """Active part of the weight."""
-        weight = _whole(self, "weight")
-        return None if weight is None else weight[: self.normalized_shape[0]]
+        return _first(self, "weight", self.normalized_shape[0])
 
     @property
     def bias(self) -> torch.Tensor | None:
         """Active part of the bias."""
-        bias = _whole(self, "bias")
-        return None if bias is None else bias[: self.normalized_shape[0]]
+        return _first(self, "bias", self.normalized_shape[0])
 
 
 class _SlicedTorchLayerNorm(_SlicedNorm, nn.LayerNorm):  # type: ignore[misc]
@@ -122,7 +126,7 @@ class SlicedLayerScale(LayerScale):
     @property
     def gamma(self) -> torch.Tensor:  # type: ignore[override]
         """Active part of the scale."""
-        return _whole(self, "gamma")[: self.width]
+        return cast(torch.Tensor, _first(self, "gamma", self.width))
 
 
 SLICED: dict[type[nn.Module], type[nn.Module]] = {
@@ -136,3 +140,27 @@ SLICED: dict[type[nn.Module], type[nn.Module]] = {
     LayerScale: SlicedLayerScale,
 }
 """Class of a layer → class of its sliced form. Each needs a `resize` before it computes."""
+
+
+def resize_block(block: Any, embed_dim: int, shape: BlockShape) -> None:
+    """Choose the active part of a block of sliced layers."""
+    attn, mlp = block.attn, block.mlp
+    attn.kind = ATTENTIONS[shape.attention]
+    attn.num_heads = shape.heads
+    attn.attn_dim = shape.heads * attn.head_dim
+    attn.qkv.resize(embed_dim, 3 * attn.attn_dim)
+    attn.proj.resize(attn.attn_dim, embed_dim)
+    hidden = int(embed_dim * shape.mlp_ratio)
+    mlp.fc1.resize(embed_dim, hidden)
+    mlp.fc2.resize(hidden, embed_dim)
+    resize_present([attn.q_norm, attn.k_norm], attn.head_dim)
+    resize_present([attn.norm], attn.attn_dim)
+    resize_present([mlp.norm], hidden)
+    resize_present([block.norm1, block.ls1, block.norm2, block.ls2], embed_dim)
+
+
+def resize_present(layers: Sequence[Any], width: int) -> None:
+    """Choose the active part of the layers that are there."""
+    for layer in layers:
+        if not isinstance(layer, nn.Identity):
+            layer.resize(width)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from nas_dynamic.adapters.timm.vit.builder import ATTENTIONS
+from nas_dynamic.adapters.timm.vit.attention import ATTENTIONS
 from nas_dynamic.space import Architecture, SearchSpace
 
 __all__ = ["BlockShape", "VitSpace"]
@@ -19,8 +19,8 @@ class BlockShape(NamedTuple):
     attention: str
 
 
-class VitSpace:
-    """A search space, and the sizes of a VisionTransformer that its architectures stand for.
+class VitSpace(SearchSpace):
+    """A search space that knows the sizes of a VisionTransformer of its architectures.
 
     Args:
         arguments: the model's own `embed_dim`, `depth`, `num_heads` and `mlp_ratio`.
@@ -60,18 +60,18 @@ class VitSpace:
         choices = {k: self.candidates[k] for k in ("depth", "embed_dim") if k in candidates}
         for labels in self.layer_labels:
             choices |= {label: self.candidates[name] for name, label in labels.items()}
-        self.search_space = SearchSpace(choices)
+        super().__init__(choices)
 
     @property
-    def largest(self) -> dict[str, Any]:
-        """The architecture of the model itself."""
+    def base(self) -> dict[str, Hashable]:
+        """The architecture of the model itself, the largest one."""
         own: dict[str, Any] = {"depth": self.depth, "embed_dim": self.embed_dim}
         for labels in self.layer_labels:
             own |= {label: getattr(self.block, name) for name, label in labels.items()}
-        return {label: own[label] for label in self.search_space.labels}
+        return {label: own[label] for label in self.labels}
 
     def shape(self, architecture: Architecture) -> tuple[int, list[BlockShape]]:
-        """Embedding dimension and active blocks of an architecture of the space."""
+        """Return the embedding dimension and active blocks of an architecture of the space."""
         sizes: Mapping[str, Any] = architecture
         embed_dim = sizes.get("embed_dim", self.embed_dim)
         own = self.block

@@ -70,7 +70,7 @@ class BlockTable(LookupTable):
             shapes = {}
             for candidates in combinations:
                 layer = dict(zip(first_labels.values(), candidates, strict=True))
-                _, (shape, *_) = space.shape(space.largest | layer | {"embed_dim": embed_dim})
+                _, (shape, *_) = space.shape(space.base | layer | {"embed_dim": embed_dim})
                 shapes[candidates] = shape
             first = shapes[combinations[0]]
             one = measure(embed_dim, [first])
@@ -79,7 +79,7 @@ class BlockTable(LookupTable):
             rest[embed_dim] = one - table[combinations[0]]
         own = {"depth": space.depth, "embed_dim": space.embed_dim}
         return cls(
-            space.search_space,
+            space,
             [tuple(labels.values()) for labels in space.layer_labels],
             {name: size for name, size in own.items() if name not in space.candidates},
             rest,

@@ -26,9 +26,9 @@ __all__ = ["Recipe", "build", "constructor_calls", "remove_layers", "to_json"]
 Recipe = dict[str, Any]
 
 
-def build(recipe: Mapping[str, Any]) -> nn.Module:
-    """Build the model of a recipe, with new weights."""
-    model = _from_json(recipe["model"])()
+def build(recipe: Mapping[str, Any], **arguments: Any) -> nn.Module:
+    """Build the model of a recipe, with new weights; `arguments` are further ones of its own."""
+    model: nn.Module = _from_json(recipe["model"])(**arguments)
     others: dict[str, nn.Module] = {}
     for path, other in recipe.get("replace", {}).items():
         key = repr(other)
@@ -47,7 +47,7 @@ def remove_layers(model: nn.Module, paths: list[str]) -> None:
 
 
 def to_json(value: Any, where: str = "model") -> Any:
-    """Arguments of a constructor as JSON values.
+    """Return arguments of a constructor as JSON values.
 
     Raises:
         ValueError: a callable that cannot be imported by name, or an object of another kind.
@@ -84,7 +84,7 @@ def _from_json(value: Any) -> Any:
 
 @contextlib.contextmanager
 def constructor_calls(*classes: type) -> Iterator[list[tuple[type, dict[str, Any]]]]:
-    """What the classes are constructed with, by keyword, while the context is open.
+    """Record what the classes are constructed with, by keyword, while the context is open.
 
     timm's entry points decode an arch_def and hand it to the constructor; they offer no way to
     ask for it, or to change it.

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import timm
 import torch
-from timm.layers import Attention, to_2tuple
+from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from nas_dynamic.adapters.timm.choices.layers import copy_data_config
-from nas_dynamic.adapters.timm.choices.recipe import Recipe, build
+from nas_dynamic.adapters.timm.recipe import Recipe, build
+from nas_dynamic.adapters.timm.supernet import Measure, Supernet
+from nas_dynamic.adapters.timm.vit.attention import ElasticAttention
 from nas_dynamic.adapters.timm.vit.builder import constructor_arguments, operation, recipe_of
-from nas_dynamic.adapters.timm.vit.elastic_block import (
-    ElasticAttention,
-    resize_block,
-    resize_present,
-)
-from nas_dynamic.adapters.timm.vit.sliced import SLICED, SlicedQKV
+from nas_dynamic.adapters.timm.vit.sliced import SLICED, SlicedQKV, resize_block, resize_present
 from nas_dynamic.adapters.timm.vit.space import BlockShape, VitSpace
 from nas_dynamic.adapters.timm.vit.table import BlockTable
-from nas_dynamic.complexity import count_macs, count_parameters, measure_latency
-from nas_dynamic.space import Architecture, SearchSpace
+from nas_dynamic.complexity import count_parameters
+from nas_dynamic.space import Architecture
 
 __all__ = ["ElasticVisionTransformer", "elastic_vit"]
 
@@ -40,7 +37,7 @@ def elastic_vit(
     per_layer: bool = True,
     **model_args: Any,
 ) -> ElasticVisionTransformer:
-    """A supernet whose largest subnet is a given timm VisionTransformer.
+    """Make a supernet whose largest subnet is a given timm VisionTransformer.
 
     A subnet computes with the first blocks, channels, heads and hidden features; the width of a
     head never changes. What is given no candidates stays as in the model, and has no label.
@@ -106,13 +103,14 @@ def elastic_vit(
         elif type(module) is Attention:
             module.__class__ = ElasticAttention
     supernet.__class__ = ElasticVisionTransformer
-    supernet._arguments, supernet._vit_space, supernet._selected = arguments, space, {}
-    supernet.activate(space.largest)
+    assert isinstance(supernet, ElasticVisionTransformer)
+    supernet._arguments, supernet.space, supernet.base = arguments, space, space.base
+    supernet.activate(space.base)
     _check_rebuilt(supernet)
     return supernet
 
 
-class ElasticVisionTransformer(VisionTransformer):
+class ElasticVisionTransformer(Supernet, VisionTransformer):
     """A timm VisionTransformer that computes one of its subnets; made by `elastic_vit`.
 
     Names and shapes of the parameters are those of the model that it was made from. What reads
@@ -124,112 +122,36 @@ class ElasticVisionTransformer(VisionTransformer):
     does not use at all, the blocks beyond its depth, gets none and is idle.
     """
 
+    space: VitSpace
     _arguments: dict[str, Any]
-    _vit_space: VitSpace
-    _architecture: dict[str, Any]
-    _selected: Architecture
     _width: int
     _depth: int
 
     @property
-    def space(self) -> SearchSpace:
-        """The search space."""
-        return self._vit_space.search_space
-
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """The active subnet; at first the largest, which is the model that was given."""
-        return dict(self._architecture)
-
-    def activate(self, architecture: Architecture) -> None:
-        """Compute this subnet from now on.
-
-        Raises:
-            ValueError: it is no architecture of the space.
-        """
-        self.space.validate(architecture)
-        self._architecture = dict(architecture)
-        self._select(architecture)
-
-    @property
     def layer_labels(self) -> dict[str, tuple[str, ...]]:
-        """Layers in the order in which they compute, and the labels that decide each.
-
-        For `nas_dynamic.evaluation.score_subnets`, which computes once what subnets share.
-        """
+        """See `Supernet.layer_labels`."""
         width = tuple(label for label in self.space.labels if label == "embed_dim")
-        blocks = enumerate(self._vit_space.layer_labels)
+        blocks = enumerate(self.space.layer_labels)
         return {"patch_embed": width} | {f"blocks.{i}": (*own.values(),) for i, own in blocks}
 
-    def describe(self, architecture: Architecture) -> Recipe:
-        """Return how timm builds the subnet, as JSON values; see `choices.recipe`.
-
-        Without a `block_fn` among its arguments the recipe is of timm alone. There is one for a
-        subnet whose layers differ, whose heads do not fill the embedding, or with linear attention.
-
-        Raises:
-            ValueError: it is no architecture of the space.
-        """
-        self.space.validate(architecture)
-        return self._recipe(*self._vit_space.shape(architecture))
-
-    @torch.no_grad()
     def extract(self, architecture: Architecture, **rates: float) -> VisionTransformer:
-        """The stand-alone subnet, built by timm, with a copy of the weights and the same output.
-
-        It has the device, dtype, mode and data configuration of the supernet.
+        """Return the stand-alone subnet, as `Supernet.extract` does.
 
         Args:
             architecture: the subnet; the active one stays.
             rates: drop rates of `VisionTransformer`; 0 by default, whatever the supernet's.
         """
-        recipe = self.describe(architecture)
-        subnet = _build(recipe, device="meta", weight_init="skip", **rates)
-        computed = self._selected
-        self._select(architecture)
-        try:
-            weights = {name: self._active(name).clone() for name in subnet.state_dict()}
-        finally:
-            self._select(computed)
-        subnet.load_state_dict(weights, assign=True)
-        copy_data_config(self, subnet)
-        return subnet.train(self.training)
+        self.space.validate(architecture)
+        return self._filled(self._rebuilt(architecture, **rates), architecture)
 
     def subnet_parameters(self) -> BlockTable:
-        """architecture → number of parameters of the stand-alone subnet, by a table, exact."""
+        """Return architecture → number of parameters of the stand-alone subnet; exact."""
         return self.subnet_table(count_parameters)
-
-    def subnet_macs(self, img_size: int | tuple[int, int] | None = None) -> BlockTable:
-        """architecture → multiply-accumulates for one image, by a table, exact.
-
-        Args:
-            img_size: pixels, of a side or (height, width); those that the model is for by
-                default.
-        """
-        size = to_2tuple(img_size or self.patch_embed.img_size)
-        image = torch.empty(1, self.in_chans, *size, device="meta")
-        return self.subnet_table(lambda subnet: count_macs(subnet, image))
-
-    def subnet_latency(self, images: torch.Tensor, *, seconds: float = 0.2) -> BlockTable:
-        """architecture → milliseconds for a batch of images, by a table of measured blocks.
-
-        Blocks that are measured in small models do not add up to a large one exactly:
-        `BlockTable.errors` tells by how much they fail. `save` keeps the table, since measuring
-        takes long.
-
-        Args:
-            images: the batch, on the device and of the dtype to measure with.
-            seconds: time to measure each block for.
-        """
-        return self.subnet_table(
-            lambda subnet: measure_latency(subnet.to(images.dtype), images, seconds=seconds),
-            images.device,
-        )
 
     def subnet_table(
         self, measure: Callable[[nn.Module], float], device: torch.device | str = "meta"
     ) -> BlockTable:
-        """architecture → any complexity that is a sum over blocks, by a table.
+        """Return architecture → any complexity that is a sum over blocks.
 
         Args:
             measure: the complexity of a stand-alone subnet of one or two blocks.
@@ -237,10 +159,10 @@ class ElasticVisionTransformer(VisionTransformer):
         """
 
         def measure_blocks(embed_dim: int, blocks: Sequence[BlockShape]) -> float:
-            recipe = self._recipe(embed_dim, blocks)
-            return measure(_build(recipe, device=device))
+            recipe = recipe_of(self._arguments, self.space.head_dim, embed_dim, blocks)
+            return measure(build(recipe, device=device))
 
-        return BlockTable.measure(self._vit_space, measure_blocks)
+        return BlockTable.measure(self.space, measure_blocks)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -261,15 +183,8 @@ class ElasticVisionTransformer(VisionTransformer):
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def set_input_size(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: the active part would take the place of the whole."""
-        raise RuntimeError("set the input size of the model ahead of elastic_vit(model, …)")
-
-    def reset_classifier(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: the new classifier would not be sliced."""
-        raise RuntimeError(
-            "reset the classifier of the model ahead of elastic_vit(model, …), or that of an "
-            "extracted subnet"
-        )
+        """Refuse: the active part would take the place of the whole."""
+        raise RuntimeError("set the input size of the model before elastic_vit(model, …)")
 
     @property
     def cls_token(self) -> torch.Tensor | None:  # type: ignore[override]
@@ -289,21 +204,14 @@ class ElasticVisionTransformer(VisionTransformer):
     @property
     def blocks(self) -> nn.Sequential:  # type: ignore[override]
         """The active blocks."""
-        return self._modules["blocks"][: self._depth]  # type: ignore[index]
+        return cast(nn.Sequential, self._modules["blocks"])[: self._depth]
 
     def _channels(self, name: str) -> torch.Tensor | None:
         parameter = self._parameters.get(name)  # timm leaves out what a model does not have
         return None if parameter is None else parameter[..., : self._width]
 
-    def _active(self, name: str) -> torch.Tensor:
-        path, _, leaf = name.rpartition(".")
-        return getattr(self.get_submodule(path), leaf)
-
     def _select(self, architecture: Architecture) -> None:
-        if architecture == self._selected:
-            return
-        self._selected = dict(architecture)
-        embed_dim, shapes = self._vit_space.shape(architecture)
+        embed_dim, shapes = self.space.shape(architecture)
         self._width, self._depth = embed_dim, len(shapes)
         embed: Any = self.patch_embed
         embed.proj.resize(embed_dim)
@@ -313,34 +221,37 @@ class ElasticVisionTransformer(VisionTransformer):
         for block, shape in zip(self.blocks, shapes, strict=True):
             resize_block(block, embed_dim, shape)
 
-    def _recipe(self, embed_dim: int, shapes: Sequence[BlockShape]) -> Recipe:
-        arguments = self._arguments | {"embed_dim": embed_dim, "depth": len(shapes)}
-        head_dim, first = self._vit_space.head_dim, shapes[0]
-        fills = first.heads * head_dim == embed_dim and first.attention == "softmax"
-        if fills and all(shape == first for shape in shapes):
-            return recipe_of(arguments | {"num_heads": first.heads, "mlp_ratio": first.mlp_ratio})
-        del arguments["num_heads"], arguments["mlp_ratio"]
-        blocks = [
-            {
-                "num_heads": shape.heads,
-                "attn_head_dim": head_dim,
-                "mlp_ratio": shape.mlp_ratio,
-                "attention": shape.attention,
+    @torch.no_grad()
+    def _weights(self, architecture: Architecture) -> dict[str, torch.Tensor]:
+        computed = self._computed or self._architecture
+        self._compute(architecture)
+        try:
+            beyond = tuple(f"blocks.{i}." for i in range(self._depth, self.space.depth))
+            return {
+                name: operator.attrgetter(name)(self)
+                for name in self.state_dict()
+                if not name.startswith(beyond)
             }
-            for shape in shapes
-        ]
-        return recipe_of(arguments, blocks)
+        finally:
+            self._compute(computed)
 
+    def _recipe(self, architecture: Architecture) -> Recipe:
+        return recipe_of(self._arguments, self.space.head_dim, *self.space.shape(architecture))
 
-def _build(recipe: Recipe, **arguments: Any) -> VisionTransformer:
-    """Build a recipe with further arguments of the constructor."""
-    model = recipe["model"]
-    return build({"model": model | {"with": model["with"] | arguments}})
+    def _rebuilt(self, architecture: Architecture, **rates: float) -> VisionTransformer:
+        recipe = self._recipe(architecture)
+        subnet = build(recipe, device="meta", weight_init="skip", **rates)
+        return cast(VisionTransformer, subnet)
+
+    def _table(self, measure: Measure, images: torch.Tensor) -> BlockTable:
+        return self.subnet_table(
+            lambda subnet: measure(subnet.to(images.dtype), images), images.device
+        )
 
 
 def _check_rebuilt(supernet: ElasticVisionTransformer) -> None:
-    """A model that was changed by hand may have parts that the constructor would not make."""
-    rebuilt = _parts(_build(supernet.describe(supernet.architecture), device="meta"))
+    """Check that the constructor makes the parts of a model that may have been changed by hand."""
+    rebuilt = _parts(build(supernet.describe(supernet.architecture), device="meta"))
     own = _parts(supernet)
     for name in [*own, *rebuilt]:
         one, other = own.get(name, "missing"), rebuilt.get(name, "missing")
@@ -352,7 +263,7 @@ def _check_rebuilt(supernet: ElasticVisionTransformer) -> None:
 
 
 def _parts(model: nn.Module) -> dict[str, Any]:
-    """Shapes of the weights, and the operations of the layers, by path."""
+    """Return shapes of the weights, and the operations of the layers, by path."""
     operations = {name: operation(module) for name, module in model.named_modules()}
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     return shapes | {name: what for name, what in operations.items() if what is not None}

@@ -1,11 +1,13 @@
-"""Linear attention with the parameters of timm's softmax attention."""
+"""Attention of a layer: timm's softmax, linear, or either of them on one set of parameters."""
 
 from __future__ import annotations
+
+from typing import Any, cast
 
 import torch
 from timm.layers import Attention
 
-__all__ = ["LinearAttention"]
+__all__ = ["ATTENTIONS", "ElasticAttention", "LinearAttention"]
 
 
 class LinearAttention(Attention):
@@ -29,7 +31,7 @@ class LinearAttention(Attention):
         attn_mask: torch.Tensor | None = None,
         is_causal: bool = False,
     ) -> torch.Tensor:
-        """Tokens (batch, N, channels) → tokens of the same shape."""
+        """Map tokens (batch, N, channels) to tokens of the same shape."""
         if attn_mask is not None or is_causal:
             raise ValueError(
                 "linear attention takes no mask; choose softmax attention in all layers"
@@ -42,7 +44,21 @@ class LinearAttention(Attention):
         x = q @ (k.transpose(-2, -1) @ v)
         x = x / (q @ k.sum(-2).unsqueeze(-1))
         x = x.transpose(1, 2).reshape(batch, tokens, self.attn_dim)
-        return self.proj_drop(self.proj(self.norm(x)))
+        return cast(torch.Tensor, self.proj_drop(self.proj(self.norm(x))))
+
+
+ATTENTIONS: dict[str, type[Attention]] = {"softmax": Attention, "linear": LinearAttention}
+"""Attention of a layer, by name. All have the same parameters."""
+
+
+class ElasticAttention(LinearAttention):
+    """Either attention, on one set of parameters."""
+
+    kind: type[Attention]
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Map tokens (batch, N, channels) to tokens of the same shape."""
+        return self.kind.forward(self, x, *args, **kwargs)
 
 
 def _positive(x: torch.Tensor) -> torch.Tensor:
