@@ -1,16 +1,18 @@
-"""Tables of architectures: what they reach when trained alone, measured by others."""
+"""Tables of architectures, such as their stand-alone accuracies, measured here or by others."""
 
 from __future__ import annotations
 
 import csv
 import gzip
+import json
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from nas_dynamic._extras import extra
-from nas_dynamic.space import Architecture, SearchSpace
+from nas_dynamic.space import Architecture, Key, SearchSpace, candidate_from_json, key
+from nas_dynamic.storage.journal import read_json
 
 __all__ = ["ArchitectureTable", "read_rows"]
 
@@ -39,11 +41,9 @@ class ArchitectureTable:
         values: Mapping[tuple[Hashable, ...], float] | Iterable[tuple[Architecture, float]],
     ) -> None:
         self.space = space
-        self._values: dict[tuple[int, ...], float] = {}
+        self._values: dict[Key, float] = {}
         pairs = values.items() if isinstance(values, Mapping) else values
         for architecture, value in pairs:
-            if isinstance(architecture, tuple):
-                architecture = self._labelled(architecture)
             self._add(architecture, value)
 
     @classmethod
@@ -54,10 +54,10 @@ class ArchitectureTable:
         value: str,
         parse: Callable[[dict[str, Any]], Architecture] | None = None,
     ) -> ArchitectureTable:
-        """Read a CSV (.csv, .csv.gz) or a parquet file with one row an architecture.
+        """Read a file with one row an architecture.
 
         Args:
-            path: of the file.
+            path: of the file: see `read_rows`.
             space: the architectures.
             value: column of the values.
             parse: row → architecture. By default every label of the space is a column that holds
@@ -102,34 +102,37 @@ class ArchitectureTable:
                 f"the table of {len(self)} architectures has none with {dict(architecture)}"
             ) from None
 
-    def _add(self, architecture: Architecture, value: float) -> None:
-        key = self._key(architecture)
+    def _add(self, architecture: Architecture | tuple[Hashable, ...], value: float) -> None:
+        if isinstance(architecture, tuple):
+            if len(architecture) != len(self.space.labels):
+                raise ValueError(
+                    f"{architecture} has {len(architecture)} candidates; "
+                    f"the space has {len(self.space.labels)} choices"
+                )
+            architecture = dict(zip(self.space.labels, architecture, strict=True))
         if not math.isfinite(value):
             raise ValueError(
                 f"{dict(architecture)} has the value {value}; drop what was not measured"
             )
-        if self._values.setdefault(key, float(value)) != value:
+        known = self._values.setdefault(self._key(architecture), float(value))
+        if known != value:
             raise ValueError(
-                f"{dict(architecture)} has the values {self._values[key]} and {value}; "
-                "average them, or choose one"
+                f"{dict(architecture)} has the values {known} and {value}; average them, or "
+                "choose one"
             )
 
-    def _key(self, architecture: Architecture) -> tuple[int, ...]:
-        return tuple(self.space.encode(architecture).tolist())
-
-    def _labelled(self, candidates: tuple[Hashable, ...]) -> Architecture:
-        if len(candidates) != len(self.space.labels):
-            raise ValueError(
-                f"{candidates} has {len(candidates)} candidates; "
-                f"the space has {len(self.space.labels)} choices"
-            )
-        return dict(zip(self.space.labels, candidates, strict=True))
+    def _key(self, architecture: Architecture) -> Key:
+        self.space.validate(architecture)
+        return key(architecture)
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a CSV (values are text), gzipped or not, or of a parquet file.
+    """Return the rows of a table: column → value.
 
-    Values that a row of a CSV lacks, such as those of a file that was cut off, are "".
+    A CSV (.csv, .csv.gz; values are text, and "" where a row was cut off), a parquet file, a JSON
+    list (.json), or JSON lines (.jsonl). Rows of JSON that hold an architecture, such as
+    `{"architecture": {label: candidate}, "accuracy": 0.9}`, have a column for each label. So the
+    stand-alone scores that `nas-dynamic compare` keeps, and its compare.json, are tables as well.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -138,6 +141,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file")
+    rows: list[dict[str, Any]]
     if path.suffix == ".parquet":
         with extra("parquet"):
             import pandas
@@ -148,11 +152,36 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
             path, "rt", newline="", encoding="utf-8-sig"
         ) as file:
             rows = list(csv.DictReader(file, restval=""))
+    elif path.suffix in (".json", ".jsonl"):
+        rows = _json_rows(path)
     else:
-        raise ValueError(f"{path}: a table is a .csv, a .csv.gz or a .parquet file")
+        raise ValueError(f"{path}: a table is a .csv, .csv.gz, .parquet, .json or .jsonl file")
     if not rows:
         raise ValueError(f"{path} has no rows")
     return rows
+
+
+def _json_rows(path: Path) -> list[dict[str, Any]]:
+    content: Any
+    if path.suffix == ".jsonl":
+        content = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        # A journal begins with its definition.
+        content = [row for row in content if "architecture" in row] or content
+    else:
+        content = read_json(path, "restore it from a copy")
+        content = content.get("standalone") if isinstance(content, dict) else content
+    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
+        raise ValueError(
+            f'{path} must be a list of {{"architecture": {{label: candidate, …}}, "accuracy": …}}'
+        )
+    return [
+        {
+            column: candidate_from_json(value)
+            for column, value in (row | row.get("architecture", {})).items()
+            if column != "architecture"
+        }
+        for row in content
+    ]
 
 
 def _number(value: Any, column: str) -> float:
@@ -163,7 +192,7 @@ def _number(value: Any, column: str) -> float:
 
 
 def _named(space: SearchSpace, row: Mapping[str, Any]) -> Architecture:
-    """The architecture whose candidates read as in a row."""
+    """Return the architecture whose candidates read as in a row."""
     architecture = {}
     for label, candidates in space.choices.items():
         matching = [c for c in candidates if str(c) == str(row[label])]
