@@ -14,7 +14,7 @@ with extra("experiment"):
     import matplotlib
     from matplotlib.figure import Figure
 
-__all__ = ["DARK", "LIGHT", "RAMP", "SERIES", "STYLE", "figure", "inline_svg", "save"]
+__all__ = ["DARK", "LIGHT", "RAMP", "SERIES", "STYLE", "inline_svg", "save"]
 
 LIGHT = {
     "paper": "#fdfdfc",
@@ -90,20 +90,15 @@ STYLE: dict[Any, Any] = {
     # Names of groups may have a $.
     "text.parse_math": False,
 }
-"""Matplotlib's settings for figures of a report."""
+"""Matplotlib's settings for all figures."""
 
 SVG = "http://www.w3.org/2000/svg"
 BACKGROUND = "background"
 NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
-def figure(width: float = 4.2, height: float = 3.1) -> Figure:
-    """An empty figure, inches; so small that its text can be read at the width of a phone."""
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def save(drawn: Figure, folder: Path, name: str) -> str:
-    """Write a figure as PNG and SVG, in light colours, over those of an earlier report.
+    """Write a figure as PNG and SVG, in light colours, over those that are there.
 
     Returns:
         The content of the SVG.
@@ -120,7 +115,7 @@ def save(drawn: Figure, folder: Path, name: str) -> str:
 def inline_svg(
     svg: str, name: str, label: str, tips: Mapping[str, Sequence[str]] | None = None
 ) -> str:
-    """A figure as an svg element of an HTML page, its colours CSS variables `--role`.
+    """Return a figure as an svg element of an HTML page, its colours CSS variables `--role`.
 
     Args:
         svg: what `save` returned.
@@ -151,7 +146,7 @@ def inline_svg(
 
 
 def _plain_names(content: str) -> str:
-    """HTML knows svg elements by name, without namespaces."""
+    """Return SVG without namespaces: HTML knows its elements by name."""
     content = re.sub(r' xmlns(:\w+)?="[^"]*"', "", content)
     content = re.sub(r"(</?)ns\d+:", r"\1", content)
     return re.sub(r" ns\d+:href=", " href=", content)
