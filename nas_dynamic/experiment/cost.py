@@ -55,7 +55,7 @@ class CostMeter:
             self._seen[number] = now
 
     def result(self) -> dict[str, Any]:
-        """The cost so far, as plain data.
+        """Return the cost so far, as plain data.
 
         Returns:
             seconds; peak_memory, bytes, None if unknown; memory_of: `"device"`, `"process"`, or
@@ -80,7 +80,7 @@ class CostMeter:
 
 
 def _rapl(powercap: Path) -> list[Counter]:
-    """The processors' counters; for root only, on most machines."""
+    """Return the processors' counters; for root only, on most machines."""
     counters: list[Counter] = []
     for folder in sorted(powercap.glob("intel-rapl:*")):
         path = folder / "energy_uj"
@@ -112,7 +112,7 @@ def _nvml(device: torch.device) -> list[Counter]:
         return []
 
     def read() -> int:
-        return 1000 * pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+        return 1000 * int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
 
     return [("GPU (NVML)", read, 2**64)]
 
@@ -129,7 +129,7 @@ def _reset_peak(device: torch.device) -> bool:
 
 
 def _peak(device: torch.device) -> int | None:
-    """Bytes."""
+    """Return bytes; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if STATUS.exists():

@@ -35,7 +35,7 @@ PARTS = (
     ("nas_dynamic.adapters.timm", "timm supernets", ("timm",), "timm"),
     (
         "nas_dynamic.experiment.run",
-        "nas-dynamic demo and train",
+        "nas-dynamic demo, train and compare",
         (
             "nni",
             "jinja2",
@@ -52,7 +52,7 @@ PARTS = (
     ("nas_dynamic.search", "searches for subnets", ("lightgbm", "pymoo", "scipy"), "search"),
     (
         "nas_dynamic.analysis.architecture_table",
-        "truth tables in parquet files",
+        "tables in parquet files",
         ("pandas", "pyarrow"),
         "parquet",
     ),
@@ -181,7 +181,7 @@ def _update() -> Finding:
     )
     lrs = []
     for _ in range(2):
-        parameter.sum().backward()
+        parameter.sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
         assert dynamic.last is not None

@@ -85,7 +85,7 @@ def compare(first: Run, other: Run) -> Comparison | None:
     if other.comparison is not None and other.folder.parent == first.folder.parent:
         names = (first.name, other.name)
         renamed = dict(zip(names, other.comparison.arms.values(), strict=True))
-        return other.comparison.model_copy(update={"renamed": arms})
+        return other.comparison.model_copy(update={"arms": renamed})
     seeds = sorted({s.seed for s in first.seeds} & {s.seed for s in other.seeds})
     if first.keys != other.keys or not seeds:
         return None

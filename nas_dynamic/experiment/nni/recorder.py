@@ -7,13 +7,16 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 
+from nas_dynamic._extras import extra
 from nas_dynamic.adapters.nni.space import subnet_parameters
 from nas_dynamic.adapters.nni.training import DynamicCallback
 from nas_dynamic.attach.update_rule import Update
 from nas_dynamic.experiment.cost import CostMeter
+
+with extra("nni"):
+    import pytorch_lightning as pl
 
 __all__ = ["MAX_PAIRS", "MAX_ROWS", "Progress", "TrainingRecorder"]
 
@@ -71,7 +74,7 @@ class TrainingRecorder(pl.Callback):
         return self._cost if self._meter is None else self._meter.result()
 
     def state_dict(self) -> dict[str, Any]:
-        """The record so far, as plain data."""
+        """Return the record so far, as plain data."""
         return {
             "rows": self.rows,
             "updates": self.updates,
@@ -169,7 +172,7 @@ class TrainingRecorder(pl.Callback):
 
 
 def _cosine(before: dict[torch.Tensor, torch.Tensor]) -> torch.Tensor | None:
-    """Of kept gradients and those of now, over the parameters that have both."""
+    """Return the cosine of kept gradients and those of now, where parameters have both."""
     pairs = [(kept.flatten(), p.grad.flatten()) for p, kept in before.items() if p.grad is not None]
     if not pairs:
         return None
@@ -177,4 +180,5 @@ def _cosine(before: dict[torch.Tensor, torch.Tensor]) -> torch.Tensor | None:
     norms = [
         torch.stack(torch._foreach_norm(list(side))).norm() for side in zip(*pairs, strict=True)
     ]
-    return products / (norms[0] * norms[1])
+    cosine: torch.Tensor = products / (norms[0] * norms[1])
+    return cosine
