@@ -8,6 +8,7 @@ import difflib
 import inspect
 import json
 import re
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -308,7 +309,7 @@ def _sentence(fault: dict[str, Any]) -> str:
     if fault["type"] == "missing":
         return f"{key} is missing"
     message = message.removeprefix("Value error, ").removeprefix("Input ")
-    return f"{key} is {fault['input']!r}: {message}" if key else str(message)
+    return f"{key} is {reprlib.repr(fault['input'])}: {message}" if key else str(message)
 
 
 def _keys(place: list[Any]) -> list[str]:

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from nas_dynamic.evaluation.inference import autocast, evaluate
+from nas_dynamic.evaluation.inference import autocast
 from nas_dynamic.evaluation.score_cache import digest, kept_scores
-from nas_dynamic.evaluation.scoring import Score
+from nas_dynamic.evaluation.scoring import Score, evaluate
 from nas_dynamic.experiment.config import Config
 from nas_dynamic.experiment.console import Display
 from nas_dynamic.experiment.data import BatchSampler, ImageData, Images, batch_loader

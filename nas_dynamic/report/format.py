@@ -38,7 +38,7 @@ def points(difference: Estimate) -> str:
     scaled = Estimate(
         100 * difference.value, 100 * difference.low, 100 * difference.high, difference.count
     )
-    return f"{scaled:+.1f}" + ("" if math.isnan(difference.value) else " points")
+    return f"{scaled:+z.1f}{'' if math.isnan(difference.value) else ' points'}"
 
 
 def few(number: float) -> str:

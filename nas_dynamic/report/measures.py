@@ -33,7 +33,7 @@ class Measure:
 
     Attributes:
         title: its name, in words.
-        form: of its numbers, as `format` takes it.
+        form: of its numbers, as `format` takes it; z is for no −0.
     """
 
     title: str
@@ -41,13 +41,13 @@ class Measure:
 
 
 MEASURES = {
-    "tau_by_loss": Measure("Kendall τ by the loss", ".3f"),
-    "tau_by_accuracy": Measure("Kendall τ by the accuracy", ".3f"),
-    "matched_tau": Measure("matched τ by the loss", ".3f"),
-    "complexity_bias": Measure("complexity bias by the loss", ".3f"),
-    "pick": Measure("stand-alone accuracy of its pick", ".1%"),
-    "mean_accuracy": Measure("mean accuracy, inherited weights", ".1%"),
-    "seconds": Measure("seconds of training", ".0f"),
+    "tau_by_loss": Measure("Kendall τ by the loss", "z.3f"),
+    "tau_by_accuracy": Measure("Kendall τ by the accuracy", "z.3f"),
+    "matched_tau": Measure("matched τ by the loss", "z.3f"),
+    "complexity_bias": Measure("complexity bias by the loss", "z.3f"),
+    "pick": Measure("stand-alone accuracy of its pick", "z.1%"),
+    "mean_accuracy": Measure("mean accuracy, inherited weights", "z.1%"),
+    "seconds": Measure("seconds of training", "z.0f"),
 }
 
 PRIMARY = "tau_by_loss"

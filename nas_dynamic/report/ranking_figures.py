@@ -184,7 +184,7 @@ def taus(group: Ranked, colours: dict[str, int], suffix: str) -> ReportFigure:
     axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(f"{MEASURES[PRIMARY].title}, to stand-alone accuracy")
+    axes.set_xlabel(MEASURES[PRIMARY].title)
     spoken = joined([f"{label} {estimate:.2f}" for label, estimate, *_ in rows])
     return ReportFigure(
         f"kendall-tau{suffix}",

@@ -167,7 +167,7 @@ def binned(
         bins: number of parts, at most.
     """
     bins = min(bins, total)
-    part = np.minimum(np.asarray(steps) * bins // total, bins - 1)
+    part = np.minimum(np.asarray(steps, dtype=int) * bins // total, bins - 1)
     counts = np.bincount(part, minlength=bins)
     sums = np.bincount(part, weights=np.asarray(values, dtype=float), minlength=bins)
     some = counts > 0

@@ -111,10 +111,10 @@ def scores(runs: Sequence[Run]) -> Table:
     ]
     return Table(
         "Subnets with inherited weights",
-        ["supernet", "subnets", "mean accuracy", "its pick", "parameters", "images"],
+        ["supernet", "subnets", "mean accuracy", "its pick", "parameters of it", "images"],
         rows,
-        "Accuracies are of images of the validation set. The pick is the subnet of the lowest "
-        "loss, which the last but one column has the parameters of.",
+        "Images are those of the validation set, on which the subnets are scored. The pick is the "
+        "subnet of the lowest loss; in its column is its accuracy.",
     )
 
 
@@ -173,9 +173,9 @@ def _statistic(column: str, estimate: Estimate | None) -> str:
     if estimate is None:
         return "–"
     if column != "regret":
-        return f"{estimate:.2f}"
+        return f"{estimate:z.2f}"
     ends = 100 * estimate.value, 100 * estimate.low, 100 * estimate.high
-    return f"{Estimate(*ends, estimate.count):.1f}"
+    return f"{Estimate(*ends, estimate.count):z.1f}"
 
 
 def cost(runs: Sequence[Run]) -> Table:

@@ -29,15 +29,13 @@ def _sentences(comparison: Comparison) -> list[str]:
     title = MEASURES[measure].title
     if math.isnan(found.value):
         return [f"{title} is undefined: in one seed all subnets score the same."]
-    less = (
-        f"{title} of {other} less that of {first} is {difference_text(comparison, measure)}, "
-        f"the mean over {seeds_text(comparison.seeds)}"
-    )
+    less = f"{title} of {other} less that of {first} is {difference_text(comparison, measure)}"
+    seeds = seeds_text(comparison.seeds)
     if found.count == 1:
-        less = less.replace("the mean over", "of")
-        said = [f"{less}. One seed tells nothing about the next one: run more."]
+        said = [f"{less} in {seeds}. One seed tells nothing about the next one: run more."]
     else:
-        said = [f"{less} with its 95% interval (Student's t).", _shown(comparison, measure)]
+        said = [f"{less}, the mean over {seeds} with its 95% interval (Student's t)."]
+        said.append(_shown(comparison, measure))
     second = comparison.differences.get("tau_by_accuracy")
     if second is not None and not math.isnan(second.value):
         said.append(
