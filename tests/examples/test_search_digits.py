@@ -20,6 +20,8 @@ pytest.importorskip("pymoo")
 
 from nas_dynamic.search import Evaluation, SearchResult
 
+pytestmark = pytest.mark.host
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "search_digits.py"
 SIZES = {
     "epochs": 2,
@@ -58,13 +60,11 @@ def test_what_it_tells_is_in_its_files(run, tmp_path):
     agreement, variety, told, count = run()
 
     measured = {}  # (images, seed) → architecture → accuracy on test, loss on validation images
-    for path in tmp_path.glob("stand-alone-*.json"):
-        kept = json.loads(path.read_text())
-        on, seed = kept["depends_on"]["on"], kept["depends_on"]["seed"]
-        measure = {"test": "accuracy", "validation": "loss"}[on]
-        measured[on, seed] = {
-            json.dumps(entry["architecture"], sort_keys=True): entry[measure]
-            for entry in kept["truth"]
+    for path in tmp_path.glob("standalone-*.jsonl"):
+        settings, *scores = map(json.loads, path.read_text().splitlines())
+        measure = {"test": "accuracy", "validation": "loss"}[settings["on"]]
+        measured[settings["on"], settings["seed"]] = {
+            json.dumps(line["architecture"], sort_keys=True): line[measure] for line in scores
         }
     assert measured.keys() == set(itertools.product(["test", "validation"], [0, 1]))
     of_test, of_validation = (
@@ -91,7 +91,9 @@ def test_what_it_tells_is_in_its_files(run, tmp_path):
     assert count == f"In the top decile: {int(better == 0)} of 1 seeds"
 
     pair = [[measured["test", seed][key] for key in sample] for seed in (0, 1)]
-    assert agreement.endswith(f"between two of those {kendalltau(*pair).statistic:.2f}")
+    assert agreement.endswith(
+        f"between two stand-alone trainings {kendalltau(*pair).statistic:.2f}"
+    )
 
 
 def test_finalists_are_distinct_networks(example):
@@ -112,18 +114,18 @@ def test_finalists_are_distinct_networks(example):
 
 def test_a_finalist_that_diverged_is_not_taken(run, tmp_path):
     first = re.search(r"found .*, [\d.]+% with", run()[2])[0]
-    for path in tmp_path.glob("stand-alone-*.json"):
-        kept = json.loads(path.read_text())
-        if (kept["depends_on"]["on"], kept["depends_on"]["seed"]) == ("validation", 0):
-            for entry in kept["truth"]:
-                if f"found {' '.join(map(str, entry['architecture'].values()))}," in first:
-                    entry["loss"] = None
-            path.write_text(json.dumps(kept))
+    for path in tmp_path.glob("standalone-*.jsonl"):
+        settings, *scores = map(json.loads, path.read_text().splitlines())
+        if (settings["on"], settings["seed"]) == ("validation", 0):
+            for line in scores:
+                if f"found {' '.join(map(str, line['architecture'].values()))}," in first:
+                    line["loss"] = None
+            path.write_text("".join(json.dumps(line) + "\n" for line in (settings, *scores)))
     told = run()[2]
     assert re.search(r"found .*, [\d.]+% with", told)[0] != first
 
 
 def test_what_was_measured_is_kept(run, monkeypatch):
     first = run()
-    monkeypatch.setattr("nas_dynamic.experiment.compare.train_standalone", None)
+    monkeypatch.setattr("nas_dynamic.experiment.standalone.train_standalone", None)
     assert run() == first
