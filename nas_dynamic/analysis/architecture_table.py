@@ -6,7 +6,7 @@ import csv
 import gzip
 import json
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +22,22 @@ class ArchitectureTable:
 
     Args:
         space: the architectures.
-        values: architecture → value, as pairs; or a mapping from tuples of candidates, in the
-            order of `space.labels`.
+        values: pairs of an architecture and its value.
 
     Raises:
         ValueError: an architecture is not of the space, has two values, or one that is not finite.
 
     Example:
         >>> space = SearchSpace({"layer1": ["conv3", "conv5"], "depth": [2, 3]})
-        >>> table = ArchitectureTable(space, {("conv3", 2): 91.0, ("conv5", 3): 93.5})
-        >>> table({"layer1": "conv5", "depth": 3})
+        >>> table = ArchitectureTable(space, [({"layer1": "conv5", "depth": 3}, 93.5)])
+        >>> table({"depth": 3, "layer1": "conv5"})
         93.5
     """
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        values: Mapping[tuple[Hashable, ...], float] | Iterable[tuple[Architecture, float]],
-    ) -> None:
+    def __init__(self, space: SearchSpace, values: Iterable[tuple[Architecture, float]]) -> None:
         self.space = space
         self._values: dict[Key, float] = {}
-        pairs = values.items() if isinstance(values, Mapping) else values
-        for architecture, value in pairs:
+        for architecture, value in values:
             self._add(architecture, value)
 
     @classmethod
@@ -78,7 +72,7 @@ class ArchitectureTable:
         for number, row in enumerate(rows, 1):
             try:
                 architecture = parse(row) if parse else _named(space, row)
-                table._add(architecture, _number(row[value], value))
+                table._add(architecture, _number(row.get(value), value))
             except ValueError as error:
                 raise ValueError(f"{path}, row {number} of {len(rows)}: {error}") from error
         return table
@@ -102,14 +96,7 @@ class ArchitectureTable:
                 f"the table of {len(self)} architectures has none with {dict(architecture)}"
             ) from None
 
-    def _add(self, architecture: Architecture | tuple[Hashable, ...], value: float) -> None:
-        if isinstance(architecture, tuple):
-            if len(architecture) != len(self.space.labels):
-                raise ValueError(
-                    f"{architecture} has {len(architecture)} candidates; "
-                    f"the space has {len(self.space.labels)} choices"
-                )
-            architecture = dict(zip(self.space.labels, architecture, strict=True))
+    def _add(self, architecture: Architecture, value: float) -> None:
         if not math.isfinite(value):
             raise ValueError(
                 f"{dict(architecture)} has the value {value}; drop what was not measured"
@@ -195,10 +182,10 @@ def _named(space: SearchSpace, row: Mapping[str, Any]) -> Architecture:
     """Return the architecture whose candidates read as in a row."""
     architecture = {}
     for label, candidates in space.choices.items():
-        matching = [c for c in candidates if str(c) == str(row[label])]
+        matching = [c for c in candidates if str(c) == str(row.get(label))]
         if len(matching) != 1:
             raise ValueError(
-                f"{row[label]!r} in column {label!r} is no candidate; they are "
+                f"{row.get(label)!r} in column {label!r} is no candidate; they are "
                 f"{[str(candidate) for candidate in candidates]}"
             )
         architecture[label] = matching[0]

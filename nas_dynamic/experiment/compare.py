@@ -20,7 +20,7 @@ from nas_dynamic.experiment.run import (
 from nas_dynamic.experiment.standalone import standalone_scores
 from nas_dynamic.report import measures
 from nas_dynamic.report.records import Comparison, Subnet
-from nas_dynamic.report.run_folder import Run, read_run
+from nas_dynamic.report.run_folder import read_run
 from nas_dynamic.report.tables import compared
 from nas_dynamic.report.verdict import verdict
 from nas_dynamic.space import key
@@ -135,7 +135,7 @@ def compare(
     for seed in seeds:
         for name, arm in arms.items():
             run_seed(arm, data, seed, display, folder / name, name=name)
-    runs = [_of_seeds(read_run(folder / name), seeds) for name in arms]
+    runs = [read_run(folder / name).of_seeds(seeds) for name in arms]
     architectures = [subnet.architecture for subnet in runs[0].subnets]
     scores = standalone_scores(config, data, architectures, standalone_epochs, out, display)
     known = {key(score.architecture): score.accuracy for score in scores}
@@ -164,10 +164,6 @@ def _begin(folder: Path, config: Config) -> None:
     seeds = sorted({*config.seeds, *started})
     write_json(folder / "environment.json", environment(config.torch_device))
     write_json(folder / "config.json", config.model_dump(mode="json") | {"seeds": seeds})
-
-
-def _of_seeds(run: Run, seeds: Sequence[int]) -> Run:
-    return replace(run, seeds=[seed for seed in run.seeds if seed.seed in seeds])
 
 
 def _sized(subnet: Subnet, score: Score) -> Subnet:

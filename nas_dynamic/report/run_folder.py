@@ -64,6 +64,10 @@ class Run:
         """What every scored subnet is looked up by."""
         return [key(subnet.architecture) for subnet in self.subnets]
 
+    def of_seeds(self, seeds: Sequence[int]) -> Run:
+        """Return the run with these of its seeds."""
+        return replace(self, seeds=[seed for seed in self.seeds if seed.seed in seeds])
+
     def accuracies(self) -> np.ndarray:
         """Return the accuracies in [0, 1], of shape (seeds, subnets)."""
         return np.array([[subnet.accuracy for subnet in seed.subnets] for seed in self.seeds])
@@ -136,8 +140,7 @@ def _read(folder: Path) -> list[Run]:
     comparison = read_record(Comparison, path, COMPARE_AGAIN)
     return [
         replace(
-            run,
-            seeds=[seed for seed in run.seeds if seed.seed in comparison.seeds],
+            run.of_seeds(comparison.seeds),
             standalone={key(s.architecture): s.accuracy for s in comparison.standalone},
             comparison=comparison,
         )

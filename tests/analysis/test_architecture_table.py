@@ -48,7 +48,8 @@ def test_a_file_holds_what_the_dictionary_does(tmp_path, name):
         "top1",
         parse=lambda row: {"depth": int(row["depth"]), "layer1": row["layer1"]},
     )
-    expected = ArchitectureTable(SPACE, ACCURACY)
+    pairs = [(dict(zip(SPACE.labels, names, strict=True)), a) for names, a in ACCURACY.items()]
+    expected = ArchitectureTable(SPACE, pairs)
     for table in (columns, parsed):
         assert len(table) == 4
         for architecture in SPACE:
@@ -67,9 +68,9 @@ def test_the_order_of_labels_does_not_matter():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({("conv3",): 1.0}, "has 1 candidates; the space has 2 choices"),
-        ({("conv7", 2): 1.0}, "'conv7' is not a candidate of 'layer1'"),
-        ({("conv3", 2): float("nan")}, "has the value nan"),
+        ([({"layer1": "conv3"}, 1.0)], "architecture chooses nothing for 'depth'"),
+        ([({"layer1": "conv7", "depth": 2}, 1.0)], "'conv7' is not a candidate of 'layer1'"),
+        ([({"layer1": "conv3", "depth": 2}, float("nan"))], "has the value nan"),
         (
             [({"layer1": "conv3", "depth": 2}, 1.0), ({"layer1": "conv3", "depth": 2}, 2.0)],
             r"has the values 1.0 and 2.0",

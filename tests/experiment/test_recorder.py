@@ -126,7 +126,7 @@ def test_a_resumed_training_has_the_record_of_an_unbroken_one(tmp_path, small_bo
         resumed.updates,
         resumed.group_by,
     )
-    assert again.cost["seconds"] <= resumed.cost["seconds"]
+    assert again.cost.seconds <= resumed.cost.seconds
 
 
 @pytest.mark.parametrize(

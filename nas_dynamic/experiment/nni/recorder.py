@@ -14,6 +14,7 @@ from nas_dynamic.adapters.nni.space import subnet_parameters
 from nas_dynamic.adapters.nni.training import DynamicCallback
 from nas_dynamic.attach.update_rule import Update
 from nas_dynamic.experiment.cost import CostMeter
+from nas_dynamic.report.records import Cost
 
 with extra("nni"):
     import pytorch_lightning as pl
@@ -43,13 +44,11 @@ class TrainingRecorder(pl.Callback):
         total: number of updates of the whole training.
 
     Attributes:
-        rows: what updates used, at most `MAX_ROWS` of them, evenly spaced; each with step, lr,
-            gamma, group, parameters and loss (None if not finite).
+        rows: what updates used, at most `MAX_ROWS` of them, evenly spaced; see `TrainedUpdate`.
         updates: number of updates so far.
         groups: number of updates of each momentum group; empty without momentum separation.
-        pairs: at most `MAX_PAIRS`, evenly spaced, of one update and the next; each with the step
-            of the first, their groups, and the cosine of their gradients, over the parameters
-            that both have a gradient for and before clipping. A pair that a stop divides is lost.
+        pairs: at most `MAX_PAIRS`, evenly spaced, of one update and the next; see `GradientPair`.
+            A pair that a stop divides is lost.
         group_by: what momentum separation groups by; None without it.
     """
 
@@ -62,15 +61,15 @@ class TrainingRecorder(pl.Callback):
         self.pairs: list[dict[str, Any]] = []
         self.group_by: str | None = None
         self._meter: CostMeter | None = None
-        self._cost: dict[str, Any] = {}
+        self._cost: Cost | None = None
         self._last: Update | None = None
         self._gradients: dict[torch.Tensor, torch.Tensor] = {}
         self._first: tuple[int, str | None] | None = None
         self._cosine: torch.Tensor | None = None
 
     @property
-    def cost(self) -> dict[str, Any]:
-        """What the training has cost so far, over all its starts: see `CostMeter.result`."""
+    def cost(self) -> Cost | None:
+        """What the training has cost so far, over all its starts; None before the first one."""
         return self._cost if self._meter is None else self._meter.result()
 
     def state_dict(self) -> dict[str, Any]:
@@ -81,7 +80,7 @@ class TrainingRecorder(pl.Callback):
             "groups": dict(self.groups),
             "pairs": self.pairs,
             "group_by": self.group_by,
-            "cost": self.cost,
+            "cost": self.cost and self.cost.model_dump(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -91,7 +90,7 @@ class TrainingRecorder(pl.Callback):
         self.groups = Counter(state_dict["groups"])
         self.pairs = state_dict["pairs"]
         self.group_by = state_dict["group_by"]
-        self._cost = state_dict["cost"]
+        self._cost = state_dict["cost"] and Cost.model_validate(state_dict["cost"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the training to record, and begin to measure."""
