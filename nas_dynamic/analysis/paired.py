@@ -65,10 +65,10 @@ class Difference:
         return float(low), float(high)
 
     def seeds_needed(self, half_width: float) -> int | None:
-        """Return the seeds for a t-interval of ± half_width at the spread seen; None with one."""
-        if len(self.values) < 2:
+        """Return the seeds for a t-interval of ± half_width at the spread seen; None without one."""
+        deviation = self.values.std(ddof=1) if len(self.values) > 1 else math.nan
+        if math.isnan(deviation):
             return None
-        deviation = self.values.std(ddof=1)
         n = 2
         while stats.t.ppf(0.975, n - 1) * deviation / math.sqrt(n) > half_width:
             n += 1
