@@ -65,7 +65,7 @@ class Difference:
         return float(low), float(high)
 
     def seeds_needed(self, half_width: float) -> int | None:
-        """Return the seeds for a t-interval of ± half_width at the spread seen; None without one."""
+        """Return the seeds for a t-interval of ± half_width at this spread; None without one."""
         deviation = self.values.std(ddof=1) if len(self.values) > 1 else math.nan
         if math.isnan(deviation):
             return None
