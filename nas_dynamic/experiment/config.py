@@ -273,7 +273,7 @@ def parse(content: dict[str, Any], source: str = "the configuration") -> Config:
         raise ConfigError(f"{source} is not valid: {error}") from error
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+class _Loader(yaml.SafeLoader):
     """Plain data only; 5e-4 is a number, as in YAML 1.2, and a key may stand only once."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> Any:

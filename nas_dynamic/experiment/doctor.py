@@ -181,7 +181,7 @@ def _update() -> Finding:
     )
     lrs = []
     for _ in range(2):
-        parameter.sum().backward()  # type: ignore[no-untyped-call]
+        parameter.sum().backward()
         optimizer.step()
         optimizer.zero_grad()
         assert dynamic.last is not None

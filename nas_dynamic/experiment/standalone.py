@@ -106,7 +106,7 @@ def train_standalone(
             with autocast(device, precision):
                 logits = model(inputs.to(device))
             loss = nn.functional.cross_entropy(logits.float(), labels.to(device))
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
             decay.step()

@@ -129,4 +129,4 @@ def _check_images(
             f"space {config.space.name} gives {found} for {len(images)} images; it must give "
             f"logits of shape {wanted}, one for each of {data.classes} classes: see space.kwargs"
         )
-    nn.functional.cross_entropy(logits, labels.to(device)).backward()  # type: ignore[no-untyped-call]
+    nn.functional.cross_entropy(logits, labels.to(device)).backward()

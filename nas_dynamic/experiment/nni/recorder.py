@@ -99,8 +99,9 @@ class TrainingRecorder(pl.Callback):
         self.every = -(-self.total // MAX_ROWS)
         self.pair_every = max(LEAST_PAIR_DISTANCE, -(-self.total // MAX_PAIRS))
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        (attached,) = (c for c in callbacks if isinstance(c, DynamicCallback))
-        self.training = attached.training
+        (training,) = (c.training for c in callbacks if isinstance(c, DynamicCallback))
+        assert training is not None  # it was attached when the fit began
+        self.training = training
         if self.training.momentum is not None:
             self.group_by = str(self.training.momentum.group_by)
 

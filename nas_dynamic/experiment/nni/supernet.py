@@ -223,7 +223,7 @@ def train_supernet(
     )
 
 
-class _Classification(ClassificationModule):  # type: ignore[misc]
+class _Classification(ClassificationModule):
     """NNI's classification, with any optimizer of torch, and an lr scheduler."""
 
     def __init__(self, config: Config, classes: int) -> None:
