@@ -6,7 +6,7 @@ import csv
 import gzip
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class ArchitectureTable:
         path: str | Path,
         space: SearchSpace,
         value: str,
-        parse: Callable[[dict[str, Any]], Architecture] | None = None,
+        parse: Callable[[Mapping[str, Any]], Architecture] | None = None,
     ) -> ArchitectureTable:
         """Read a file with one row an architecture.
 
@@ -61,20 +61,31 @@ class ArchitectureTable:
             ValueError: a column is missing, or a row is of no architecture of the space, has no
                 value or contradicts an earlier one; the message has its number, from 1.
         """
-        rows = read_rows(path)
+        try:
+            return cls.of_rows(read_rows(path), space, value, parse)
+        except ValueError as error:
+            raise ValueError(f"{path}, {error}") from error
+
+    @classmethod
+    def of_rows(
+        cls,
+        rows: Sequence[Mapping[str, Any]],
+        space: SearchSpace,
+        value: str,
+        parse: Callable[[Mapping[str, Any]], Architecture] | None = None,
+    ) -> ArchitectureTable:
+        """Return the table of rows, as `read` does of those in a file."""
         wanted = {value} | (set() if parse else set(space.labels))
         missing = wanted - set(rows[0])
         if missing:
-            raise ValueError(
-                f"{path} has no column {sorted(missing)}; its columns are {list(rows[0])}"
-            )
+            raise ValueError(f"no column {sorted(missing)}; the columns are {list(rows[0])}")
         table = cls(space, ())
         for number, row in enumerate(rows, 1):
             try:
                 architecture = parse(row) if parse else _named(space, row)
                 table._add(architecture, _number(row.get(value), value))
             except ValueError as error:
-                raise ValueError(f"{path}, row {number} of {len(rows)}: {error}") from error
+                raise ValueError(f"row {number} of {len(rows)}: {error}") from error
         return table
 
     def __len__(self) -> int:

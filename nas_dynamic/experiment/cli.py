@@ -8,8 +8,12 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nas_dynamic.storage.journal import RunError
+
+if TYPE_CHECKING:
+    from nas_dynamic.experiment.config import Config
 
 __all__ = ["main"]
 
@@ -66,29 +70,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _demo(options: argparse.Namespace) -> None:
     import torch
 
-    from nas_dynamic.experiment.compare import compare, print_comparison
-    from nas_dynamic.experiment.console import Display
     from nas_dynamic.experiment.demo import demo_config
 
     # The networks are so small that more threads gain nothing and make sums come out otherwise.
     torch.set_num_threads(1)
     config = demo_config(
         epochs=options.epochs,
-        subnets=options.subnets,
         channels=options.channels,
         device=options.device,
         precision=options.precision,
     )
-    folder = options.out / "demo"
+    _compare_arms(config, options, options.out / "demo", overwrite=True)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from nas_dynamic.experiment.config import load
+
+    config = load(options.config, device=options.device, precision=options.precision)
+    folder = options.out / f"{config.name}-compare"
+    _compare_arms(config, options, folder, static_curve=options.static_curve)
+
+
+def _compare_arms(config: Config, options: argparse.Namespace, folder: Path, **more: Any) -> None:
+    from nas_dynamic.experiment.compare import compare, print_comparison
+    from nas_dynamic.experiment.console import Display
+
+    scoring = config.scoring.model_copy(update={"subnets": options.subnets})
     with Display() as display:
         comparison = compare(
-            config,
-            options.out,
+            config.model_copy(update={"scoring": scoring}),
+            folder,
             display,
             seeds=sorted(set(options.seed)),
             standalone_epochs=options.standalone_epochs,
-            folder=folder,
-            overwrite=True,
+            kept=options.out,
+            **more,
         )
     print_comparison(comparison, display)
     _print_folder(folder)
@@ -107,28 +123,6 @@ def _train(options: argparse.Namespace) -> None:
         finished = run(config, options.out, display, resume=options.resume)
     display.table(scores([finished]))
     _print_folder(finished.folder)
-
-
-def _compare(options: argparse.Namespace) -> None:
-    from nas_dynamic.experiment.compare import compare, print_comparison
-    from nas_dynamic.experiment.config import load
-    from nas_dynamic.experiment.console import Display
-
-    config = load(options.config, device=options.device, precision=options.precision)
-    scoring = config.scoring.model_copy(update={"subnets": options.subnets})
-    folder = options.out / f"{config.name}-compare"
-    with Display() as display:
-        comparison = compare(
-            config.model_copy(update={"scoring": scoring}),
-            options.out,
-            display,
-            seeds=sorted(set(options.seed)),
-            standalone_epochs=options.standalone_epochs,
-            static_curve=options.static_curve,
-            folder=folder,
-        )
-    print_comparison(comparison, display)
-    _print_folder(folder)
 
 
 def _print_folder(folder: Path) -> None:

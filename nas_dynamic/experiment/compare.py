@@ -85,13 +85,13 @@ def static_arm(config: Config, curve: str = "cosine") -> Config:
 
 def compare(
     config: Config,
-    out: Path,
+    folder: Path,
     display: Display,
     *,
     seeds: Sequence[int],
     standalone_epochs: int,
+    kept: Path,
     static_curve: str = "cosine",
-    folder: Path | None = None,
     overwrite: bool = False,
 ) -> Comparison:
     """Train, score and compare both arms over paired seeds; what is there already is kept.
@@ -101,12 +101,12 @@ def compare(
 
     Args:
         config: the dynamic arm; `static_arm` makes the other one of it.
-        out: folder of all runs; the stand-alone scores are kept in it.
+        folder: of the comparison.
         display: shows the progress.
         seeds: of the supernets, in place of those of the configuration.
         standalone_epochs: for which each scored subnet is trained alone.
+        kept: folder that the stand-alone scores are kept in.
         static_curve: decay of the static arm's lr.
-        folder: of the comparison; by default `out / (name + "-compare")`.
         overwrite: begin anew where the folder was started with another configuration.
 
     Returns:
@@ -118,7 +118,6 @@ def compare(
     """
     if not (config.dynamic.calr or config.dynamic.momentum):
         raise RunError("dynamic.calr and dynamic.momentum are off: there is nothing to compare")
-    folder = folder or out / f"{config.name}-compare"
     arms = {"static": static_arm(config, static_curve), "dynamic": config}
     for name, arm in arms.items():
         arms[name] = arm.model_copy(update={"name": f"{config.name}-{name}", "seeds": list(seeds)})
@@ -137,7 +136,7 @@ def compare(
             run_seed(arm, data, seed, display, folder / name, name=name)
     runs = [read_run(folder / name).of_seeds(seeds) for name in arms]
     architectures = [subnet.architecture for subnet in runs[0].subnets]
-    scores = standalone_scores(config, data, architectures, standalone_epochs, out, display)
+    scores = standalone_scores(config, data, architectures, standalone_epochs, kept, display)
     known = {key(score.architecture): score.accuracy for score in scores}
     static, dynamic = (replace(run, standalone=known) for run in runs)
     found = measures.compare(static, dynamic)

@@ -10,7 +10,6 @@ __all__ = ["demo_config"]
 def demo_config(
     *,
     epochs: int = 100,
-    subnets: int = 50,
     channels: int = 4,
     device: str = "cpu",
     precision: str = "32",
@@ -19,7 +18,6 @@ def demo_config(
 
     Args:
         epochs: of each supernet.
-        subnets: number of subnets that are scored.
         channels: of the first cells.
         device: as in a configuration.
         precision: as in a configuration.
@@ -35,7 +33,6 @@ def demo_config(
             # Few images to train on, so that subnets differ; many to tell them apart.
             "data": {"name": "digits", "validation": 0.6, "test": 0.5},
             "optimizer": {"name": "SGD", "kwargs": sgd},
-            "scoring": {"subnets": subnets},
             "epochs": epochs,
             "batch_size": 32,
             "gradient_clip": 5.0,

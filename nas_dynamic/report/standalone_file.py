@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nas_dynamic.analysis.architecture_table import read_rows
+from nas_dynamic.analysis.architecture_table import ArchitectureTable, read_rows
 from nas_dynamic.report.run_folder import Run
-from nas_dynamic.space import Architecture, Key, key
+from nas_dynamic.space import SearchSpace, key
 from nas_dynamic.storage.journal import RunError
 
 __all__ = ["with_standalone"]
-
-Text = frozenset[tuple[str, str]]
 
 
 def with_standalone(runs: Sequence[Run], path: Path, column: str = "accuracy") -> list[Run]:
@@ -35,55 +32,33 @@ def with_standalone(runs: Sequence[Run], path: Path, column: str = "accuracy") -
     """
     try:
         rows = read_rows(path)
-        return [_matched(run, rows, path, column) if run.subnets else run for run in runs]
+        return [_matched(run, rows, column) if run.subnets else run for run in runs]
     except (ValueError, FileNotFoundError) as error:
-        raise RunError(f"--standalone: {error}") from error
+        raise RunError(
+            f"--standalone {path}: {error} (--standalone-column names the column of the accuracies)"
+        ) from error
 
 
-def _matched(run: Run, rows: list[dict[str, Any]], path: Path, column: str) -> Run:
-    first = run.subnets[0].architecture
-    missing = [name for name in [*first, column] if name not in rows[0]]
+def _matched(run: Run, rows: Sequence[Mapping[str, Any]], column: str) -> Run:
+    labels = list(run.subnets[0].architecture)
+    missing = [label for label in labels if label not in rows[0]]
     if missing:
-        raise ValueError(
-            f"{path} has no column {', '.join(map(repr, missing))}, which {run.name} needs; its "
-            f"columns are {', '.join(rows[0])} (--standalone-column names that of the accuracies)"
-        )
-    known: dict[Text, float] = {}
-    for row in rows:
-        architecture = {label: row.get(label) for label in first}
-        value = _number(row.get(column), architecture, path)
-        if known.setdefault(_text(architecture), value) != value:
-            raise ValueError(
-                f"{path} has the values {known[_text(architecture)]} and {value} for "
-                f"{architecture}; average them, or choose one"
-            )
-    scale = 100 if max(known.values()) > 1 else 1
-    standalone: dict[Key, float] = {
-        key(subnet.architecture): known[_text(subnet.architecture)] / scale
+        raise ValueError(f"no column {missing}, which {run.name} needs; there are {list(rows[0])}")
+
+    def text(row: Mapping[str, Any]) -> dict[str, str]:
+        """Return what rows and subnets have in common: a CSV has text alone."""
+        return {label: str(row.get(label)) for label in labels}
+
+    texts = [text(row) for row in (*rows, *(subnet.architecture for subnet in run.subnets))]
+    space = SearchSpace({label: sorted({row[label] for row in texts}) for label in labels})
+    table = ArchitectureTable.of_rows(rows, space, column, text)
+    known = {
+        key(subnet.architecture): table(text(subnet.architecture))
         for subnet in run.subnets
-        if _text(subnet.architecture) in known
+        if text(subnet.architecture) in table
     }
-    if not standalone:
-        raise ValueError(
-            f"{path} has none of the {len(run.subnets)} subnets of {run.name}, whose first is "
-            f"{first}"
-        )
+    if not known:
+        raise ValueError(f"none of the {len(run.subnets)} subnets of {run.name} is in it")
+    scale = 100 if max(known.values()) > 1 else 1
+    standalone = {architecture: value / scale for architecture, value in known.items()}
     return replace(run, standalone=standalone, comparison=None)
-
-
-def _text(architecture: Architecture) -> Text:
-    """Return what two descriptions of one architecture have in common: a CSV has text alone."""
-    return frozenset((label, str(candidate)) for label, candidate in architecture.items())
-
-
-def _number(value: Any, architecture: Architecture, path: Path) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(
-            f"{path} has the accuracy {value!r}, which is no finite number, for {architecture}; "
-            "drop that row"
-        )
-    return number

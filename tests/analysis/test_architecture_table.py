@@ -109,7 +109,7 @@ def test_a_row_that_says_nothing_is_named(row, message, tmp_path):
 
 def test_files_that_are_no_table_are_refused(tmp_path):
     path = written(tmp_path, "table.csv")
-    with pytest.raises(ValueError, match=r"no column \['top5'\]; its columns are"):
+    with pytest.raises(ValueError, match=r"no column \['top5'\]; the columns are"):
         ArchitectureTable.read(path, SPACE, "top5")
     with pytest.raises(ValueError, match="'2' in column 'depth' is no candidate"):
         ArchitectureTable.read(path, SPACE.restrict({"depth": [3]}), "top1")
