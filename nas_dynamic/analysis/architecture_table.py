@@ -61,8 +61,9 @@ class ArchitectureTable:
             ValueError: a column is missing, or a row is of no architecture of the space, has no
                 value or contradicts an earlier one; the message has its number, from 1.
         """
+        rows = read_rows(path)
         try:
-            return cls.of_rows(read_rows(path), space, value, parse)
+            return cls.of_rows(rows, space, value, parse)
         except ValueError as error:
             raise ValueError(f"{path}, {error}") from error
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import itertools
 import json
 import math
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,7 +23,7 @@ pytest.importorskip("pymoo")
 
 from nas_dynamic.search import Evaluation, SearchResult
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.xdist_group("search digits")]
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "search_digits.py"
 SIZES = {
@@ -34,7 +37,7 @@ SIZES = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def example():
     spec = importlib.util.spec_from_file_location("search_digits", EXAMPLE)
     module = importlib.util.module_from_spec(spec)
@@ -42,25 +45,28 @@ def example():
     return module
 
 
-@pytest.fixture
-def run(example, monkeypatch, tmp_path, capsys):
-    """Runs the example, and gives what it prints but for its progress."""
-
-    def run():
-        arguments = [text for name, value in SIZES.items() for text in (f"--{name}", str(value))]
-        monkeypatch.setattr(sys, "argv", ["search_digits.py", "--out", str(tmp_path), *arguments])
+def run(example, folder: Path) -> list[str]:
+    """Run the example, and return what it prints but for its progress."""
+    arguments = [text for name, value in SIZES.items() for text in (f"--{name}", str(value))]
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sys, "argv", ["search_digits.py", "--out", str(folder), *arguments])
         example.main()
-        lines = capsys.readouterr().out.splitlines()
-        return [line for line in lines if line.startswith(("seed", "In the"))]
-
-    return run
+    return [line for line in printed.getvalue().splitlines() if line.startswith(("seed", "In the"))]
 
 
-def test_what_it_tells_is_in_its_files(run, tmp_path):
-    agreement, variety, told, count = run()
+@pytest.fixture(scope="module")
+def first(example, tmp_path_factory) -> tuple[Path, list[str]]:
+    """The folder of a run, and what it told."""
+    folder = tmp_path_factory.mktemp("search_digits")
+    return folder, run(example, folder)
+
+
+def test_what_it_tells_is_in_its_files(first):
+    folder, (agreement, variety, told, count) = first
 
     measured = {}  # (images, seed) → architecture → accuracy on test, loss on validation images
-    for path in tmp_path.glob("standalone-*.jsonl"):
+    for path in folder.glob("standalone-*.jsonl"):
         settings, *scores = map(json.loads, path.read_text().splitlines())
         measure = {"test": "accuracy", "validation": "loss"}[settings["on"]]
         measured[settings["on"], settings["seed"]] = {
@@ -71,7 +77,7 @@ def test_what_it_tells_is_in_its_files(run, tmp_path):
         {key: np.mean([measured[on, 0][key], measured[on, 1][key]]) for key in measured[on, 0]}
         for on in ("test", "validation")
     )
-    (journal,) = tmp_path.glob("seed-1/search-*.jsonl")
+    (journal,) = folder.glob("seed-1/search-*.jsonl")
     searched = [json.loads(line) for line in journal.read_text().splitlines()]
     scores = [entry["scores"] for entry in searched if "scores" in entry]
     assert len(scores) == SIZES["budget"]
@@ -112,20 +118,20 @@ def test_finalists_are_distinct_networks(example):
     assert [e.architecture["layer"] for e in found] == ["best", "other", "small", "diverged"]
 
 
-def test_a_finalist_that_diverged_is_not_taken(run, tmp_path):
-    first = re.search(r"found .*, [\d.]+% with", run()[2])[0]
-    for path in tmp_path.glob("standalone-*.jsonl"):
+def test_a_finalist_that_diverged_is_not_taken(example, first, tmp_path):
+    shutil.copytree(first[0], tmp_path / "again")
+    taken = re.search(r"found .*, [\d.]+% with", first[1][2])[0]
+    for path in (tmp_path / "again").glob("standalone-*.jsonl"):
         settings, *scores = map(json.loads, path.read_text().splitlines())
         if (settings["on"], settings["seed"]) == ("validation", 0):
             for line in scores:
-                if f"found {' '.join(map(str, line['architecture'].values()))}," in first:
+                if f"found {' '.join(map(str, line['architecture'].values()))}," in taken:
                     line["loss"] = None
             path.write_text("".join(json.dumps(line) + "\n" for line in (settings, *scores)))
-    told = run()[2]
-    assert re.search(r"found .*, [\d.]+% with", told)[0] != first
+    told = run(example, tmp_path / "again")[2]
+    assert re.search(r"found .*, [\d.]+% with", told)[0] != taken
 
 
-def test_what_was_measured_is_kept(run, monkeypatch):
-    first = run()
+def test_what_was_measured_is_kept(example, first, monkeypatch):
     monkeypatch.setattr("nas_dynamic.experiment.standalone.train_standalone", None)
-    assert run() == first
+    assert run(example, first[0]) == first[1]

@@ -207,8 +207,8 @@ def test_space_of_ones_own_and_steps(tmp_path, monkeypatch):
         space={"name": "own_space:space", "kwargs": {"width": 16}},
         epochs=None,
         steps=12,
-        scheduler=None,
-        dynamic={},
+        **WITHOUT_SCHEDULER,
+        scoring={"subnets": 2},
         optimizer={"name": "AdamW", "kwargs": {"lr": 0.001}},
     )
     assert main(["train", config, "--out", str(tmp_path), "--seed", "1", "2"]) == 0
