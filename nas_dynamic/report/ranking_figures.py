@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nas_dynamic._extras import extra
 from nas_dynamic.analysis.ranking import Estimate, comparable_loss
 from nas_dynamic.report.figure import (
     MARKERS,
@@ -24,6 +25,9 @@ from nas_dynamic.report.run_folder import Run
 from nas_dynamic.report.statistics import Ranked, pareto
 from nas_dynamic.report.style import LIGHT
 from nas_dynamic.space import architecture_text
+
+with extra("experiment"):
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 __all__ = ["accuracy_by_size", "loss_by_standalone", "taus"]
 
@@ -136,8 +140,12 @@ def loss_by_standalone(group: Ranked, colours: dict[str, int], suffix: str) -> R
         )
     axes.set(xlabel="stand-alone accuracy", ylabel="loss, inherited weights")
     axes.set_yscale("log")
+    least, greatest = axes.get_ylim()
+    axes.yaxis.set_major_locator(
+        MaxNLocator(5) if greatest < 3 * least else LogLocator(10, (1, 2, 5))
+    )
     axes.yaxis.set_major_formatter("{x:.3g}")
-    axes.yaxis.set_minor_formatter("{x:.3g}")
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.invert_yaxis()
     shares(axes.xaxis)
     legend_below(drawn, axes, MEASURES[PRIMARY].title)
