@@ -7,9 +7,9 @@ evolution over accuracy with inherited weights and the number of parameters, tra
 accurate subnets alone, and takes the one with the least loss on the validation images. Its place
 among random subnets trained alone is told on the test images, which decided nothing. Subnets are
 trained alone three times, for one training ranks them little better than the supernet does: told
-is how two such rankings agree (Kendall's τ), and how the supernet's does. Minutes for the first
-seed on one CPU core, less for the next ones. What was measured is kept in OUT: start it again
-after a stop, or with other seeds.
+is how two such rankings agree (Kendall τ), and how the supernet's, by the loss, does. Minutes for
+the first seed on one CPU core, less for the next ones. What was measured is kept in OUT: start it
+again after a stop, or with other seeds.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from typing import Literal
 import numpy as np
 import torch
 
-from nas_dynamic.analysis.ranking import comparable_loss, tau
+from nas_dynamic.analysis.ranking import comparable_loss, kendall_tau, rank_by_loss
 from nas_dynamic.evaluation import digest
-from nas_dynamic.experiment.compare import standalone_scores
 from nas_dynamic.experiment.config import Config, Dynamic
 from nas_dynamic.experiment.console import Display
 from nas_dynamic.experiment.data import ImageData
-from nas_dynamic.experiment.demo import Demo
+from nas_dynamic.experiment.demo import demo_config
 from nas_dynamic.experiment.nni.supernet import TrainedSupernet, train_supernet
 from nas_dynamic.experiment.run import load_data, sample_architectures, score
+from nas_dynamic.experiment.standalone import standalone_scores
 from nas_dynamic.search import Evaluation, Objective, SearchResult, search
 from nas_dynamic.space import Architecture
 
@@ -39,10 +39,9 @@ from nas_dynamic.space import Architecture
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(1)
-    demo = Demo(args.seed, args.epochs, args.standalone_epochs, args.subnets, 4, "cpu", "32")
     # The paper's γ, with which the figures of docs/search.md were made.
     dynamic = Dynamic(gamma_by="complexity")
-    config = demo.config(dynamic=True).model_copy(update={"dynamic": dynamic})
+    config = demo_config(epochs=args.epochs).model_copy(update={"dynamic": dynamic})
     data = load_data(config.data)
     places = []
     with Display() as display:
@@ -62,9 +61,9 @@ def main() -> None:
         for seed in args.seed:
             trained, found = search_supernet(config, data, seed, args, display)
             sample = sample_architectures(trained.space, args.subnets, seed=0)
-            inherited = np.array([s.accuracy for s in score(trained, config, data, sample)])
+            ranks = rank_by_loss(s.loss for s in score(trained, config, data, sample))
             accuracies = alone(sample)
-            print_agreement(seed, inherited, accuracies)
+            print_agreement(seed, ranks, accuracies)
             distinct = distinct_networks(found)
             finalists = sorted(distinct, key=lambda e: -e.values["accuracy"])[: args.retrain]
             print(f"seed {seed}: {len(distinct)} distinct networks of {args.budget} scored")
@@ -85,14 +84,14 @@ def main() -> None:
     print(f"In the top decile: {good} of {len(places)} seeds")
 
 
-def print_agreement(seed: int, inherited: np.ndarray, alone: np.ndarray) -> None:
-    """Tell the supernet's ranking beside that of one more training of every subnet."""
-    of_supernet = np.mean([tau(inherited, training) for training in alone])
-    text = f"seed {seed}: τ of the supernet's ranking to one of subnets trained alone "
+def print_agreement(seed: int, ranks: np.ndarray, alone: np.ndarray) -> None:
+    """Print how the supernet's ranking agrees with a training of every subnet, and two of those."""
+    of_supernet = np.mean([kendall_tau(ranks, training) for training in alone])
+    text = f"seed {seed}: Kendall τ by the loss of the supernet to stand-alone accuracy "
     text += f"{of_supernet:.2f}"
     if len(alone) > 1:
-        pairs = [tau(a, b) for a, b in itertools.combinations(alone, 2)]
-        text += f"; between two of those {np.mean(pairs):.2f}"
+        pairs = [kendall_tau(a, b) for a, b in itertools.combinations(alone, 2)]
+        text += f"; between two stand-alone trainings {np.mean(pairs):.2f}"
     print(text, flush=True)
 
 

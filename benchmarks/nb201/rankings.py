@@ -23,7 +23,7 @@ from benchmarks.nb201.supernet import EDGES, OPERATIONS, parameters
 from benchmarks.nb201.training import Run
 from nas_dynamic import Architecture
 from nas_dynamic.analysis.paired import Difference
-from nas_dynamic.analysis.ranking import bias, tau, tau_within
+from nas_dynamic.analysis.ranking import complexity_bias, kendall_tau, kendall_tau_within
 
 __all__ = [
     "Setting",
@@ -76,13 +76,15 @@ class _Space:
 
 
 MEASURES: dict[str, Callable[[np.ndarray, _Space], float]] = {
-    "τ to the truth": lambda ranking, space: tau(ranking, space.truth),
-    "τ among equal sizes": lambda ranking, space: tau_within(ranking, space.truth, space.sizes),
-    "τ among the better half": lambda ranking, space: tau(
+    "τ to the truth": lambda ranking, space: kendall_tau(ranking, space.truth),
+    "τ among equal sizes": lambda ranking, space: kendall_tau_within(
+        ranking, space.truth, space.sizes
+    ),
+    "τ among the better half": lambda ranking, space: kendall_tau(
         ranking[space.good], space.truth[space.good]
     ),
-    "τ to the parameters": lambda ranking, space: tau(ranking, space.sizes),
-    "complexity bias": lambda ranking, space: bias(ranking, space.truth, space.sizes),
+    "τ to the parameters": lambda ranking, space: kendall_tau(ranking, space.sizes),
+    "complexity bias": lambda ranking, space: complexity_bias(ranking, space.truth, space.sizes),
     "regret of the first": lambda ranking, space: regret_of(1, ranking, space.truth),
     "regret of the first ten": lambda ranking, space: regret_of(10, ranking, space.truth),
 }
@@ -122,7 +124,9 @@ def print_rankings(results: Path, runs: Path, table: Path, against: str = BASELI
             beyond = []
             for seed in paired:
                 tilt = tilted(static[seed], by_seed[seed], space.truth, space.sizes)
-                beyond.append(tau(by_seed[seed], space.truth) - tau(tilt, space.truth))
+                beyond.append(
+                    kendall_tau(by_seed[seed], space.truth) - kendall_tau(tilt, space.truth)
+                )
             of_size.add_row(*setting, "τ beyond the tilt to size", "", *paired_cells(beyond))
         of_size.add_section()
         rows = _of_all_seeds(list(by_seed.values()), space)
@@ -143,9 +147,9 @@ def tilted(
     same weight is put on size without any training.
     """
     ranks, by_size = rankdata(static) / len(static), zscore(rankdata(sizes))
-    wanted = bias(dynamic, truth, sizes)
+    wanted = complexity_bias(dynamic, truth, sizes)
     best = minimize_scalar(
-        lambda weight: abs(bias(ranks + weight * by_size, truth, sizes) - wanted),
+        lambda weight: abs(complexity_bias(ranks + weight * by_size, truth, sizes) - wanted),
         bounds=(-0.5, 0.5),
         method="bounded",
     )
@@ -201,9 +205,12 @@ def read_rankings(results: Path, runs: Path) -> dict[Setting, dict[int, np.ndarr
 
 def _of_all_seeds(of_seeds: list[np.ndarray], space: _Space) -> tuple[list[str], list[str]]:
     """Tell what rankings of the seeds have in common, and what their mean errs in."""
-    pairs = [tau(a, b) for a, b in itertools.combinations(of_seeds, 2)]
+    pairs = [kendall_tau(a, b) for a, b in itertools.combinations(of_seeds, 2)]
     mean_ranks = np.mean([rankdata(ranking) for ranking in of_seeds], axis=0)
-    common = [f"{np.mean(pairs):.3f}" if pairs else "", f"{tau(mean_ranks, space.truth):.3f}"]
+    common = [
+        f"{np.mean(pairs):.3f}" if pairs else "",
+        f"{kendall_tau(mean_ranks, space.truth):.3f}",
+    ]
     errors = list(rank_errors(mean_ranks, space.truth, space.architectures).items())
     ends = [
         "\n".join(f"{name} {error:+.0f}" for name, error in end)

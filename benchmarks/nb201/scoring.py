@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from benchmarks.nb201.data import Table
 from benchmarks.nb201.supernet import Cell, LiveEdge, Supernet, live_edges, macs, parameters
 from nas_dynamic import Architecture
-from nas_dynamic.analysis.ranking import tau
+from nas_dynamic.analysis.ranking import kendall_tau
 
 __all__ = ["Scores", "measures", "regret_of", "score", "split_deviation"]
 
@@ -69,9 +69,9 @@ def measures(table: Table, scores: Scores) -> dict[str, float | int]:
     """
     accuracy, truth = scores.accuracy.mean(1), table.accuracy
     values = {
-        "tau": tau(accuracy, truth),
+        "tau": kendall_tau(accuracy, truth),
         "tau_deviation": split_deviation(scores.accuracy, truth),
-        "tau_loss": tau(-scores.loss.mean(1), truth),
+        "tau_loss": kendall_tau(-scores.loss.mean(1), truth),
         "tau_loss_deviation": split_deviation(-scores.loss, truth),
         "mean_accuracy": accuracy.mean(),
         "regret_1": regret_of(1, accuracy, truth),
@@ -79,7 +79,7 @@ def measures(table: Table, scores: Scores) -> dict[str, float | int]:
     }
     for measure in (parameters, macs):
         baseline = [measure(architecture) for architecture in table.architectures]
-        values[f"tau_{measure.__name__}"] = tau(np.array(baseline), truth)
+        values[f"tau_{measure.__name__}"] = kendall_tau(np.array(baseline), truth)
     rounded = {name: round(float(value), 5) for name, value in values.items()}
     return {"architectures": len(truth)} | rounded
 
@@ -101,7 +101,9 @@ def split_deviation(scores: np.ndarray, truth: np.ndarray, splits: int = 50) -> 
     for _ in range(splits):
         order = draw.permutation(batches)
         first, second = order[: batches // 2], order[batches // 2 :]
-        difference = tau(scores[:, first].mean(1), truth) - tau(scores[:, second].mean(1), truth)
+        difference = kendall_tau(scores[:, first].mean(1), truth) - kendall_tau(
+            scores[:, second].mean(1), truth
+        )
         squares.append(difference**2)
     return math.sqrt(np.mean(squares) / 4)
 

@@ -26,7 +26,7 @@ from benchmarks.nb201.report import BASELINE, append_result
 from benchmarks.nb201.scoring import score
 from benchmarks.nb201.training import Run, Training
 from nas_dynamic import Architecture
-from nas_dynamic.analysis.ranking import tau
+from nas_dynamic.analysis.ranking import kendall_tau
 
 __all__ = ["print_standalone", "train_standalone"]
 
@@ -91,9 +91,9 @@ def print_standalone(
         static = rankings.get(baseline_of(key), {})
         setting = [*cells_of(key, columns), str(len(by_seed))]
         for name, truth in truths.items():
-            taus = {seed: tau(ranking[chosen], truth) for seed, ranking in by_seed.items()}
+            taus = {seed: kendall_tau(ranking[chosen], truth) for seed, ranking in by_seed.items()}
             paired = [] if key.arm == BASELINE else sorted(taus.keys() & static.keys())
-            differences = [taus[seed] - tau(static[seed][chosen], truth) for seed in paired]
+            differences = [taus[seed] - kendall_tau(static[seed][chosen], truth) for seed in paired]
             cells = [with_deviation([*taus.values()]), *paired_cells(differences)]
             printed.add_row(*setting, name, *cells)
             setting = [""] * len(setting)
@@ -103,7 +103,7 @@ def print_standalone(
     values = [-np.mean(losses[_name(everything.architectures[i])]) for i in of_table]
     console.print(
         f"{len(of_table)} networks; τ of stand-alone to published accuracy: "
-        f"{tau(np.array(values), everything.accuracy[of_table]):.3f}"
+        f"{kendall_tau(np.array(values), everything.accuracy[of_table]):.3f}"
     )
 
 

@@ -91,7 +91,7 @@ def train_nni(folder: Path) -> None:
     )
     data = load_data(config.data)
     trained = train_supernet(config, data, 0, progress=lambda done, total: None, folder=folder)
-    log = [[row["step"], row] for row in trained.trace.rows]
+    log = [[row["step"], row] for row in trained.recorder.rows]
     checkpoint.save(folder / "end.pt", {"weights": trained.model.state_dict(), "log": log})
 
 

@@ -37,7 +37,7 @@ from nas_dynamic import (
     UniformSampler,
     partition,
 )
-from nas_dynamic.analysis.ranking import kendall
+from nas_dynamic.analysis.ranking import kendall_tau
 from nas_dynamic.complexity import bounds, lookup
 from nas_dynamic.evaluation import score_subnets
 from nas_dynamic.experiment.data import ImageData, batch_loader
@@ -203,8 +203,8 @@ def report(
     if options.truth is not None:
         table = dict(read_truth(options.truth))
         truth = [table[key_of(a)] for a in architectures]
-        result["tau"] = kendall(values, truth).value
-        result["tau of parameters"] = kendall(sizes, truth).value
+        result["tau"] = kendall_tau(values, truth)
+        result["tau of parameters"] = kendall_tau(sizes, truth)
         result["truth of the best"] = truth[int(np.argmax(values))]
     (folder / "result.json").write_text(json.dumps(result, indent=1))
     print(f"{folder.name}: " + ", ".join(f"{key} {value:.3f}" for key, value in result.items()))

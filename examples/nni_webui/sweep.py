@@ -11,7 +11,7 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,13 @@ from nni.nas.strategy import RandomOneShot
 
 from nas_dynamic.adapters.nni import FairOneShot, SandwichOneShot, activate, dynamic, search_space
 from nas_dynamic.adapters.nni.space import sample_of
-from nas_dynamic.analysis.ranking import tau as kendall_tau
-from nas_dynamic.evaluation import evaluate, score_subnets
+from nas_dynamic.analysis.ranking import kendall_tau
+from nas_dynamic.evaluation import Score, digest, evaluate, kept_scores, score_subnets
 from nas_dynamic.experiment.data import ImageData, batch_loader, calibration_batches
 from nas_dynamic.experiment.data_sets import digits
 from nas_dynamic.experiment.run import sample_architectures
-from nas_dynamic.experiment.standalone import StandaloneScores, train_standalone
+from nas_dynamic.experiment.standalone import train_standalone
+from nas_dynamic.space import key
 
 SEARCH_SPACE = {
     "seed": {"_type": "choice", "_value": [0, 1]},
@@ -91,23 +92,26 @@ def truth(size: Size, out: Path, progress: Callable[[int, int], None]) -> list[f
     """Accuracies of the panel, each subnet trained alone; kept in a file."""
     data = images()
 
-    def measure(architecture: dict[str, Any]) -> tuple[float, float]:
-        torch.manual_seed(0)
-        model_space = space(size, data)
-        model = model_space.freeze(sample_of(architecture, model_space))
-        sgd = torch.optim.SGD(model.parameters(), size.lr, 0.9, weight_decay=5e-4, nesterov=True)
-        epochs, batch_size = size.standalone_epochs, size.batch_size
-        train_standalone(model, data.train, sgd, epochs=epochs, batch_size=batch_size)
-        return evaluate(model, batch_loader(data.test, 256))
+    def measure(missing: list[dict[str, Any]]) -> Iterator[Score]:
+        for architecture in missing:
+            torch.manual_seed(0)
+            model_space = space(size, data)
+            model = model_space.freeze(sample_of(architecture, model_space))
+            weights = model.parameters()
+            sgd = torch.optim.SGD(weights, size.lr, 0.9, weight_decay=5e-4, nesterov=True)
+            epochs, batch_size = size.standalone_epochs, size.batch_size
+            train_standalone(model, data.train, sgd, epochs=epochs, batch_size=batch_size)
+            yield Score(architecture, *evaluate(model, batch_loader(data.test, 256)))
 
-    depends_on = asdict(replace(size, epochs=0, panel=0))  # which do not matter here
-    alone = StandaloneScores(out, depends_on | {"torch": torch.__version__}, measure)
-    accuracies = []
-    for architecture in panel(size, data):
+    # Of the size, what matters here.
+    depends_on = asdict(replace(size, epochs=0, panel=0)) | {"torch": torch.__version__}
+    path = out / f"standalone-{digest(depends_on)[:12]}.jsonl"
+    accuracies = {}
+    for score in kept_scores(path, depends_on, panel(size, data), measure):
         progress(len(accuracies), size.panel)
-        accuracies.append(alone(architecture).accuracy)
+        accuracies[key(score.architecture)] = score.accuracy
     progress(size.panel, size.panel)
-    return accuracies
+    return [accuracies[key(architecture)] for architecture in panel(size, data)]
 
 
 def train(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -10,22 +11,23 @@ import numpy as np
 from nas_dynamic.analysis.ranking import (
     Estimate,
     Values,
-    bias,
+    complexity_bias,
     complexity_convergence,
     estimate,
-    loss_of_pick,
-    matched_tau,
-    recall,
-    rho,
-    tau,
+    kendall_tau,
+    matched_kendall_tau,
+    regret,
+    spearman_rho,
+    top_k_recall,
 )
+from nas_dynamic.analysis.text_table import text_table
 
 __all__ = ["Diagnostics", "diagnose"]
 
 Statistic = Callable[[np.ndarray, np.ndarray, np.ndarray], float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Diagnostics:
     """Statistics of several rankings of the same subnets; `str()` of it is a table.
 
@@ -42,20 +44,16 @@ class Diagnostics:
 
     def __str__(self) -> str:
         columns = list(next(iter(self.rows.values())))
-        lines = [["ranking", *columns]]
-        for name, row in self.rows.items():
-            lines.append([name, *(str(row[c]) if c in row else "–" for c in columns)])
-        widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-        lines.insert(1, ["-" * width for width in widths])
-        return "\n".join(
-            f"| {' | '.join(c.ljust(w) for c, w in zip(line, widths, strict=True))} |"
-            for line in lines
-        )
+        cells = [
+            [name, *(str(row[c]) if c in row else "–" for c in columns)]
+            for name, row in self.rows.items()
+        ]
+        return text_table(["ranking", *columns], cells)
 
 
 def diagnose(
     predicted: Values | Mapping[str, Values],
-    true: Values,
+    standalone: Values,
     complexities: Mapping[str, Values],
     *,
     top: int | None = None,
@@ -63,7 +61,7 @@ def diagnose(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Diagnostics:
-    """All statistics of a supernet's ranking, of each complexity as a ranking, and of chance.
+    """Return all statistics of a supernet's ranking, of each complexity's, and of chance.
 
     Intervals are 95% bootstrap intervals over the subnets; in the random row, the mean and the
     central 95% of random rankings of these subnets. A supernet is worth its training where its
@@ -72,7 +70,7 @@ def diagnose(
     Args:
         predicted: what the supernet says, one value for each subnet, more is better; or, of
             several supernets such as those of several seeds, name → values.
-        true: values of training alone, in the same order, more is better.
+        standalone: stand-alone values, in the same order, more is better.
         complexities: name → one value for each subnet, such as parameters and MACs. The first one
             is that of the complexity bias, of the matched τ and of the complexity-convergence
             correlation.
@@ -90,41 +88,40 @@ def diagnose(
         raise ValueError(
             "a ranking is judged beside complexities; give {'parameters': …, 'MACs': …}"
         )
-    k = top if top is not None else max(1, len(true) // 10)
-    if not 1 <= k <= len(true):
-        raise ValueError(f"top must be from 1 to the number of subnets, {len(true)}; got {k}")
-    complexity = next(iter(complexities.values()))
-    statistics: dict[str, Statistic] = {
-        "Kendall τ": lambda x, y, _: tau(x, y),
-        "Spearman ρ": lambda x, y, _: rho(x, y),
-        f"recall@{k}": lambda x, y, _: recall(x, y, k),
-        "regret": lambda x, y, _: loss_of_pick(x, y),
-        "complexity bias": bias,
-        "matched τ": matched_tau,
-    }
     supernets = predicted if isinstance(predicted, Mapping) else {"supernet": predicted}
     names = [*supernets, *complexities, "random"]
     if len(set(names)) < len(names):
         raise ValueError(f"rankings need different names, the last one's is 'random'; got {names}")
+    k = top if top is not None else max(1, len(standalone) // 10)
+    statistics: dict[str, Statistic] = {
+        "Kendall τ": lambda p, s, _: kendall_tau(p, s),
+        "Spearman ρ": lambda p, s, _: spearman_rho(p, s),
+        f"recall@{k}": lambda p, s, _: top_k_recall(p, s, k),
+        "regret": lambda p, s, _: regret(p, s),
+        "complexity bias": complexity_bias,
+        "matched τ": matched_kendall_tau,
+    }
+    complexity = next(iter(complexities.values()))
+    with_interval = functools.partial(estimate, resamples=resamples, seed=seed)
     rows = {
         name: {
-            column: estimate(statistic, ranking, true, complexity, resamples=resamples, seed=seed)
+            column: with_interval(statistic, ranking, standalone, complexity)
             for column, statistic in statistics.items()
         }
         for name, ranking in {**supernets, **complexities}.items()
     }
     if losses is not None:
-        rows[next(iter(supernets))]["complexity-convergence"] = complexity_convergence(
-            complexity, *losses, resamples=resamples, seed=seed
+        rows[next(iter(supernets))]["complexity-convergence"] = with_interval(
+            complexity_convergence, complexity, *losses
         )
-    arrays = np.asarray(true, dtype=float), np.asarray(complexity, dtype=float)
+    arrays = np.asarray(standalone, dtype=float), np.asarray(complexity, dtype=float)
     generator = np.random.default_rng(seed)
-    rankings = [generator.permutation(len(true)) for _ in range(resamples)]
+    rankings = [generator.permutation(len(standalone)) for _ in range(resamples)]
     rows["random"] = {
-        column: _by_chance([statistic(ranking, *arrays) for ranking in rankings], len(true))
+        column: _by_chance([statistic(ranking, *arrays) for ranking in rankings], len(standalone))
         for column, statistic in statistics.items()
     }
-    return Diagnostics(rows, len(true), (*complexities, "random"))
+    return Diagnostics(rows, len(standalone), (*complexities, "random"))
 
 
 def _by_chance(values: list[float], subnets: int) -> Estimate:

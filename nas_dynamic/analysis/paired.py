@@ -1,22 +1,37 @@
-"""Differences of two arms over seeds that both were run with."""
+"""Means over seeds, and differences of two arms over seeds that both were run with."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from nas_dynamic._extras import extra
+from nas_dynamic.analysis.ranking import Estimate
 
 with extra("experiment"):
     from scipy import stats
 
-__all__ = ["Difference"]
+__all__ = ["Difference", "mean_estimate"]
 
 
-@dataclass(frozen=True)
+def mean_estimate(values: Sequence[float] | np.ndarray) -> Estimate:
+    """Return the mean of independent values with its 95% interval by Student's t.
+
+    One value has no interval.
+    """
+    array = np.asarray(values, dtype=float)
+    n, mean = len(array), float(np.mean(array))
+    if n < 2:
+        return Estimate(mean, math.nan, math.nan, n)
+    half = float(stats.t.ppf(0.975, n - 1) * array.std(ddof=1) / math.sqrt(n))
+    return Estimate(mean, mean - half, mean + half, n)
+
+
+@dataclass(frozen=True, eq=False)
 class Difference:
     """A measure of one arm less that of another, seed by seed.
 
@@ -35,15 +50,12 @@ class Difference:
         return float(self.values.mean())
 
     def t_interval(self) -> tuple[float, float]:
-        """95% interval of the mean by Student's t; infinite with one seed."""
-        n = len(self.values)
-        if n < 2:
-            return -math.inf, math.inf
-        half = stats.t.ppf(0.975, n - 1) * self.values.std(ddof=1) / math.sqrt(n)
-        return self.mean - half, self.mean + half
+        """Return the 95% interval of the mean by Student's t; infinite with one seed."""
+        found = mean_estimate(self.values)
+        return (found.low, found.high) if len(self.values) > 1 else (-math.inf, math.inf)
 
     def bootstrap_interval(self) -> tuple[float, float]:
-        """95% interval of the mean by the bias-corrected and accelerated bootstrap."""
+        """Return the 95% interval of the mean by the bias-corrected and accelerated bootstrap."""
         if len(self.values) < 2 or np.ptp(self.values) == 0:
             return -math.inf, math.inf
         with warnings.catch_warnings():
@@ -53,10 +65,10 @@ class Difference:
         return float(low), float(high)
 
     def seeds_needed(self, half_width: float) -> int | None:
-        """Seeds for a t-interval of ± half_width at the spread seen; None with one seed."""
-        if len(self.values) < 2:
+        """Return the seeds for a t-interval of ± half_width at this spread; None without one."""
+        deviation = self.values.std(ddof=1) if len(self.values) > 1 else math.nan
+        if math.isnan(deviation):
             return None
-        deviation = self.values.std(ddof=1)
         n = 2
         while stats.t.ppf(0.975, n - 1) * deviation / math.sqrt(n) > half_width:
             n += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,16 @@ import torch
 from torch import nn
 
 from nas_dynamic.evaluation.scoring import Score
-from nas_dynamic.space import Architecture
+from nas_dynamic.space import Architecture, architecture_from_json, key
 from nas_dynamic.storage.journal import Journal
 
-__all__ = ["digest", "kept_score", "kept_scores"]
+__all__ = ["digest", "kept_scores"]
 
 
 def kept_scores(
     path: str | Path,
     depends_on: dict[str, Any],
-    architectures: Sequence[Architecture],
+    architectures: Iterable[Architecture],
     score: Callable[[list[Architecture]], Iterable[Score]],
 ) -> Iterator[Score]:
     """Score architectures once, whatever stops it: what is in the file is not scored again.
@@ -30,8 +30,8 @@ def kept_scores(
     Args:
         path: of the JSON-lines file: `depends_on`, then a score a line.
         depends_on: whatever decides the scores, as plain data, such as the `digest` of the
-            supernet and the images.
-        architectures: what to score; their candidates are plain data.
+            supernet and the images, or the budget of stand-alone trainings.
+        architectures: what to score, each once; their candidates are plain data.
         score: architectures → their scores in any order, as they come, such as `score_subnets`.
 
     Yields:
@@ -40,12 +40,14 @@ def kept_scores(
     Raises:
         RunError: the file holds scores of something else.
     """
+    wanted = {key(architecture): architecture for architecture in architectures}
     with Journal(path, depends_on, "scoring") as journal:
-        known = {_key(line["architecture"]): line for line in journal.lines}
-        for architecture in architectures:
-            if _key(architecture) in known:
-                yield kept_score(architecture, known[_key(architecture)])
-        missing = [a for a in architectures if _key(a) not in known]
+        known = {key(architecture_from_json(line["architecture"])): line for line in journal.lines}
+        for name in (name for name in wanted if name in known):
+            # JSON has null for the loss of a network that diverged.
+            loss = math.nan if known[name]["loss"] is None else known[name]["loss"]
+            yield Score(wanted[name], known[name]["accuracy"], loss)
+        missing = [architecture for name, architecture in wanted.items() if name not in known]
         for scored in score(missing) if missing else ():
             journal.append(
                 {
@@ -57,22 +59,15 @@ def kept_scores(
             yield scored
 
 
-def kept_score(architecture: Architecture, entry: dict[str, Any]) -> Score:
-    """Read a score as it was written: JSON has null for the loss of a network that diverged."""
-    loss = math.nan if entry["loss"] is None else entry["loss"]
-    return Score(architecture, entry["accuracy"], loss)
-
-
-def digest(model: nn.Module) -> str:
-    """Return a hash of all weights and buffers of a model."""
+def digest(content: nn.Module | dict[str, Any]) -> str:
+    """Return a hash of plain data, or of all weights and buffers of a model."""
     total = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if torch.is_tensor(tensor):
-            plain = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            total.update(plain.numpy().tobytes())
+    if isinstance(content, nn.Module):
+        for name, tensor in content.state_dict().items():
+            if torch.is_tensor(tensor):
+                plain = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+                total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                total.update(plain.numpy().tobytes())
+    else:
+        total.update(json.dumps(content, sort_keys=True).encode())
     return total.hexdigest()
-
-
-def _key(architecture: Architecture) -> str:
-    return json.dumps(dict(architecture), sort_keys=True)

@@ -6,26 +6,30 @@ import argparse
 import math
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nas_dynamic.storage.journal import RunError
+
+if TYPE_CHECKING:
+    from nas_dynamic.experiment.config import Config
 
 __all__ = ["main"]
 
 DEMO = """\
-Trains NNI's NasBench201 space, at small size, on scikit-learn's digits: as usual, and with
-dynamic training from the same seeds, on the same subnets, for as many updates. Scores a sample
-of subnets with the weights that they inherit, trains each of them alone, and prints how well
-the one ranks the other. Nothing is downloaded. Results go to OUT/demo, over those of an earlier
-demo; the accuracies of subnets trained alone are kept in OUT for the next one."""
+A comparison (see compare) whose configuration is built in: NNI's NasBench201 space, at small size,
+on scikit-learn's digits, trained as usual and with dynamic training from the same seeds, on the
+same subnets, for as many updates. Nothing is downloaded. Results go to OUT/demo. The same demo
+again goes on after a stop; a demo with other options takes the place of the earlier one."""
 
 COMPARE = """\
 Answers whether dynamic training helps on the space and data of CONFIG, with an interval: trains
 its supernet as usual and as CONFIG says, from the same seeds, on the same subnets, for as many
-updates; scores a sample of subnets, trains each of them alone as the truth, and prints the
-differences over the seeds. Results go to OUT/NAME-compare. Start it again to go on after a stop,
-or with more seeds: what is there is kept. CONFIG is as for train; its seeds are not used."""
+updates; scores a sample of subnets, trains each of them alone for its stand-alone accuracy, and
+prints the differences over the seeds. Results go to OUT/NAME-compare. Start it again to go on
+after a stop, or with more seeds: what is there is kept. CONFIG is as for train; its seeds are not
+used."""
 
 TRAIN = """\
 Trains the supernet that CONFIG describes (model space, data, optimizer, dynamic options, budget,
@@ -35,10 +39,10 @@ stopped. A finished run is never overwritten. The keys of CONFIG are in docs/con
 
 REPORT = """\
 Writes one HTML page, which needs no network, on runs that train, demo and compare have written:
-what was found and how sure that is, accuracy by size, the ranking against the truth where there is
-one, training, groups, cost, configuration. Several runs stand side by side; the first one is what
-the others are compared with. A run that is not finished is reported as far as it is. An earlier
-page of the same name, and its figures, are overwritten."""
+what was found and how sure that is, accuracy by size, the ranking against stand-alone accuracy
+where it is known, training, groups, cost, configuration. Several runs stand side by side; the
+first one is what the others are compared with. A run that is not finished is reported as far as it
+is. A page of the same name, and its figures, are overwritten."""
 
 IMPORT_HINTS = ("pkg_resources is deprecated", ".* is found to be not a nn.Module")
 """What NNI warns of when it is imported, as regular expressions."""
@@ -66,60 +70,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _demo(options: argparse.Namespace) -> None:
     import torch
 
-    from nas_dynamic.experiment.console import Display
-    from nas_dynamic.experiment.demo import Demo, print_results, run_demo
+    from nas_dynamic.experiment.demo import demo_config
 
     # The networks are so small that more threads gain nothing and make sums come out otherwise.
     torch.set_num_threads(1)
-    demo = Demo(
-        seeds=options.seed,
+    config = demo_config(
         epochs=options.epochs,
-        standalone_epochs=options.standalone_epochs,
-        subnets=options.subnets,
         channels=options.channels,
         device=options.device,
         precision=options.precision,
     )
+    _compare_arms(config, options, options.out / "demo", overwrite=True)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from nas_dynamic.experiment.config import load
+
+    config = load(options.config, device=options.device, precision=options.precision)
+    folder = options.out / f"{config.name}-compare"
+    _compare_arms(config, options, folder, static_curve=options.static_curve)
+
+
+def _compare_arms(config: Config, options: argparse.Namespace, folder: Path, **more: Any) -> None:
+    from nas_dynamic.experiment.compare import compare, print_comparison
+    from nas_dynamic.experiment.console import Display
+
+    scoring = config.scoring.model_copy(update={"subnets": options.subnets})
     with Display() as display:
-        results = run_demo(demo, options.out, display)
-    print_results(results, display.console)
-    folder = options.out / "demo"
-    print(f"Figure and JSON are in {folder}; `nas-dynamic report {folder}` makes a page of them")
+        comparison = compare(
+            config.model_copy(update={"scoring": scoring}),
+            folder,
+            display,
+            seeds=sorted(set(options.seed)),
+            standalone_epochs=options.standalone_epochs,
+            kept=options.out,
+            **more,
+        )
+    print_comparison(comparison, display)
+    _print_folder(folder)
 
 
 def _train(options: argparse.Namespace) -> None:
     from nas_dynamic.experiment.config import load
     from nas_dynamic.experiment.console import Display
-    from nas_dynamic.experiment.run import print_results, run
+    from nas_dynamic.experiment.run import run
+    from nas_dynamic.report.tables import scores
 
     config = load(
         options.config, seeds=options.seed, device=options.device, precision=options.precision
     )
     with Display() as display:
-        results = run(config, options.out, display, resume=options.resume)
-    print_results(results, display.console)
-    folder = options.out / config.name
-    print(f"Figure and JSON are in {folder}; `nas-dynamic report {folder}` makes a page of them")
+        finished = run(config, options.out, display, resume=options.resume)
+    display.table(scores([finished]))
+    _print_folder(finished.folder)
 
 
-def _compare(options: argparse.Namespace) -> None:
-    from nas_dynamic.experiment.compare import compare, print_comparison
-    from nas_dynamic.experiment.config import load
-    from nas_dynamic.experiment.console import Display
-
-    config = load(options.config, device=options.device, precision=options.precision)
-    scoring = config.scoring.model_copy(update={"subnets": options.subnets})
-    with Display() as display:
-        comparison = compare(
-            config.model_copy(update={"scoring": scoring}),
-            options.out,
-            display,
-            seeds=sorted(set(options.seed)),
-            standalone_epochs=options.standalone_epochs,
-            static_curve=options.static_curve,
-        )
-    print_comparison(comparison, display.console)
-    print(f"Runs and JSON are in {options.out / (config.name + '-compare')}")
+def _print_folder(folder: Path) -> None:
+    print(f"All of it is in {folder}; `nas-dynamic report {folder}` makes a page with figures")
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -129,8 +136,8 @@ def _report(options: argparse.Namespace) -> None:
         options.runs,
         output=options.output,
         figures=options.figures,
-        truth=options.truth,
-        truth_column=options.truth_column,
+        standalone=options.standalone,
+        standalone_column=options.standalone_column,
     )
     print(f"The report is {page}; its figures, as PNG and SVG, are in {figures}")
 
@@ -148,52 +155,58 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--out", type=Path, default=Path("runs"), help="folder of all runs (default: %(default)s)"
-    )
-    formatter = argparse.RawDescriptionHelpFormatter
+    def command(
+        name: str, run: Callable[[argparse.Namespace], None], text: str, short: str
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            description=text,
+            help=short,
+        )
+        added.set_defaults(command=run)
+        return added
 
-    demo = commands.add_parser(
-        "demo",
-        parents=[common],
-        formatter_class=formatter,
-        description=DEMO,
-        help="train and compare static and dynamic supernets on a small task",
+    demo = command("demo", _demo, DEMO, "compare static and dynamic training on a small task")
+    train = command("train", _train, TRAIN, "train and score the supernet of a configuration file")
+    compare = command(
+        "compare", _compare, COMPARE, "measure whether dynamic training helps, over paired seeds"
     )
-    demo.set_defaults(command=_demo)
-    _add_seeds(demo, [0, 1])
+    report = command("report", _report, REPORT, "make a page of one run or more")
+    command("doctor", _doctor, "Prints what of this installation works.", "what works here")
+
+    for of_runs in (demo, train, compare):
+        of_runs.add_argument(
+            "--out",
+            type=Path,
+            default=Path("runs"),
+            help="folder of all runs (default: %(default)s)",
+        )
+    for configured in (train, compare):
+        configured.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
+        configured.add_argument("--device", help=f"instead of CONFIG's: {DEVICES}")
+        configured.add_argument("--precision", choices=PRECISIONS, help="instead of CONFIG's")
+    for pair, seeds, subnets, least in ((demo, [0, 1], 50, 2), (compare, [0, 1, 2, 3, 4], 30, 3)):
+        pair.add_argument(
+            "--seed",
+            type=SEED,
+            nargs="+",
+            default=seeds,
+            help=f"seeds of the supernets (default: {' '.join(map(str, seeds))})",
+        )
+        _add_number(pair, "--subnets", subnets, least, "that are scored, and trained alone")
+        _add_number(pair, "--standalone-epochs", 10, 1, "of each subnet that is trained alone")
+
     demo.add_argument("--device", default="cpu", help=f"{DEVICES} (default: %(default)s)")
     demo.add_argument(
         "--precision", choices=PRECISIONS, default="32", help="(default: %(default)s)"
     )
     _add_number(demo, "--epochs", 100, 1, "of each supernet")
-    _add_number(demo, "--standalone-epochs", 10, 1, "of each subnet that is trained alone")
-    _add_number(demo, "--subnets", 50, 2, "that are scored, and trained alone")
     _add_number(demo, "--channels", 4, 1, "of the first cells of the space")
 
-    train = commands.add_parser(
-        "train",
-        parents=[common],
-        formatter_class=formatter,
-        description=TRAIN,
-        help="train and score the supernet of a configuration file",
-    )
-    train.set_defaults(command=_train)
     train.add_argument("--resume", action="store_true", help="go on with the run in OUT/NAME")
     train.add_argument("--seed", type=SEED, nargs="+", help="instead of CONFIG's seeds")
 
-    compare = commands.add_parser(
-        "compare",
-        parents=[common],
-        formatter_class=formatter,
-        description=COMPARE,
-        help="measure whether dynamic training helps, over paired seeds",
-    )
-    compare.set_defaults(command=_compare)
-    _add_seeds(compare, [0, 1, 2, 3, 4])
-    _add_number(compare, "--subnets", 30, 3, "that are scored, and trained alone")
-    _add_number(compare, "--standalone-epochs", 10, 1, "of each subnet that is trained alone")
     compare.add_argument(
         "--static-curve",
         choices=("cosine", "polynomial", "cosine-power"),
@@ -201,50 +214,25 @@ def _parser() -> argparse.ArgumentParser:
         help="decay of the static arm's lr where CONFIG has no scheduler; CONFIG's dynamic.curve "
         "tells what the curve by itself does (default: cosine)",
     )
-    for command in (train, compare):
-        command.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
-        command.add_argument("--device", help=f"instead of CONFIG's: {DEVICES}")
-        command.add_argument("--precision", choices=PRECISIONS, help="instead of CONFIG's")
 
-    report = commands.add_parser(
-        "report",
-        formatter_class=formatter,
-        description=REPORT,
-        help="make a page of one run or more",
-    )
-    report.set_defaults(command=_report)
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
     for name, kind, text in (
         ("--output", "FILE.html", "the page (default: report.html in RUN, or beside several)"),
         ("--figures", "FOLDER", "of the figures (default: FILE-figures)"),
-        ("--truth", "FILE", "accuracies of subnets trained alone: .json, .csv or .parquet"),
+        ("--standalone", "FILE", "stand-alone accuracies: .json, .jsonl, .csv or .parquet"),
     ):
         report.add_argument(name, type=Path, metavar=kind, help=text)
     report.add_argument(
-        "--truth-column",
+        "--standalone-column",
         default="accuracy",
         metavar="NAME",
         help="that holds them (default: %(default)s)",
     )
-
-    doctor = commands.add_parser("doctor", help="print what of this installation works")
-    doctor.set_defaults(command=_doctor)
     return parser
 
 
 DEVICES = "auto, cpu, cuda, cuda:N or mps"
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
-
-
-def _add_seeds(parser: argparse.ArgumentParser, default: list[int]) -> None:
-    shown = " ".join(map(str, default))
-    parser.add_argument(
-        "--seed",
-        type=SEED,
-        nargs="+",
-        default=default,
-        help=f"seeds of the supernets (default: {shown})",
-    )
 
 
 def _add_number(
@@ -255,8 +243,8 @@ def _add_number(
     )
 
 
-def _from(least: int, most: float = math.inf):
-    """An argument type: whole numbers from `least` on, up to `most`."""
+def _from(least: int, most: float = math.inf) -> Callable[[str], int]:
+    """Return an argument type: whole numbers from `least` on, up to `most`."""
 
     def number(text: str) -> int:
         value = int(text)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import inspect
+import json
 import re
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,12 +16,20 @@ from typing import Annotated, Any, Literal
 import torch
 
 from nas_dynamic._extras import extra
+from nas_dynamic.options import Options
 from nas_dynamic.storage.journal import RunError
 
 with extra("experiment"):
     import yaml
-    from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-    from pydantic import model_validator as _model_validator
+    from pydantic import (
+        BaseModel,
+        ConfigDict,
+        Field,
+        ValidationError,
+        field_validator,
+        model_validator,
+    )
+    from pydantic.dataclasses import dataclass
 
 __all__ = [
     "FOREIGN",
@@ -53,7 +64,7 @@ FOREIGN = (ArithmeticError, AssertionError, AttributeError, LookupError, Runtime
 
 @contextlib.contextmanager
 def refusing(key: str, *kinds: type[Exception]) -> Iterator[None]:
-    """What a value of the configuration raises where it is used, as an error that names its key.
+    """Turn what a value of the configuration raises where it is used into an error with its key.
 
     For the calls alone that take values as they are in the file: elsewhere a TypeError is a bug.
 
@@ -97,8 +108,11 @@ def _close(name: Any, names: list[str]) -> str:
     return f"; did you mean {matches[0]}?" if matches else ""
 
 
+STRICT = ConfigDict(extra="forbid", strict=True)
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = STRICT | ConfigDict(frozen=True)
 
 
 class Space(_Section):
@@ -133,7 +147,7 @@ class Optimizer(_Section):
     name: str = "SGD"
     kwargs: Kwargs = {}
 
-    @_model_validator(mode="after")
+    @model_validator(mode="after")
     def _known(self) -> Optimizer:
         _check_call(torch.optim, self.name, torch.optim.Optimizer, self.kwargs)
         return self
@@ -146,7 +160,7 @@ class Scheduler(_Section):
     kwargs: Kwargs = {}
     interval: Literal["step", "epoch"] = "epoch"
 
-    @_model_validator(mode="after")
+    @model_validator(mode="after")
     def _known(self) -> Scheduler:
         base = torch.optim.lr_scheduler.LRScheduler
         _check_call(torch.optim.lr_scheduler, self.name, base, self.kwargs)
@@ -154,23 +168,19 @@ class Scheduler(_Section):
 
 
 def kwargs_of(section: str, chosen: Space | Optimizer | Scheduler) -> str:
-    """The beginning of a message on arguments that do not suit what they are for."""
+    """Return the beginning of a message on arguments that do not suit what they are for."""
     return f"{section}.kwargs are {chosen.kwargs}, which do not suit {chosen.name}"
 
 
-class Dynamic(_Section):
-    """Options of `dynamic()`. `calr` and `momentum` off and `idle: freeze`: static training."""
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Dynamic(Options):
+    """The options of dynamic training; `calr` and `momentum` off and `idle: freeze`: static.
 
-    calr: bool = True
-    momentum: bool = True
-    gamma_max: Annotated[float, Field(gt=0)] = 4.0
-    gamma_min: Annotated[float, Field(gt=0)] | None = None
-    curve: Literal["polynomial", "cosine", "cosine-power", "scheduler"] = "polynomial"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    complexity: Literal["parameters", "macs"] = "parameters"
-    gamma_by: Literal["rank", "complexity"] = "rank"
-    group_by: str | None = None
-    idle: Literal["coast", "freeze"] = "coast"
+    The length of a run is that of its budget, and each of its updates takes one subnet.
+    """
+
+    total_steps: None = None
+    anneal: Literal["lr"] = "lr"
     nonfinite: Literal["ignore", "raise", "skip"] = "raise"
 
 
@@ -202,6 +212,13 @@ class Config(_Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
 
+    @property
+    def torch_device(self) -> torch.device:
+        """The device that is meant; `auto` is an accelerator if there is one."""
+        if self.device != "auto":
+            return torch.device(self.device)
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
     @field_validator("precision", mode="before")
     @classmethod
     def _precision_name(cls, value: Any) -> Any:
@@ -214,7 +231,7 @@ class Config(_Section):
             raise ValueError("seeds are different numbers")
         return value
 
-    @_model_validator(mode="after")
+    @model_validator(mode="after")
     def _one_budget(self) -> Config:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give one of epochs and steps, the length of the training")
@@ -224,7 +241,7 @@ class Config(_Section):
 
 
 def load(path: str | Path, **overrides: Any) -> Config:
-    """The configuration in a YAML file; `overrides` that are not None replace its keys.
+    """Return the configuration in a YAML file; `overrides` that are not None replace its keys.
 
     Raises:
         ConfigError: the file cannot be read, is no YAML, or is not valid.
@@ -233,7 +250,7 @@ def load(path: str | Path, **overrides: Any) -> Config:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"cannot read the configuration: {error}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, a date of month 13
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # not UTF-8, a month 13, too deep
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold keys and values, such as 'epochs: 10'")
@@ -241,43 +258,33 @@ def load(path: str | Path, **overrides: Any) -> Config:
 
 
 def parse(content: dict[str, Any], source: str = "the configuration") -> Config:
-    """A configuration from plain data.
+    """Return a configuration from plain data.
 
     Raises:
         ConfigError: names each key at fault, its value, and what it may be.
     """
     try:
-        return Config.model_validate(content)
+        # As JSON, of whose kinds of values a configuration is; it has no dates, say.
+        return Config.model_validate_json(json.dumps(content, default=str))
     except ValidationError as error:
-        lines = [_sentence(dict(fault)) for fault in error.errors()]
+        lines = dict.fromkeys(_sentence(dict(fault)) for fault in error.errors())
         raise ConfigError(f"{source} is not valid:\n  " + "\n  ".join(lines)) from None
+    except (TypeError, ValueError, RecursionError) as error:  # keys that are no text; too deep
+        raise ConfigError(f"{source} is not valid: {error}") from error
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data only; 5e-4 is a number, as in YAML 1.2, and a key may stand only once.
+    """Plain data only; 5e-4 is a number, as in YAML 1.2, and a key may stand only once."""
 
-    No aliases, by which a short file can be of any size, and no deeper than `MAX_DEPTH`.
-    """
-
-    MAX_DEPTH = 20
-    _depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        mark = self.peek_event().start_mark
-        if self.check_event(yaml.AliasEvent):
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):  # by which a short file can be of any size
+            mark = self.peek_event().start_mark
             raise yaml.composer.ComposerError(
                 None, None, "aliases (*name) are not taken; write the value out", mark
             )
-        if self._depth == self.MAX_DEPTH:
-            raise yaml.composer.ComposerError(
-                None, None, f"it is nested deeper than {self.MAX_DEPTH} levels", mark
-            )
-        self._depth += 1
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
+        return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for position, key in enumerate(keys):
             if key in keys[:position]:
@@ -293,19 +300,24 @@ _Loader.add_implicit_resolver(
 
 
 def _sentence(fault: dict[str, Any]) -> str:
-    *parents, last = fault["loc"] or ("",)
-    key = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        section: Any = Config
-        for part in parents:
-            annotation = section.model_fields[part].annotation
-            options = getattr(annotation, "__args__", (annotation,))
-            section = next(o for o in options if inspect.isclass(o) and issubclass(o, _Section))
-        keys = list(section.model_fields)
-        return f"{key} is not a key{_close(last, keys)}; keys here are {', '.join(keys)}"
-    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    # Of an option that may be a function as well, in code, the place has the kind that was tried.
+    place = [p for p in fault["loc"] if not re.fullmatch(r"str|callable|literal\[.*\]", str(p))]
+    key, message = ".".join(map(str, place)), fault["msg"]
+    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        keys = _keys(place[:-1])
+        return f"{key} is not a key{_close(place[-1], keys)}; keys here are {', '.join(keys)}"
     if fault["type"] == "missing":
         return f"{key} is missing"
-    if not key:
-        return message
-    return f"{key} is {fault['input']!r}: {message}"
+    message = message.removeprefix("Value error, ").removeprefix("Input ")
+    return f"{key} is {reprlib.repr(fault['input'])}: {message}" if key else str(message)
+
+
+def _keys(place: list[Any]) -> list[str]:
+    """Return the keys of a section."""
+    section: Any = Config
+    for part in place:
+        annotation = section.model_fields[part].annotation
+        section = getattr(annotation, "__args__", (annotation,))[0]  # of X | None, X
+    if dataclasses.is_dataclass(section):
+        return [option.name for option in dataclasses.fields(section)]
+    return list(section.model_fields)

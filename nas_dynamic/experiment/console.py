@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import TracebackType
 
 from nas_dynamic._extras import extra
+from nas_dynamic.analysis.text_table import text_table
+from nas_dynamic.report.tables import Table
 
 with extra("experiment"):
     from rich.console import Console
@@ -17,7 +19,7 @@ __all__ = ["Display"]
 
 
 class Display:
-    """One bar for each piece of work on a terminal, one line for each elsewhere.
+    """One bar for each piece of work on a terminal, one line for each elsewhere; then tables.
 
     A context manager: bars are drawn within it.
 
@@ -26,7 +28,7 @@ class Display:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or Console(highlight=False)
         self._bars = Bars(
             TextColumn("{task.description:<28}"),
             BarColumn(),
@@ -57,6 +59,16 @@ class Display:
             self._bars.update(task, completed=done, total=total)
             if done == total and not self.console.is_terminal:
                 seconds = time.perf_counter() - started
-                self.console.print(f"{name}: {total} in {seconds:.0f} s", highlight=False)
+                self.console.print(f"{name}: {total} in {seconds:.0f} s")
 
         return progress
+
+    def table(self, table: Table) -> None:
+        """Print a table of a report, and how to read it."""
+        lines = text_table(table.header, table.rows, table.text)
+        self.console.print(f"\n{table.name}\n\n{lines}\n", soft_wrap=True, markup=False)
+        self.say(table.note)
+
+    def say(self, text: str) -> None:
+        """Print a paragraph."""
+        self.console.print(f"{text}\n", markup=False)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
+
+from nas_dynamic.report.records import Cost
 
 __all__ = ["CostMeter"]
 
@@ -36,14 +37,14 @@ class CostMeter:
         self,
         device: torch.device,
         *,
-        before: Mapping[str, Any] | None = None,
+        before: Cost | None = None,
         powercap: Path = POWERCAP,
     ) -> None:
         self.device = device
         self._counters = _rapl(powercap) + _nvml(device)
         self._seen = [read() for _, read, _ in self._counters]
         self._microjoules = 0
-        self._before = dict(before or {})
+        self._before = before
         self._reset = _reset_peak(device)
         self._started = time.perf_counter()
 
@@ -54,33 +55,27 @@ class CostMeter:
             self._microjoules += (now - self._seen[number]) % limit
             self._seen[number] = now
 
-    def result(self) -> dict[str, Any]:
-        """The cost so far, as plain data.
-
-        Returns:
-            seconds; peak_memory, bytes, None if unknown; memory_of: `"device"`, `"process"`, or
-            `"process since its start"` where the peak could not be reset; joules and energy_of,
-            the list of what they are of, None and empty if nothing can be read.
-        """
+    def result(self) -> Cost:
+        """Return the cost so far."""
         self.update()
         before, sources = self._before, [name for name, _, _ in self._counters]
         joules = self._microjoules / 1e6 if sources else None
-        if before and joules is not None:
+        if before is not None and joules is not None:
             # A part of the work ran where nothing could be read: its energy is not known.
-            joules = joules + before["joules"] if before["joules"] is not None else None
-        peaks = [peak for peak in (_peak(self.device), before.get("peak_memory")) if peak]
+            joules = joules + before.joules if before.joules is not None else None
+        peaks = [peak for peak in (_peak(self.device), before and before.peak_memory) if peak]
         kind = "process" if self._reset else "process since its start"
-        return {
-            "seconds": time.perf_counter() - self._started + before.get("seconds", 0.0),
-            "peak_memory": max(peaks, default=None),
-            "memory_of": "device" if self.device.type == "cuda" else kind,
-            "joules": joules,
-            "energy_of": sources if joules is not None else [],
-        }
+        return Cost(
+            seconds=time.perf_counter() - self._started + (before.seconds if before else 0.0),
+            peak_memory=max(peaks, default=None),
+            memory_of="device" if self.device.type == "cuda" else kind,
+            joules=joules,
+            energy_of=sources if joules is not None else [],
+        )
 
 
 def _rapl(powercap: Path) -> list[Counter]:
-    """The processors' counters; for root only, on most machines."""
+    """Return the processors' counters; for root only, on most machines."""
     counters: list[Counter] = []
     for folder in sorted(powercap.glob("intel-rapl:*")):
         path = folder / "energy_uj"
@@ -112,7 +107,7 @@ def _nvml(device: torch.device) -> list[Counter]:
         return []
 
     def read() -> int:
-        return 1000 * pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+        return 1000 * int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
 
     return [("GPU (NVML)", read, 2**64)]
 
@@ -129,7 +124,7 @@ def _reset_peak(device: torch.device) -> bool:
 
 
 def _peak(device: torch.device) -> int | None:
-    """Bytes."""
+    """Return bytes; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if STATUS.exists():

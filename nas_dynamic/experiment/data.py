@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ Pixels = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Images(Dataset):
+class Images(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """Labelled images that are read a batch at a time: an index is a tensor of positions.
 
     Attributes:
@@ -48,7 +49,7 @@ class Images(Dataset):
         return len(self.labels)
 
     def __getitem__(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalised images, float32, and labels, at some positions."""
+        """Return normalised images, float32, and labels, at some positions."""
         raw = self.pixels[positions] if torch.is_tensor(self.pixels) else self.pixels(positions)
         images = (raw.float() / 255 - self.mean[:, None, None]) / self.std[:, None, None]
         if self.augment:
@@ -58,7 +59,7 @@ class Images(Dataset):
         return images, self.labels[positions]
 
     def subset(self, positions: torch.Tensor) -> Images:
-        """The images at some positions."""
+        """Return the images at some positions."""
         pixels: torch.Tensor | Pixels
         if torch.is_tensor(self.pixels):
             pixels = self.pixels[positions]
@@ -107,12 +108,12 @@ class BatchSampler(Sampler[torch.Tensor]):
         return -(-self.images // self.batch_size)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        """The batches; where they are shuffled, an incomplete last one is left out."""
+        """Yield the batches; where they are shuffled, an incomplete last one is left out."""
         order = torch.arange(self.images)
         if self.shuffle:
             generator = np.random.default_rng([self.seed, self.epoch])
             order = torch.from_numpy(generator.permutation(self.images))
-        yield from order.split(self.batch_size)[: len(self)]
+        yield from torch.split(order, self.batch_size)[: len(self)]
 
 
 def batch_loader(
@@ -122,9 +123,9 @@ def batch_loader(
     shuffle: bool = False,
     seed: int = 0,
     workers: int = 0,
-    loader: type[DataLoader] = DataLoader,
-) -> DataLoader:
-    """A DataLoader whose batches are read whole.
+    loader: type[DataLoader[Any]] = DataLoader,
+) -> DataLoader[Any]:
+    """Return a DataLoader whose batches are read whole.
 
     Args:
         images: what to load.
@@ -150,7 +151,7 @@ def batch_loader(
 def calibration_batches(
     images: Images, batch_size: int, count: int, seed: int = 0
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Some batches of training images, without augmentation, always the same for a seed."""
+    """Return batches of training images, without augmentation, the same ones for a seed."""
     batches = batch_loader(
         replace(images, augment=False), min(batch_size, len(images)), shuffle=True, seed=seed
     )

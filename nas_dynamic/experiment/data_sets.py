@@ -28,7 +28,7 @@ class DataError(RunError):
 
 
 def digits(validation: float = 0.25, test: float = 0.25, seed: int = 0) -> ImageData:
-    """scikit-learn's 1,797 handwritten digits of 8×8 pixels; nothing is downloaded.
+    """Return scikit-learn's 1,797 handwritten digits of 8×8 pixels; nothing is downloaded.
 
     Args:
         validation: share of the images outside of `test` to score on.
@@ -57,7 +57,7 @@ def torchvision_set(
     download: bool = False,
     augment: bool = True,
 ) -> ImageData:
-    """CIFAR-10, CIFAR-100 or FashionMNIST; grey images get three equal channels.
+    """Return CIFAR-10, CIFAR-100 or FashionMNIST; grey images get three equal channels.
 
     Args:
         name: one of `TORCHVISION_SETS`.
@@ -106,7 +106,7 @@ def image_folder(
     seed: int = 0,
     augment: bool = True,
 ) -> ImageData:
-    """A folder `train` and a folder `val` or `test`, each with one folder of images a class.
+    """Read a folder `train` and a folder `val` or `test`, each with one folder of images a class.
 
     Args:
         root: the folder of those two.
@@ -176,7 +176,7 @@ class _Files:
 
 
 def _normalised(pixels: torch.Tensor | Pixels, labels: torch.Tensor, sample: int = 4096) -> Images:
-    """Images with the mean and deviation of some of them."""
+    """Return images with the mean and deviation of some of them."""
     some = torch.from_numpy(np.random.default_rng(0).permutation(len(labels))[:sample])
     values = (pixels[some] if torch.is_tensor(pixels) else pixels(some)).float() / 255
     std, mean = torch.std_mean(values, (0, 2, 3))
@@ -190,7 +190,7 @@ def _official_split(
     augment: bool,
     classes: int,
 ) -> ImageData:
-    """Training images, split, and test images."""
+    """Return training images, split, and test images."""
     train, test = parts
     images = _normalised(*train)
     trained, validated = _split(images.labels, validation, seed)
@@ -203,7 +203,7 @@ def _official_split(
 
 
 def _split(labels: torch.Tensor, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions of 1 − share and of share of the images, stratified by class."""
+    """Return positions of 1 − share and of share of the images, stratified by class."""
     with extra("experiment"):
         from sklearn.model_selection import train_test_split
 

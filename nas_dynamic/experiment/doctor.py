@@ -35,7 +35,7 @@ PARTS = (
     ("nas_dynamic.adapters.timm", "timm supernets", ("timm",), "timm"),
     (
         "nas_dynamic.experiment.run",
-        "nas-dynamic demo and train",
+        "nas-dynamic demo, train and compare",
         (
             "nni",
             "jinja2",
@@ -52,7 +52,7 @@ PARTS = (
     ("nas_dynamic.search", "searches for subnets", ("lightgbm", "pymoo", "scipy"), "search"),
     (
         "nas_dynamic.analysis.architecture_table",
-        "truth tables in parquet files",
+        "tables in parquet files",
         ("pandas", "pyarrow"),
         "parquet",
     ),
@@ -89,7 +89,7 @@ def examine() -> list[Finding]:
 
 
 def print_findings(findings: list[Finding]) -> bool:
-    """Print them, one a line; whether nothing is broken."""
+    """Print them, one a line, and return whether nothing is broken."""
     for finding in findings:
         print(f"{finding.state:9}{finding.name}: {finding.detail}")
     return all(finding.state != "broken" for finding in findings)
@@ -168,7 +168,7 @@ def _distributed() -> Finding:
 
 
 def _update() -> Finding:
-    """One real update, by the step hooks that everything here stands on."""
+    """Make a real update, by the step hooks that everything here stands on."""
     from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation
 
     parameter = torch.nn.Parameter(torch.ones(2))

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import statistics
 import warnings
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from rich.console import Console
-from rich.table import Table
 
 from nas_dynamic.adapters.nni import activate
-from nas_dynamic.analysis.ranking import comparable_loss
 from nas_dynamic.evaluation.score_cache import digest, kept_scores
 from nas_dynamic.evaluation.scoring import Score, score_subnets
 from nas_dynamic.experiment.config import Config, refusing
@@ -23,43 +17,37 @@ from nas_dynamic.experiment.config import Data as DataConfig
 from nas_dynamic.experiment.console import Display
 from nas_dynamic.experiment.data import ImageData, batch_loader, calibration_batches
 from nas_dynamic.experiment.data_sets import digits, image_folder, torchvision_set
-from nas_dynamic.experiment.figures import Arm, overview
 from nas_dynamic.experiment.nni.preflight import check_trainable
 from nas_dynamic.experiment.nni.supernet import TrainedSupernet, train_supernet
-from nas_dynamic.space import Architecture, SearchSpace, candidate_from_json
-from nas_dynamic.storage.journal import RunError, environment, write_json
+from nas_dynamic.report.records import SeedResult, Subnet
+from nas_dynamic.report.run_folder import AGAIN, Run, read_run
+from nas_dynamic.space import Architecture, Key, SearchSpace, key
+from nas_dynamic.storage.journal import RunError, environment, read_json, write_json
 
 __all__ = [
-    "check_started",
+    "begin",
     "checked_data",
-    "device_of",
-    "kept_seed",
+    "differences_to_start",
     "load_data",
-    "print_results",
     "run",
     "run_seed",
     "sample_architectures",
     "score",
 ]
 
-Key = tuple[tuple[str, Hashable], ...]
 
-
-def run(config: Config, out: Path, display: Display, *, resume: bool = False) -> dict[str, Any]:
+def run(config: Config, out: Path, display: Display, *, resume: bool = False) -> Run:
     """Train and score every seed of a configuration, in the folder `out / config.name`.
 
     The folder holds config.json and environment.json from the start, which is once the
     configuration is known to be trainable; of each seed last.ckpt, scores.jsonl and result.json;
-    results.json and overview.png at the end.
+    results.json at the end.
 
     Args:
         config: what to run.
         out: folder of all runs.
         display: shows the progress.
         resume: go on with the run that the folder holds.
-
-    Returns:
-        What results.json holds.
 
     Raises:
         RunError: the folder holds a finished run; an unfinished one without `resume`; or one of
@@ -69,117 +57,61 @@ def run(config: Config, out: Path, display: Display, *, resume: bool = False) ->
     folder = out / config.name
     _check_folder(folder, config, resume)
     data = checked_data(config)
-    _begin(folder, config)
-    results = [kept_seed(config, data, seed, display, folder) for seed in config.seeds]
-    overview(folder / "overview.png", [Arm(config.name, results)])
+    begin(folder, config)
+    for seed in config.seeds:
+        run_seed(config, data, seed, display, folder)
+    finished = read_run(folder)
     summary = {
-        "config": config.model_dump(),
-        "environment": environment(device_of(config.device)),
-        "seeds": [
-            {k: v for k, v in result.items() if k not in ("trace", "pairs")} for result in results
-        ],
+        "config": finished.config,
+        "environment": finished.environment,
+        "seeds": [s.model_dump(mode="json", exclude={"trace", "pairs"}) for s in finished.seeds],
     }
     write_json(folder / "results.json", summary)
-    return summary
-
-
-def print_results(results: dict[str, Any], console: Console) -> None:
-    """Print what a run found."""
-    table = Table(title=f"{results['config']['name']}: subnets with inherited weights")
-    for column in ("seed", "mean accuracy", "best accuracy", "its parameters", "training"):
-        table.add_column(column, justify="right")
-    for result in results["seeds"]:
-        best = result["best"]
-        table.add_row(
-            str(result["seed"]),
-            f"{result['mean_accuracy']:.1%}",
-            f"{best['accuracy']:.1%}",
-            f"{best['parameters']:,}",
-            f"{result['seconds']:.0f} s",
-        )
-    console.print(table)
-
-
-def kept_seed(
-    config: Config,
-    data: ImageData,
-    seed: int,
-    display: Display,
-    folder: Path,
-    *,
-    name: str = "",
-) -> dict[str, Any]:
-    """What `run_seed` gives, from the folder of a run if it is there, and else put there."""
-    path = folder / f"seed-{seed}" / "result.json"
-    if not path.exists():
-        result = run_seed(config, data, seed, display, checkpoints=path.parent, name=name)
-        write_json(path, result)
-    result = json.loads(path.read_text())
-    for subnet in (result["best"], *result["subnets"]):
-        subnet["architecture"] = {
-            label: candidate_from_json(value) for label, value in subnet["architecture"].items()
-        }
-    return result
+    return finished
 
 
 def run_seed(
-    config: Config,
-    data: ImageData,
-    seed: int,
-    display: Display,
-    *,
-    checkpoints: Path | None = None,
-    name: str = "",
-) -> dict[str, Any]:
-    """Train one supernet and score a sample of its subnets.
+    config: Config, data: ImageData, seed: int, display: Display, folder: Path, *, name: str = ""
+) -> None:
+    """Train one supernet, score a sample of its subnets, and write the result.json of the seed.
 
-    Returns:
-        Plain data: seed, seconds of training, group_by, mean_accuracy, best and subnets (each an
-        architecture with parameters, accuracy and loss), and the trace of the training.
+    What of these is in the folder of the run already is kept.
     """
+    folder = folder / f"seed-{seed}"
+    if (folder / "result.json").exists():
+        return
     label = f"{name} seed {seed}".strip()
     trained = train_supernet(
-        config, data, seed, progress=display.work(f"train {label}"), folder=checkpoints
+        config, data, seed, progress=display.work(f"train {label}"), folder=folder
     )
     architectures = sample_architectures(trained.space, config.scoring.subnets, config.scoring.seed)
     macs = _macs(trained, architectures)
-    progress = display.work(f"score {label}")
-    scores: dict[Key, Score] = {}
-    for scored in score(trained, config, data, architectures, folder=checkpoints):
-        scores[tuple(scored.architecture.items())] = scored
+    progress, scores = display.work(f"score {label}"), {}
+    for scored in score(trained, config, data, architectures, folder=folder):
+        scores[key(scored.architecture)] = scored
         progress(len(scores), len(architectures))
-    subnets = [
+    recorder = trained.recorder
+    result = SeedResult.model_validate(
         {
-            "architecture": architecture,
-            "parameters": trained.parameters(architecture),
-            "macs": subnet_macs,
-            "accuracy": scores[tuple(architecture.items())].accuracy,
-            "loss": scores[tuple(architecture.items())].loss,
+            "seed": seed,
+            "subnets": [
+                Subnet(a, scores[key(a)].accuracy, scores[key(a)].loss, trained.parameters(a), m)
+                for a, m in zip(architectures, macs, strict=True)
+            ],
+            "validation_images": len(data.validation),
+            "group_by": recorder.group_by,
+            "cost": recorder.cost,
+            "updates": recorder.updates,
+            "updates_by_group": dict(recorder.groups),
+            "trace": recorder.rows,
+            "pairs": recorder.pairs,
         }
-        for architecture, subnet_macs in zip(architectures, macs, strict=True)
-    ]
-    trace = trained.trace
-    return {
-        "seed": seed,
-        "seconds": trace.cost["seconds"],
-        "group_by": trace.group_by,
-        "mean_accuracy": statistics.mean(subnet["accuracy"] for subnet in subnets),
-        "best": max(
-            subnets, key=lambda subnet: (subnet["accuracy"], -comparable_loss(subnet["loss"]))
-        ),
-        "subnets": subnets,
-        "validation_images": len(data.validation),
-        "cost": trace.cost,
-        "updates": trace.updates,
-        "updates_by_group": dict(trace.groups),
-        "trace": trace.rows,
-        "pairs": trace.pairs,
-    }
+    )
+    write_json(folder / "result.json", result.model_dump(mode="json"))
 
 
-def _macs(trained: TrainedSupernet, architectures: Iterable[Architecture]) -> list[float | None]:
-    """MACs of each architecture; a training is not lost for what torch cannot count."""
-    architectures = list(architectures)
+def _macs(trained: TrainedSupernet, architectures: Sequence[Architecture]) -> list[float | None]:
+    """Return the MACs of architectures; a training is not lost for what torch cannot count."""
     try:
         return [trained.macs(architecture) for architecture in architectures]
     except RuntimeError as error:  # what torch raises where meta tensors do not do
@@ -188,7 +120,7 @@ def _macs(trained: TrainedSupernet, architectures: Iterable[Architecture]) -> li
 
 
 def checked_data(*configs: Config) -> ImageData:
-    """The images of configurations that share them, once all of these are known to be trainable.
+    """Return the images of configurations that share them, once all are known to be trainable.
 
     Raises:
         ConfigError: one of them is not.
@@ -196,12 +128,12 @@ def checked_data(*configs: Config) -> ImageData:
     """
     data = load_data(configs[0].data)
     for config in configs:
-        check_trainable(config, data, device_of(config.device))
+        check_trainable(config, data)
     return data
 
 
 def load_data(config: DataConfig) -> ImageData:
-    """The images that a configuration names."""
+    """Return the images that a configuration names."""
     split: dict[str, Any] = {
         "validation": config.validation,
         "seed": config.seed,
@@ -215,22 +147,15 @@ def load_data(config: DataConfig) -> ImageData:
         return torchvision_set(config.name, config.root, download=config.download, **split)
 
 
-def device_of(name: str) -> torch.device:
-    """The device of a configuration; `auto` is an accelerator if there is one."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
 def sample_architectures(space: SearchSpace, count: int, seed: int) -> list[dict[str, Hashable]]:
-    """Different architectures, drawn uniformly; the whole space where it has no more."""
+    """Return different architectures, drawn uniformly; the whole space where it has no more."""
     if space.size <= count:
         return list(space)
     generator = np.random.default_rng(seed)
-    drawn: dict[tuple[Hashable, ...], dict[str, Hashable]] = {}
+    drawn: dict[Key, dict[str, Hashable]] = {}
     while len(drawn) < count:
         architecture = space.sample(generator)
-        drawn[tuple(architecture.values())] = architecture
+        drawn[key(architecture)] = architecture
     return list(drawn.values())
 
 
@@ -254,8 +179,8 @@ def score(
     Yields:
         Scores in the order of the subnets; with `folder`, those that are there come first.
     """
-    options, device = config.scoring, device_of(config.device)
-    supernet = trained.model.to(device)
+    options = config.scoring
+    supernet = trained.model.to(config.torch_device)
 
     def score_missing(missing: Iterable[Architecture]) -> Iterator[Score]:
         loader = batch_loader(data.validation, options.batch_size, workers=config.data.workers)
@@ -297,26 +222,32 @@ def _check_folder(folder: Path, config: Config, resume: bool) -> None:
             f"{folder} holds an unfinished run; go on with it by --resume, choose another name, "
             "or remove the folder"
         )
-    check_started(folder, config.model_dump(mode="json"))
+    differing = differences_to_start(folder, config)
+    if differing:
+        raise RunError(differing)
 
 
-def _begin(folder: Path, config: Config) -> None:
+def begin(folder: Path, config: Config) -> None:
+    """Write down what is run, and where, if the folder does not say it yet."""
     if not (folder / "config.json").exists():
-        write_json(folder / "environment.json", environment(device_of(config.device)))
+        write_json(folder / "environment.json", environment(config.torch_device))
         write_json(folder / "config.json", config.model_dump(mode="json"))
 
 
-def check_started(folder: Path, wanted: dict[str, Any], *, but: Collection[str] = ()) -> None:
-    """Check that a folder was started with this configuration, some keys left aside.
+def differences_to_start(folder: Path, config: Config, *, but: Collection[str] = ()) -> str:
+    """Return what of a configuration differs from the one that a folder was started with.
 
-    Raises:
-        RunError: it was started with another one.
+    Some keys are left aside. Nothing differs in a folder that was not started.
     """
-    started = json.loads((folder / "config.json").read_text())
-    differing = [key for key in wanted if key not in but and wanted[key] != started.get(key)]
-    if differing:
-        raise RunError(
-            f"{folder} was started with another configuration, so it cannot be gone on with: "
-            + "; ".join(f"{k} was {started.get(k)} and is {wanted[k]}" for k in differing)
-            + ". Choose another name, another --out, or remove the folder"
-        )
+    path = folder / "config.json"
+    if not path.exists():
+        return ""
+    started, wanted = read_json(path, AGAIN), config.model_dump(mode="json")
+    differing = [k for k in wanted if k not in but and wanted[k] != started.get(k)]
+    if not differing:
+        return ""
+    return (
+        f"{folder} was started with another configuration, so it cannot be gone on with: "
+        + "; ".join(f"{k} was {started.get(k)} and is {wanted[k]}" for k in differing)
+        + ". Choose another name, another --out, or remove the folder"
+    )

@@ -1,24 +1,85 @@
-"""Scores of subnets that are trained alone: the truth that a supernet's scores are held to."""
+"""Stand-alone scores of subnets, each trained by itself: what a supernet is asked to predict."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import nn
 
 from nas_dynamic.evaluation.inference import autocast
-from nas_dynamic.evaluation.score_cache import kept_score
-from nas_dynamic.evaluation.scoring import Score
-from nas_dynamic.experiment.data import BatchSampler, Images, batch_loader
-from nas_dynamic.space import Architecture
-from nas_dynamic.storage.journal import write_json
+from nas_dynamic.evaluation.score_cache import digest, kept_scores
+from nas_dynamic.evaluation.scoring import Score, evaluate
+from nas_dynamic.experiment.config import Config
+from nas_dynamic.experiment.console import Display
+from nas_dynamic.experiment.data import BatchSampler, ImageData, Images, batch_loader
+from nas_dynamic.experiment.nni.supernet import build_optimizer, build_subnet
+from nas_dynamic.space import Architecture, key
 
-__all__ = ["StandaloneScores", "train_standalone"]
+__all__ = ["standalone_scores", "train_standalone"]
+
+
+def standalone_scores(
+    config: Config,
+    data: ImageData,
+    architectures: Iterable[Architecture],
+    epochs: int,
+    folder: Path,
+    display: Display,
+    *,
+    on: Literal["test", "validation"] = "test",
+    seed: int = 0,
+) -> list[Score]:
+    """Return the score of every architecture when it is trained alone.
+
+    Args:
+        config: space, optimizer, batch size, precision and device.
+        data: the images.
+        architectures: what to train.
+        epochs: of each.
+        folder: the scores are kept there, in a file that `nas-dynamic report --standalone` takes,
+            and serve whatever has the same settings.
+        display: shows the progress.
+        on: images that are scored; those of validation to choose by.
+        seed: of the weights and of the order of the images.
+    """
+    device = config.torch_device
+    depends_on = {
+        "epochs": epochs,
+        "on": on,
+        "seed": seed,
+        "device": device.type,
+        "torch": torch.__version__,
+        **config.model_dump(
+            include={"space", "data", "optimizer", "batch_size", "precision"}, mode="json"
+        ),
+    }
+
+    def train(missing: list[Architecture]) -> Iterator[Score]:
+        for architecture in missing:
+            torch.manual_seed(seed)
+            model = build_subnet(config, data.classes, architecture).to(device)
+            train_standalone(
+                model,
+                data.train,
+                build_optimizer(config, model.parameters()),
+                epochs=epochs,
+                batch_size=config.batch_size,
+                precision=config.precision,
+                seed=seed,
+            )
+            images = batch_loader(getattr(data, on), config.scoring.batch_size)
+            yield Score(architecture, *evaluate(model, images, precision=config.precision))
+
+    wanted = list(architectures)
+    path = folder / f"standalone-{digest(depends_on)[:12]}.jsonl"
+    progress, scores = display.work("train subnets alone"), {}
+    for score in kept_scores(path, depends_on, wanted, train):
+        scores[key(score.architecture)] = score
+        progress(len(scores), len({key(architecture) for architecture in wanted}))
+    return [scores[key(architecture)] for architecture in wanted]
 
 
 def train_standalone(
@@ -49,46 +110,3 @@ def train_standalone(
             scaler.step(optimizer)
             scaler.update()
             decay.step()
-
-
-class StandaloneScores:
-    """Measured scores of architectures, kept in a file that `nas-dynamic report --truth` takes.
-
-    Args:
-        folder: of the file; its name is a hash of `depends_on`.
-        depends_on: whatever decides the scores, as plain data.
-        measure: architecture → accuracy and mean loss, for those that are not in the file.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        depends_on: dict[str, Any],
-        measure: Callable[[Architecture], tuple[float, float]],
-    ) -> None:
-        key = json.dumps(depends_on, sort_keys=True)
-        self.path = folder / f"stand-alone-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
-        self.depends_on = depends_on
-        self.measure = measure
-        self._known: dict[str, dict[str, Any]] = {}
-        if self.path.exists():
-            for entry in json.loads(self.path.read_text())["truth"]:
-                self._known[_key(entry["architecture"])] = entry
-
-    def __call__(self, architecture: Architecture) -> Score:
-        """Look the score up, or measure and keep it."""
-        key = _key(architecture)
-        if key not in self._known:
-            accuracy, loss = self.measure(architecture)
-            self._known[key] = {
-                "architecture": dict(architecture),
-                "accuracy": accuracy,
-                "loss": loss,
-            }
-            content = {"depends_on": self.depends_on, "truth": list(self._known.values())}
-            write_json(self.path, content)
-        return kept_score(architecture, self._known[key])
-
-
-def _key(architecture: Architecture) -> str:
-    return json.dumps(dict(architecture), sort_keys=True)

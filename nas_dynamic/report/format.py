@@ -1,8 +1,9 @@
-"""Numbers as text, for a report."""
+"""Numbers and lists as text, on the terminal and on pages."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from nas_dynamic.analysis.ranking import Estimate
@@ -11,58 +12,45 @@ __all__ = [
     "bytes_text",
     "duration",
     "energy",
-    "estimated",
     "few",
-    "interval",
     "joined",
+    "number",
     "percent",
     "points",
+    "seeds_text",
     "short",
-    "signed",
     "value_text",
 ]
 
 
+def number(value: float, form: str = ".2f") -> str:
+    """Return a number in a form, with a minus sign; "undefined" for NaN."""
+    return "undefined" if math.isnan(value) else f"{value:{form}}".replace("-", "−")
+
+
 def percent(share: float) -> str:
-    """A share in [0, 1], such as an accuracy: 0.953 → 95.3%."""
+    """Return a share in [0, 1], such as an accuracy: 0.953 → 95.3%."""
     return f"{share:.1%}"
 
 
-def points(share: float) -> str:
-    """A difference of shares, in percentage points, with its sign."""
-    return f"{_minus(f'{100 * share:+.1f}')} points"
-
-
-def signed(value: float) -> str:
-    """A difference, with its sign."""
-    return _minus(f"{value:+.2f}")
+def points(difference: Estimate) -> str:
+    """Return a difference of shares, in percentage points, with sign and interval."""
+    scaled = Estimate(
+        100 * difference.value, 100 * difference.low, 100 * difference.high, difference.count
+    )
+    return f"{scaled:+z.1f}{'' if math.isnan(difference.value) else ' points'}"
 
 
 def few(number: float) -> str:
-    """A count in three digits: 12,345 → 12.3k."""
+    """Return a count in three digits: 12,345 → 12.3k."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{float(f'{number / size:.3g}'):g}{unit}"
     return f"{float(f'{number:.3g}'):g}"
 
 
-def interval(low: float, high: float, form: str = ".3f") -> str:
-    """The ends of an interval, in brackets."""
-    return _minus(f"[{low:{form}}, {high:{form}}]")
-
-
-def estimated(estimate: Estimate | None, form: str = ".3f") -> str:
-    """A value with its interval; "undefined" where a constant side leaves none."""
-    if estimate is None or math.isnan(estimate.value):
-        return "undefined"
-    value = _minus(f"{estimate.value:{form}}")
-    if math.isnan(estimate.low):
-        return value
-    return f"{value} {interval(estimate.low, estimate.high, form)}"
-
-
 def duration(seconds: float) -> str:
-    """Wall time: 12 s, 3 min 20 s, 5 h 7 min."""
+    """Return a wall time: 12 s, 3 min 20 s, 5 h 7 min."""
     if seconds < 59.5:
         return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -72,35 +60,42 @@ def duration(seconds: float) -> str:
 
 
 def bytes_text(count: int) -> str:
-    """Memory, in units of 1024: 512 MiB, 1.2 GiB."""
+    """Return a size of memory, in units of 1024: 512 MiB, 1.2 GiB."""
     if count >= 2**30:
         return f"{count / 2**30:.2f} GiB"
     return f"{count / 2**20:.0f} MiB"
 
 
 def energy(joules: float) -> str:
-    """Energy, in J up to a Wh, then in Wh or kWh."""
+    """Return an energy, in J up to a Wh, then in Wh or kWh."""
     if joules < 3600:
         return f"{joules:.0f} J"
     return f"{joules / 3600:.1f} Wh" if joules < 3.6e6 else f"{joules / 3.6e6:.2f} kWh"
 
 
 def short(text: str, length: int = 16) -> str:
-    """A name, cut in its middle to fit: names of one kind often differ at the end."""
+    """Return a name, cut in its middle to fit: names of one kind often differ at the end."""
     if len(text) <= length:
         return text
     head = length // 2
     return f"{text[:head]}…{text[head + 1 - length :]}"
 
 
-def joined(names: list[Any], last: str = "and") -> str:
-    """A list as it is said: a, b and c."""
+def joined(names: Sequence[Any]) -> str:
+    """Return a list as it is said: a, b and c."""
     words = [str(name) for name in names]
-    return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """Return seeds as they are said: seed 3, seeds 0 and 1, seeds 0 to 9."""
+    if len(seeds) > 3 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
+        return f"seeds {seeds[0]} to {seeds[-1]}"
+    return f"seed{'s' if len(seeds) > 1 else ''} {joined(seeds)}"
 
 
 def value_text(value: Any) -> str:
-    """A value of a configuration, as it would stand in YAML."""
+    """Return a value of a configuration, as it would stand in YAML."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -110,8 +105,3 @@ def value_text(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(value_text, value)) + "]"
     return str(value)
-
-
-def _minus(text: str) -> str:
-    """A minus sign in place of a hyphen."""
-    return text.replace("-", "−")

@@ -1,4 +1,4 @@
-"""Figures of momentum groups: their loss, their updates, how alike their gradients are."""
+"""Figures of momentum groups: their loss, and how alike their gradients are."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from nas_dynamic._extras import extra
-from nas_dynamic.report.drawing import (
+from nas_dynamic.analysis.paired import mean_estimate
+from nas_dynamic.report.figure import (
     BINS,
-    NO_TRACE,
     ReportFigure,
     colour,
     counts,
@@ -18,127 +18,77 @@ from nas_dynamic.report.drawing import (
     file_name,
     legend_below,
     legend_label,
-    shares,
+    new_figure,
     total_updates,
 )
-from nas_dynamic.report.format import estimated, joined, percent, short
-from nas_dynamic.report.run_folder import Pair, Run
-from nas_dynamic.report.statistics import over_sample, similarity
-from nas_dynamic.report.theme import LIGHT, figure
+from nas_dynamic.report.format import joined, number, percent, short
+from nas_dynamic.report.records import GradientPair
+from nas_dynamic.report.run_folder import Run
+from nas_dynamic.report.style import LIGHT
 
 with extra("experiment"):
     from matplotlib.axes import Axes
     from matplotlib.patches import Rectangle
 
-__all__ = ["loss_by_group", "similarity_by_group", "updates_by_group"]
+__all__ = ["loss_by_group", "similarity_by_group"]
 
 MAX_GROUPS = 8
 """Groups that are drawn, those with the most updates."""
 
+NO_GROUPS = "One momentum for all subnets: this run has no momentum separation, and so no groups."
+
 
 def loss_by_group(run: Run, suffix: str) -> ReportFigure:
-    """Training loss over the updates, by momentum group."""
+    """Draw the training loss over the updates, by momentum group, with the updates of each."""
     name, title = file_name("loss-by-group", run), f"Loss by group{suffix}"
-    rows = [row for row in run.rows() if row.loss is not None]
-    groups = _groups(run)
-    if not groups:
-        return ReportFigure(name, title, _no_groups(run))
-    if not rows:
-        return ReportFigure(name, title, NO_TRACE)
-    drawn = figure()
+    numbers = _updates(run)
+    if not numbers:
+        return ReportFigure(name, title, NO_GROUPS)
+    total = sum(numbers.values())
+    drawn = new_figure()
     axes = drawn.subplots()
     words = []
-    for number, group in enumerate(groups[:MAX_GROUPS]):
-        members = [row for row in rows if row.group == group]
-        if not members:
-            continue
-        middles, values = curve(
-            members, [row.loss for row in members], total_updates(run), bins=BINS // 2
-        )
-        axes.plot(
-            middles, values, color=colour(number), linewidth=1.6, label=legend_label(short(group))
-        )
-        words.append(f"{group}: {values[-1]:.2f} at the end")
+    for place, group in enumerate(list(numbers)[:MAX_GROUPS]):
+        had = percent(numbers[group] / total)
+        label = legend_label(f"{short(group)} ({had})")
+        members = [update for update in run.updates() if update.group == group]
+        losses = [update.loss for update in members]
+        middles, values = curve(members, losses, total_updates(run), bins=BINS // 2)
+        axes.plot(middles, values, color=colour(place), linewidth=1.6, label=label)
+        end = f"{values[-1]:.2f}" if len(values) else "not finite"
+        words.append(f"{group}, {had} of the updates: {end} at the end")
     axes.set(xlabel="update", ylabel="cross-entropy")
     counts(axes.xaxis)
-    legend_below(drawn, axes)
+    legend_below(drawn, axes, "group (share of the updates)")
+    rules = joined(sorted({str(seed.group_by) for seed in run.seeds}))
     return ReportFigure(
         name,
         title,
-        f"The subnets of a group agree in {_rule(run)}. A group whose loss stays above the others "
-        f"has the harder subnets, or learns too slowly.{_left_out(groups)}",
+        f"The subnets of a group agree in {rules}. A group whose loss stays above the others has "
+        "the harder subnets, or learns too slowly; one with few updates has a momentum of few "
+        f"gradients, and old ones.{_left_out(numbers)}",
         f"Line chart of the training loss of each group. {'; '.join(words)}.",
         drawn,
     )
 
 
-def updates_by_group(run: Run, suffix: str) -> ReportFigure:
-    """Share of the updates that each group had."""
-    name, title = file_name("updates-by-group", run), f"Updates by group{suffix}"
-    groups = _groups(run)
-    if not groups:
-        return ReportFigure(name, title, _no_groups(run))
-    numbers = _updates(run)
-    total = sum(numbers.values())
-    shown = groups[:MAX_GROUPS]
-    drawn = figure(height=1.1 + 0.3 * len(shown))
-    axes = drawn.subplots()
-    values = [numbers[group] / total for group in shown]
-    axes.barh(range(len(shown)), values, color=[colour(n) for n in range(len(shown))])
-    for place, value in enumerate(values):
-        # Inside of a bar that is long enough, so that the dashed line does not cross it.
-        inside = value > 0.25 * max(values)
-        axes.annotate(
-            percent(value),
-            (0 if inside else value, place),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            color=LIGHT["paper"] if inside else LIGHT["ink"],
-        )
-    axes.axvline(1 / len(groups), color=LIGHT["ink"], linewidth=1, linestyle="--")
-    axes.set_yticks(range(len(shown)), [short(group) for group in shown])
-    axes.set(xlabel="share of the updates", xlim=(0, 1.1 * max(*values, 1 / len(groups))))
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    shares(axes.xaxis)
-    exact = all(seed.updates_by_group for seed in run.seeds)
-    source = f"Of all {total:,} updates" if exact else f"Of the {total:,} updates in the trace"
-    return ReportFigure(
-        name,
-        title,
-        f"{source}{', of all seeds' if len(run.seeds) > 1 else ''}; the dashed line is an equal "
-        "share. A group with few updates has a momentum of few gradients, and old ones."
-        f"{_left_out(groups)}",
-        "Bar chart. "
-        + joined([f"{group} {percent(v)}" for group, v in zip(shown, values, strict=True)])
-        + ".",
-        drawn,
-    )
-
-
 def similarity_by_group(run: Run, suffix: str) -> ReportFigure:
-    """Mean cosine between the gradients of one update and the next, by their groups."""
+    """Draw the mean cosine between the gradients of one update and the next, by their groups."""
     name, title = file_name("gradient-similarity", run), f"Gradient similarity by group{suffix}"
-    pairs = [pair for seed in run.seeds for pair in seed.pairs or []]
+    pairs = [pair for seed in run.seeds for pair in seed.pairs]
     if not pairs:
-        if not run.rows():
-            return ReportFigure(name, title, NO_TRACE)
-        short_run = any(seed.pairs is not None for seed in run.seeds)
-        why = "the training was too short for it" if short_run else "by an earlier version"
-        return ReportFigure(name, title, f"Not recorded: {why}.")
-    groups = _groups(run)
-    if not groups:
-        mean = over_sample([pair.cosine for pair in pairs])
+        return ReportFigure(name, title, "Not recorded: the training was too short for it.")
+    numbers = _updates(run)
+    if not numbers:
+        mean = mean_estimate([pair.cosine for pair in pairs])
         return ReportFigure(
             name,
             title,
-            f"The cosine of an update's gradient and the next one's is {estimated(mean)} on "
-            f"average, over {len(pairs)} pairs. {_no_groups(run)}",
+            f"The cosine of an update's gradient and the next one's is {mean:.3f} on average, "
+            f"over {len(pairs)} pairs. {NO_GROUPS}",
         )
-    shown = groups[:MAX_GROUPS]
-    within, between = similarity(pairs)
-    drawn = figure(height=1.3 + 0.42 * len(shown))
+    shown = list(numbers)[:MAX_GROUPS]
+    drawn = new_figure(height=1.3 + 0.42 * len(shown))
     axes = drawn.subplots()
     words = _cells(axes, shown, pairs)
     axes.set_xticks(range(len(shown)), [short(g, 14) for g in shown], rotation=28, ha="right")
@@ -147,24 +97,28 @@ def similarity_by_group(run: Run, suffix: str) -> ReportFigure:
     axes.grid(visible=False)
     axes.tick_params(length=0)
     axes.spines[["left", "bottom"]].set_visible(False)
-    kinds = [
-        f"{estimated(mean)} {kind} ({mean.subnets} pairs)"
-        for kind, mean in (("within a group", within), ("between groups", between))
-        if mean is not None
+    kinds = {
+        "within a group": [p.cosine for p in pairs if p.groups[0] == p.groups[1]],
+        "between groups": [p.cosine for p in pairs if p.groups[0] != p.groups[1]],
+    }
+    means = [
+        f"{mean_estimate(cosines):.3f} {kind} ({len(cosines)} pairs)"
+        for kind, cosines in kinds.items()
+        if cosines
     ]
     return ReportFigure(
         name,
         title,
         "Mean cosine of the gradients of an update and the next one, over the weights that both "
-        f"train; below it the number of such pairs. On average it is {joined(kinds)}, with 95% "
+        f"train; below it the number of such pairs. On average it is {joined(means)}, with 95% "
         "intervals over the pairs. Separate momenta are of use where gradients agree more within "
-        f"a group (the diagonal) than between groups.{_left_out(groups)}",
+        f"a group (the diagonal) than between groups.{_left_out(numbers)}",
         f"Table of mean cosines. {'; '.join(words)}.",
         drawn,
     )
 
 
-def _cells(axes: Axes, groups: Sequence[str], pairs: Sequence[Pair]) -> list[str]:
+def _cells(axes: Axes, groups: Sequence[str], pairs: Sequence[GradientPair]) -> list[str]:
     cosines: dict[frozenset[str | None], list[float]] = {}
     for pair in pairs:
         cosines.setdefault(frozenset(pair.groups), []).append(pair.cosine)
@@ -177,7 +131,7 @@ def _cells(axes: Axes, groups: Sequence[str], pairs: Sequence[Pair]) -> list[str
             if key not in means:
                 axes.text(column, row, "–", ha="center", va="center", color=LIGHT["muted"])
                 continue
-            mean, number = means[key], len(cosines[key])
+            mean, count = means[key], len(cosines[key])
             axes.add_patch(
                 Rectangle(
                     (column - 0.48, row - 0.46),
@@ -188,41 +142,22 @@ def _cells(axes: Axes, groups: Sequence[str], pairs: Sequence[Pair]) -> list[str
                     linewidth=0,
                 )
             )
-            value = f"{mean:.2f}".replace("-", "−")
+            value = number(mean)
             axes.text(column, row + 0.02, value, ha="center", va="bottom", fontsize=9)
-            axes.text(column, row + 0.06, str(number), ha="center", va="top", fontsize=7.5)
-            words.append(f"{one} with {other} {value}, {number} pairs")
+            axes.text(column, row + 0.06, str(count), ha="center", va="top", fontsize=7.5)
+            words.append(f"{one} with {other} {value}, {count} pairs")
     return words
 
 
 def _updates(run: Run) -> Counter[str]:
-    """Updates of each group: all of them, or those of the trace where only that was recorded."""
-    if all(seed.updates_by_group for seed in run.seeds):
-        counted: Counter[str] = Counter()
-        for seed in run.seeds:
-            counted.update(seed.updates_by_group)
-        return counted
-    return Counter(row.group for row in run.rows() if row.group is not None)
+    """Return the updates of each momentum group, those with the most first."""
+    counted: Counter[str] = Counter()
+    for seed in run.seeds:
+        counted.update(seed.updates_by_group)
+    return Counter(dict(sorted(counted.items(), key=lambda item: (-item[1], item[0]))))
 
 
-def _groups(run: Run) -> list[str]:
-    """Momentum groups, those with the most updates first."""
-    numbers = _updates(run)
-    return sorted(numbers, key=lambda group: (-numbers[group], group))
-
-
-def _rule(run: Run) -> str:
-    rules = {seed.group_by for seed in run.seeds if seed.group_by is not None}
-    return joined(sorted(rules)) if rules else "what momentum separation groups by"
-
-
-def _no_groups(run: Run) -> str:
-    if not run.rows():
-        return NO_TRACE
-    return "One momentum for all subnets: this run has no momentum separation, and so no groups."
-
-
-def _left_out(groups: Sequence[str]) -> str:
+def _left_out(groups: Counter[str]) -> str:
     if len(groups) <= MAX_GROUPS:
         return ""
     return f" The {MAX_GROUPS} of {len(groups)} groups with the most updates are drawn."

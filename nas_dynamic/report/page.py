@@ -10,25 +10,18 @@ from typing import Any
 
 from nas_dynamic._extras import extra
 from nas_dynamic.report import tables
-from nas_dynamic.report.drawing import ReportFigure
-from nas_dynamic.report.format import duration, estimated, joined, percent
-from nas_dynamic.report.group_figures import (
-    loss_by_group,
-    similarity_by_group,
-    updates_by_group,
-)
-from nas_dynamic.report.ranking_figures import (
-    accuracy_by_size,
-    predicted_by_true,
-    seed_by_seed,
-    taus,
-)
+from nas_dynamic.report.figure import ReportFigure
+from nas_dynamic.report.format import duration, joined, percent
+from nas_dynamic.report.group_figures import loss_by_group, similarity_by_group
+from nas_dynamic.report.measures import MEASURES, PRIMARY, compare
+from nas_dynamic.report.ranking_figures import accuracy_by_size, loss_by_standalone, taus
+from nas_dynamic.report.records import Comparison
 from nas_dynamic.report.run_folder import Run, read_runs
+from nas_dynamic.report.standalone_file import with_standalone
 from nas_dynamic.report.statistics import Ranked, pareto, rankings
+from nas_dynamic.report.style import DARK, LIGHT, STYLE, inline_svg, save
 from nas_dynamic.report.summary import summary, unfinished
-from nas_dynamic.report.theme import DARK, LIGHT, STYLE, inline_svg, save
 from nas_dynamic.report.training_figures import learning_rate, loss, same_scale
-from nas_dynamic.report.truth_file import with_truth
 from nas_dynamic.storage.journal import RunError, write_text
 
 with extra("experiment"):
@@ -49,20 +42,20 @@ class _Section:
     id: str
     title: str
     text: str
-    drawings: Sequence[ReportFigure] = ()
+    figures: Sequence[ReportFigure] = ()
     tables: Sequence[tables.Table] = ()
 
     @property
     def drawn(self) -> list[ReportFigure]:
-        return [drawing for drawing in self.drawings if drawing.drawn is not None]
+        return [figure for figure in self.figures if figure.drawn is not None]
 
     @property
     def undrawn(self) -> dict[str, list[str]]:
         """Reason → titles of the figures that are not there for it."""
         reasons: dict[str, list[str]] = {}
-        for drawing in self.drawings:
-            if drawing.drawn is None:
-                reasons.setdefault(drawing.caption, []).append(drawing.title)
+        for figure in self.figures:
+            if figure.drawn is None:
+                reasons.setdefault(figure.caption, []).append(figure.title)
         return reasons
 
 
@@ -71,19 +64,19 @@ def write_report(
     *,
     output: Path | None = None,
     figures: Path | None = None,
-    truth: Path | None = None,
-    truth_column: str = "accuracy",
+    standalone: Path | None = None,
+    standalone_column: str = "accuracy",
     resamples: int = 1000,
 ) -> tuple[Path, Path]:
-    """Write the page of some runs, and its figures as PNG and SVG, over earlier ones.
+    """Write the page of some runs, and its figures as PNG and SVG, over those that are there.
 
     Args:
-        folders: that `nas-dynamic train` and `nas-dynamic demo` have written, finished or not.
+        folders: that `nas-dynamic train`, `compare` and `demo` have written, finished or not.
         output: the page; by default report.html in the folder of the run, or in the folder that
             holds the first one where there are several.
         figures: folder of the figures; by default the page's name and -figures, beside it.
-        truth: true accuracies of the scored subnets: see `with_truth`.
-        truth_column: of `truth`, that holds the accuracies.
+        standalone: stand-alone accuracies of the scored subnets: see `with_standalone`.
+        standalone_column: of `standalone`, that holds the accuracies.
         resamples: number of bootstrap samples of the intervals.
 
     Returns:
@@ -104,48 +97,58 @@ def write_report(
     runs = read_runs(folders)
     if len(runs) > MAX_RUNS:
         raise RunError(
-            f"{len(runs)} runs are too many for one page; give {MAX_RUNS} at most (a demo has two)"
+            f"{len(runs)} runs are too many for one page; give {MAX_RUNS} at most (a comparison "
+            "has two)"
         )
-    if truth is not None:
-        runs = with_truth(runs, truth, truth_column)
+    if standalone is not None:
+        runs = with_standalone(runs, standalone, standalone_column)
+    pairs = [compare(runs[0], run) for run in runs[1:]]
+    comparisons = [comparison for comparison in pairs if comparison is not None]
     ranked = rankings(runs, resamples=resamples)
     with matplotlib.rc_context(STYLE):
-        sections = list(_sections(runs, ranked))
-    drawings = [drawing for section in sections for drawing in section.drawn]
+        sections = list(_sections(runs, comparisons, ranked))
     svgs = {
-        d.name: inline_svg(save(d.figure, figures, d.name), f"figure-{n}", d.label, d.tips)
-        for n, d in enumerate(drawings, 1)
+        figure.name: inline_svg(
+            save(figure.drawn, figures, figure.name), f"figure-{n}", figure.label, figure.tips
+        )
+        for n, figure in enumerate((f for section in sections for f in section.drawn), 1)
+        if figure.drawn is not None
     }
-    write_text(output, _page(runs, ranked, sections, svgs))
+    write_text(output, _page(runs, comparisons, ranked, sections, svgs))
     return output, figures
 
 
-def _sections(runs: Sequence[Run], ranked: Sequence[Ranked]) -> Iterator[_Section]:
+def _sections(
+    runs: Sequence[Run], comparisons: Sequence[Comparison], ranked: Sequence[Ranked]
+) -> Iterator[_Section]:
     scored = [run for run in runs if run.seeds]
     colours = {run.name: number for number, run in enumerate(runs)}
-    several = [run for run in scored if len(run.seeds) > 1]
+    if comparisons:
+        yield _Section(
+            "side-by-side",
+            "Side by side",
+            "Means over the seeds that both trainings have.",
+            (),
+            [tables.compared(comparison) for comparison in comparisons],
+        )
     if scored:
         yield _Section(
             "accuracy",
             "Accuracy and size",
             "Subnets with the weights that they inherit from the supernet.",
-            [
-                accuracy_by_size(scored, colours),
-                *([seed_by_seed(several, colours)] if several else []),
-            ],
-            [tables.scores(scored), *tables.pareto_sets(scored)],
+            [accuracy_by_size(scored, colours)],
+            [tables.scores(scored), *map(tables.pareto_set, scored)],
         )
     if ranked:
-        drawings = []
-        for number, group in enumerate(ranked, 1):
-            suffix = f"-{number}" if len(ranked) > 1 else ""
-            drawings.append(predicted_by_true(group, colours, suffix))
-            drawings.append(taus(group, colours, suffix))
+        figures = []
+        for n, group in enumerate(ranked, 1):
+            suffix = f"-{n}" if len(ranked) > 1 else ""
+            figures += [loss_by_standalone(group, colours, suffix), taus(group, colours, suffix)]
         yield _Section(
-            "truth",
-            "Against the truth",
+            "standalone",
+            "Against stand-alone accuracy",
             "The same subnets, each trained alone: what a supernet is asked to predict.",
-            drawings,
+            figures,
             [tables.diagnostics(group) for group in ranked],
         )
     if scored:
@@ -164,11 +167,7 @@ def _sections(runs: Sequence[Run], ranked: Sequence[Ranked]) -> Iterator[_Sectio
             "groups",
             "Groups of subnets",
             "With momentum separation the subnets of a group share a momentum of their own.",
-            [
-                *losses,
-                *(updates_by_group(run, suffix) for run, suffix in named),
-                *(similarity_by_group(run, suffix) for run, suffix in named),
-            ],
+            [*losses, *(similarity_by_group(run, suffix) for run, suffix in named)],
         )
         yield _Section("cost", "Cost", "", (), [tables.cost(scored)])
     yield _Section(
@@ -182,6 +181,7 @@ def _sections(runs: Sequence[Run], ranked: Sequence[Ranked]) -> Iterator[_Sectio
 
 def _page(
     runs: Sequence[Run],
+    comparisons: Sequence[Comparison],
     ranked: Sequence[Ranked],
     sections: Sequence[_Section],
     svgs: Mapping[str, str],
@@ -198,7 +198,7 @@ def _page(
         runs=runs,
         title=joined([run.name for run in runs]),
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        summary=summary(runs, ranked),
+        summary=summary(runs, comparisons, ranked),
         unfinished=unfinished(runs),
         tiles=[_tiles(run, n, ranked) for n, run in enumerate(runs, 1) if run.seeds],
         sections=sections,
@@ -209,7 +209,7 @@ def _page(
 
 
 def _code(text: str) -> Markup:
-    """Text in which `this` is code."""
+    """Return text in which `this` is code."""
     parts = [
         Markup("<code>{}</code>" if n % 2 else "{}").format(p)
         for n, p in enumerate(text.split("`"))
@@ -218,22 +218,20 @@ def _code(text: str) -> Markup:
 
 
 def _breakable(text: str) -> Markup:
-    """A dotted key, which may go on in a new line after a dot."""
+    """Return a dotted key, which may go on in a new line after a dot."""
     return Markup(".<wbr>").join(text.split("."))
 
 
-def _tiles(run: Run, number: int, ranked: Sequence[Ranked]) -> dict[str, Any]:
-    """The few numbers of a run that stand at the top."""
-    means = run.accuracies().mean(0)
-    tiles = [("best subnet", percent(float(means.max())), "inherited weights")]
+def _tiles(run: Run, place: int, ranked: Sequence[Ranked]) -> dict[str, Any]:
+    """Return the few numbers of a run that stand at the top."""
+    picks = [seed.pick.accuracy for seed in run.seeds]
+    tiles = [("its pick", percent(sum(picks) / len(picks)), "inherited weights")]
     for group in ranked:
         if run.name in group.means:
-            mean = group.means[run.name]
-            value, _, ends = estimated(mean, ".2f").partition(" ")
-            tiles.insert(0, ("Kendall's τ", value, ends))
-    tiles.append(("Pareto set", str(pareto(run.parameters(), means).sum()), "subnets"))
-    seconds = [seed.seconds for seed in run.seeds if seed.seconds is not None]
-    if len(seconds) == len(run.seeds):
-        each = sum(seconds) / len(seconds)
-        tiles.append(("training", duration(each), "a seed"))
-    return {"name": run.name, "colour": number, "seeds": len(run.seeds), "tiles": tiles}
+            value, _, ends = f"{group.means[run.name]:.2f}".partition(" ")
+            tiles.insert(0, (MEASURES[PRIMARY].title, value, ends))
+    best = pareto(run.parameters(), run.accuracies().mean(0))
+    tiles.append(("Pareto set", str(best.sum()), "subnets"))
+    seconds = [seed.cost.seconds for seed in run.seeds]
+    tiles.append(("training", duration(sum(seconds) / len(seconds)), "a seed"))
+    return {"name": run.name, "colour": place, "seeds": len(run.seeds), "tiles": tiles}

@@ -1,4 +1,4 @@
-"""Figures of what was scored: accuracy by size, predicted by true, the τ of each ranking."""
+"""Figures of what was scored: accuracy by size, scores by stand-alone accuracy, τ of rankings."""
 
 from __future__ import annotations
 
@@ -7,48 +7,54 @@ from typing import Any
 
 import numpy as np
 
-from nas_dynamic.analysis.ranking import Estimate
-from nas_dynamic.report.drawing import (
+from nas_dynamic._extras import extra
+from nas_dynamic.analysis.ranking import Estimate, comparable_loss
+from nas_dynamic.report.figure import (
     MARKERS,
     ReportFigure,
     colour,
     counts,
     legend_below,
     legend_label,
+    new_figure,
     shares,
 )
-from nas_dynamic.report.format import estimated, few, joined, percent
+from nas_dynamic.report.format import few, joined, number, percent, seeds_text
+from nas_dynamic.report.measures import MEASURES, PRIMARY
 from nas_dynamic.report.run_folder import Run
-from nas_dynamic.report.statistics import Ranked, agreement_of_seeds, pareto
-from nas_dynamic.report.theme import LIGHT, figure
+from nas_dynamic.report.statistics import Ranked, pareto
+from nas_dynamic.report.style import LIGHT
 from nas_dynamic.space import architecture_text
 
-__all__ = ["accuracy_by_size", "predicted_by_true", "seed_by_seed", "taus"]
+with extra("experiment"):
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+__all__ = ["accuracy_by_size", "loss_by_standalone", "taus"]
 
 MAX_POINTS = 1500
 """Subnets of a run that are drawn, so that a page stays small."""
 
 
 def accuracy_by_size(runs: Sequence[Run], colours: dict[str, int]) -> ReportFigure:
-    """Accuracy with inherited weights against the number of parameters; the Pareto set."""
-    drawn = figure(height=3.4)
+    """Draw accuracy with inherited weights against the number of parameters; the Pareto set."""
+    drawn = new_figure(height=3.4)
     axes = drawn.subplots()
     tips, words = {}, []
     all_sizes = np.concatenate([run.parameters() for run in runs])
     for run in runs:
-        number, sizes, means = colours[run.name], run.parameters(), run.accuracies().mean(0)
+        place, sizes, means = colours[run.name], run.parameters(), run.accuracies().mean(0)
         best = pareto(sizes, means)
         shown = np.flatnonzero(best | (np.arange(len(means)) < MAX_POINTS))
         for kind, chosen, style in (
             ("other", shown[~best[shown]], {"s": 20, "alpha": 0.5}),
             ("pareto", shown[best[shown]], {"s": 48, "edgecolors": LIGHT["ink"]}),
         ):
-            gid = f"{kind}-{number}"
+            gid = f"{kind}-{place}"
             axes.scatter(
                 sizes[chosen],
                 means[chosen],
-                color=colour(number),
-                marker=MARKERS[number % len(MARKERS)],
+                color=colour(place),
+                marker=MARKERS[place % len(MARKERS)],
                 linewidths=1.1 if kind == "pareto" else 0,
                 gid=gid,
                 zorder=3 if kind == "pareto" else 2,
@@ -62,7 +68,7 @@ def accuracy_by_size(runs: Sequence[Run], colours: dict[str, int]) -> ReportFigu
             ]
         front = np.flatnonzero(best)[np.argsort(sizes[best], kind="stable")]
         corners = [*sizes[front], sizes.max()], [*means[front], means[front].max()]
-        axes.step(*corners, where="post", color=colour(number), linewidth=1.2)
+        axes.step(*corners, where="post", color=colour(place), linewidth=1.2)
         words.append(
             f"{run.name}: {len(means)} subnets of {few(sizes.min())} to {few(sizes.max())} "
             f"parameters, {percent(means.min())} to {percent(means.max())} accurate, "
@@ -74,8 +80,8 @@ def accuracy_by_size(runs: Sequence[Run], colours: dict[str, int]) -> ReportFigu
     counts(axes.xaxis)
     shares(axes.yaxis)
     legend_below(drawn, axes)
-    seeds = [len(run.seeds) for run in runs]
-    over = "" if max(seeds) == 1 else ", the mean over the seeds"
+    most = max((run.seeds for run in runs), key=len)
+    over = f", the mean over {seeds_text([s.seed for s in most])}" if len(most) > 1 else ""
     left_out = max(len(run.subnets) for run in runs) > MAX_POINTS
     return ReportFigure(
         "accuracy-by-size",
@@ -90,59 +96,23 @@ def accuracy_by_size(runs: Sequence[Run], colours: dict[str, int]) -> ReportFigu
     )
 
 
-def seed_by_seed(runs: Sequence[Run], colours: dict[str, int]) -> ReportFigure:
-    """The subnets' accuracies in two supernets that differ in the seed alone."""
-    drawn = figure(height=3.4)
-    axes = drawn.subplots()
-    words = []
-    for run in runs:
-        number, (one, other, *_) = colours[run.name], run.accuracies()
-        agreement = estimated(agreement_of_seeds(run), ".2f")
-        axes.scatter(
-            one[:MAX_POINTS],
-            other[:MAX_POINTS],
-            s=22,
-            alpha=0.6,
-            linewidths=0,
-            color=colour(number),
-            marker=MARKERS[number % len(MARKERS)],
-            label=legend_label(f"{run.name}: τ {agreement}") if len(runs) > 1 else None,
-        )
-        words.append(f"{run.name}: τ {agreement} between its seeds")
-    axes.set(xlabel="accuracy, first seed", ylabel="accuracy, second seed")
-    shares(axes.xaxis)
-    shares(axes.yaxis)
-    legend_below(drawn, axes)
-    more = any(len(run.seeds) > 2 for run in runs)
-    return ReportFigure(
-        "seed-by-seed",
-        "One seed by another",
-        "Each point is a subnet, in two supernets that were trained alike but for the seed. Where "
-        "the seeds order the subnets differently, at least one of them is wrong. "
-        f"{'; '.join(words)}"
-        + (", the mean over all pairs of seeds; the first two are drawn." if more else "."),
-        f"Scatter plot of the accuracies of one seed by those of another. {'; '.join(words)}.",
-        drawn,
-    )
-
-
-def predicted_by_true(group: Ranked, colours: dict[str, int], suffix: str) -> ReportFigure:
-    """Inherited accuracy against the truth."""
-    drawn = figure(height=3.4)
+def loss_by_standalone(group: Ranked, colours: dict[str, int], suffix: str) -> ReportFigure:
+    """Draw the inherited loss, which ranks the subnets, against stand-alone accuracy."""
+    drawn = new_figure(height=3.4)
     axes = drawn.subplots()
     tips, words = {}, []
     for run in group.runs:
-        number, predicted = colours[run.name], group.predicted(run).mean(0)
-        shown = np.arange(min(len(predicted), MAX_POINTS))
-        style: dict[str, Any] = {
-            "color": colour(number),
-            "marker": MARKERS[number % len(MARKERS)],
-        }
-        text = f"{run.name}: τ {estimated(group.means[run.name], '.2f').split(' [')[0]}"
-        gid = f"truth-{number}"
+        seed, place = run.seeds[0], colours[run.name]
+        subnets = [seed.subnets[n] for n in group.scored]
+        losses = np.array([comparable_loss(subnet.loss) for subnet in subnets])
+        pick = int(losses.argmin())
+        shown = np.flatnonzero(np.isfinite(losses))[:MAX_POINTS]
+        style: dict[str, Any] = {"color": colour(place), "marker": MARKERS[place % len(MARKERS)]}
+        text = f"{run.name}: τ {number(group.means[run.name].value)}"
+        gid = f"standalone-{place}"
         axes.scatter(
-            group.truth[shown],
-            predicted[shown],
+            group.standalone[shown],
+            losses[shown],
             s=22,
             alpha=0.6,
             linewidths=0,
@@ -150,46 +120,54 @@ def predicted_by_true(group: Ranked, colours: dict[str, int], suffix: str) -> Re
             label=legend_label(text),
             **style,
         )
-        pick = int(predicted.argmax())
         axes.scatter(
-            group.truth[pick],
-            predicted[pick],
+            group.standalone[pick],
+            losses[pick],
             s=60,
             linewidths=1.3,
             edgecolors=LIGHT["ink"],
             zorder=3,
             **style,
         )
-        subnets = [run.subnets[n] for n in group.scored]
         tips[gid] = [
-            f"{run.name}: {percent(predicted[n])} inherited, {percent(group.truth[n])} alone. "
-            f"{architecture_text(subnets[n].architecture)}"
+            f"{run.name}, seed {seed.seed}: loss {losses[n]:.3f}, {percent(group.standalone[n])} "
+            f"stand-alone. {architecture_text(subnets[n].architecture)}"
             for n in shown
         ]
         words.append(
-            f"{run.name}: Kendall's τ {estimated(group.means[run.name], '.2f')}, its pick reaches "
-            f"{percent(group.truth[pick])} alone"
+            f"{run.name}: {MEASURES[PRIMARY].title} {group.means[run.name]:.2f}, the pick of seed "
+            f"{seed.seed} reaches {percent(group.standalone[pick])} stand-alone"
         )
-    axes.set(xlabel="accuracy, trained alone", ylabel="accuracy, inherited weights")
+    axes.set(xlabel="stand-alone accuracy", ylabel="loss, inherited weights")
+    axes.set_yscale("log")
+    least, greatest = axes.get_ylim()
+    axes.yaxis.set_major_locator(
+        MaxNLocator(5) if greatest < 3 * least else LogLocator(10, (1, 2, 5))
+    )
+    axes.yaxis.set_major_formatter("{x:.3g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.invert_yaxis()
     shares(axes.xaxis)
-    shares(axes.yaxis)
-    legend_below(drawn, axes)
+    legend_below(drawn, axes, MEASURES[PRIMARY].title)
+    more = any(len(run.seeds) > 1 for run in group.runs)
     return ReportFigure(
-        f"predicted-by-true{suffix}",
-        "Predicted by true",
-        "Each point is a subnet: what the supernet says of it, against what it reaches when it is "
-        "trained alone. Only the order matters: the more the points rise together, the better the "
-        "supernet ranks. Outlined is the subnet that a search over these would pick.",
-        f"Scatter plot of inherited by stand-alone accuracy of {len(group.truth)} subnets, which "
-        f"reach {percent(group.truth.min())} to {percent(group.truth.max())} alone. "
-        f"{'; '.join(words)}.",
+        f"loss-by-standalone{suffix}",
+        "Inherited loss by stand-alone accuracy",
+        "Each point is a subnet: its loss with inherited weights, by which the supernet ranks it, "
+        "against what it reaches when it is trained alone. Only the order matters: the more the "
+        "points rise together, the better the supernet ranks. Outlined is the pick, the subnet of "
+        "the lowest loss."
+        + (" Points are of the first seed, τ is the mean over the seeds." if more else ""),
+        f"Scatter plot of inherited loss by stand-alone accuracy of {len(group.standalone)} "
+        f"subnets, which reach {percent(group.standalone.min())} to "
+        f"{percent(group.standalone.max())} stand-alone. {'; '.join(words)}.",
         drawn,
         tips,
     )
 
 
 def taus(group: Ranked, colours: dict[str, int], suffix: str) -> ReportFigure:
-    """τ with its interval, for every seed, their mean, and the baselines."""
+    """Draw τ with its interval, for every seed, their mean, and the baselines."""
     rows: list[tuple[str, Estimate, str, bool]] = []
     for run in group.runs:
         of_run = colour(colours[run.name])
@@ -201,32 +179,29 @@ def taus(group: Ranked, colours: dict[str, int], suffix: str) -> ReportFigure:
             rows.append((name, group.means[run.name], of_run, True))
     for name in group.diagnostics.baselines:
         rows.append((name, group.diagnostics.rows[name]["Kendall τ"], LIGHT["muted"], False))
-    drawn = figure(height=1.0 + 0.27 * len(rows))
+    drawn = new_figure(height=1.0 + 0.27 * len(rows))
     axes = drawn.subplots()
     for place, (_, estimate, of_row, mean) in enumerate(rows):
         if np.isnan(estimate.value):
             continue
-        axes.plot(
-            [estimate.low, estimate.high],
-            [place, place],
-            color=of_row,
-            linewidth=3 if mean else 1.5,
-        )
+        ends = [estimate.low, estimate.high]
+        axes.plot(ends, [place, place], color=of_row, linewidth=3 if mean else 1.5)
         style: dict[str, Any] = {"marker": "D" if mean else "o", "markersize": 7 if mean else 5}
         axes.plot(estimate.value, place, color=of_row, **style)
     axes.axvline(0, color=LIGHT["muted"], linewidth=0.8)
     axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("Kendall's τ with the truth")
-    spoken = joined([f"{label} {estimated(estimate, '.2f')}" for label, estimate, *_ in rows])
+    axes.set_xlabel(MEASURES[PRIMARY].title)
+    spoken = joined([f"{label} {estimate:.2f}" for label, estimate, *_ in rows])
     return ReportFigure(
         f"kendall-tau{suffix}",
-        "How well each ranking agrees with the truth",
-        f"1 is the order of the truth, 0 is chance. Lines are 95% intervals over the "
-        f"{len(group.truth)} subnets; that of random is where chance alone comes out. They leave "
-        "out the chance of other seeds, which the rows of the seeds give an idea of. A supernet is "
-        "worth its training where it is beyond the grey rows, which cost nothing.",
-        f"Kendall's τ of each ranking with its interval: {spoken}.",
+        "How well each ranking agrees with stand-alone accuracy",
+        f"{MEASURES[PRIMARY].title}: 1 is the order of stand-alone accuracy, 0 is chance. Lines "
+        f"are 95% intervals over the {len(group.standalone)} subnets; that of random is where "
+        "chance alone comes out. They leave out the chance of other seeds, which the rows of the "
+        "seeds give an idea of. A supernet is worth its training where it is beyond the grey "
+        "rows, which cost nothing.",
+        f"{MEASURES[PRIMARY].title} of each ranking with its interval: {spoken}.",
         drawn,
     )

@@ -2,136 +2,57 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from nas_dynamic._extras import extra
-from nas_dynamic.storage.journal import RunError
+from nas_dynamic.report.records import (
+    Comparison,
+    SeedResult,
+    Subnet,
+    TrainedUpdate,
+    read_record,
+)
+from nas_dynamic.space import Key, key
+from nas_dynamic.storage.journal import RunError, read_json
 
-with extra("experiment"):
-    from pydantic import BaseModel, ConfigDict, Field, ValidationError
+__all__ = ["Run", "read_run", "read_runs"]
 
-__all__ = [
-    "Cost",
-    "Pair",
-    "Row",
-    "Run",
-    "Seed",
-    "Subnet",
-    "architecture_key",
-    "read_json",
-    "read_runs",
-]
-
-Key = tuple[tuple[str, str], ...]
-
-
-class _Record(BaseModel):
-    """Keys that a later version adds are passed over; those that an earlier one lacks are None."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+AGAIN = "remove the folder and make the run again, or restore the file from a copy"
+SEED_AGAIN = (
+    "remove it, and results.json beside the seed's folder if there is one; then `nas-dynamic train "
+    "CONFIG --resume`, or the same `nas-dynamic compare` or `demo`, makes it again, from the "
+    "seed's checkpoint where that is there"
+)
+COMPARE_AGAIN = "remove it, and the same `nas-dynamic compare` or `demo` makes it again"
 
 
-class Subnet(_Record):
-    """A subnet that was scored with inherited weights."""
-
-    architecture: dict[str, Any]
-    parameters: int
-    accuracy: float
-    loss: float | None = None
-    macs: float | None = None
-
-
-class Row(_Record):
-    """What one update used: see `nas_dynamic.experiment.nni.recorder.TrainingRecorder`."""
-
-    step: int
-    lr: float
-    parameters: int
-    gamma: float | None = None
-    group: str | None = None
-    loss: float | None = None
-
-
-class Pair(_Record):
-    """The cosine of the gradients of an update and of the next one."""
-
-    step: int
-    groups: tuple[str | None, str | None]
-    cosine: float
-
-
-class Cost(_Record):
-    """What a training cost: see `nas_dynamic.experiment.cost.CostMeter.result`."""
-
-    peak_memory: int | None = None
-    memory_of: str = "process"
-    joules: float | None = None
-    energy_of: list[str] = []
-
-
-class Seed(_Record):
-    """One supernet, and its scored subnets; None stands for what was not recorded."""
-
-    seed: int
-    subnets: Annotated[list[Subnet], Field(min_length=1)]
-    seconds: float | None = None
-    group_by: str | None = None
-    validation_images: int | None = None
-    cost: Cost | None = None
-    updates: int | None = None
-    updates_by_group: dict[str, int] | None = None
-    trace: list[Row] | None = None
-    pairs: list[Pair] | None = None
-
-
-class _TrueSubnet(_Record):
-    architecture: dict[str, Any]
-    accuracy: float
-
-
-class _ArmsResults(_Record):
-    """results.json of a demo, or compare.json; empty for one that is not finished."""
-
-    configs: list[dict[str, Any]] = []
-    environment: dict[str, Any] | None = None
-    truth: list[_TrueSubnet] = []
-
-
-class _TrainResults(_Record):
-    """results.json of a train run."""
-
-    config: dict[str, Any]
-    environment: dict[str, Any] | None = None
-    seeds: list[Seed]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One configuration: the supernets of its seeds.
 
     Attributes:
         name: tells it from the others that were read.
         folder: that it was read from.
-        config: as it was run; None where it was not recorded.
-        environment: versions and hardware; None where it was not recorded.
+        config: as it was run.
+        environment: versions and hardware.
         seeds: those that are finished.
         missing: seeds of the configuration that are not.
-        truth: architecture → accuracy of training alone, by `architecture_key`.
+        standalone: stand-alone accuracies, as far as they are known.
+        comparison: with the arm beside it, of a demo or a comparison.
     """
 
     name: str
     folder: Path
-    config: Mapping[str, Any] | None
-    environment: Mapping[str, Any] | None
-    seeds: Sequence[Seed]
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    seeds: Sequence[SeedResult]
     missing: Sequence[int] = ()
-    truth: Mapping[Key, float] = field(default_factory=dict)
+    standalone: Mapping[Key, float] = field(default_factory=dict)
+    comparison: Comparison | None = None
 
     @property
     def subnets(self) -> list[Subnet]:
@@ -140,30 +61,29 @@ class Run:
 
     @property
     def keys(self) -> list[Key]:
-        """`architecture_key` of every scored subnet."""
-        return [architecture_key(subnet.architecture) for subnet in self.subnets]
+        """What every scored subnet is looked up by."""
+        return [key(subnet.architecture) for subnet in self.subnets]
+
+    def of_seeds(self, seeds: Sequence[int]) -> Run:
+        """Return the run with these of its seeds."""
+        return replace(self, seeds=[seed for seed in self.seeds if seed.seed in seeds])
 
     def accuracies(self) -> np.ndarray:
-        """Accuracy in [0, 1], of shape (seeds, subnets)."""
+        """Return the accuracies in [0, 1], of shape (seeds, subnets)."""
         return np.array([[subnet.accuracy for subnet in seed.subnets] for seed in self.seeds])
 
     def parameters(self) -> np.ndarray:
-        """Number of parameters, of shape (subnets,)."""
+        """Return the numbers of parameters, of shape (subnets,)."""
         return np.array([subnet.parameters for subnet in self.subnets])
 
     def macs(self) -> np.ndarray | None:
-        """Multiply-accumulates, of shape (subnets,); None if they were not recorded."""
+        """Return the multiply-accumulates, of shape (subnets,); None if one is not known."""
         macs = [subnet.macs for subnet in self.subnets if subnet.macs is not None]
         return np.array(macs) if len(macs) == len(self.subnets) else None
 
-    def rows(self) -> list[Row]:
-        """The recorded updates of all seeds."""
-        return [row for seed in self.seeds for row in seed.trace or []]
-
-
-def architecture_key(architecture: Mapping[str, Any]) -> Key:
-    """What two descriptions of one architecture have in common; candidates count as text."""
-    return tuple(sorted((label, str(candidate)) for label, candidate in architecture.items()))
+    def updates(self) -> list[TrainedUpdate]:
+        """Return the recorded updates of all seeds."""
+        return [update for seed in self.seeds for update in seed.trace]
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -180,18 +100,22 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     return _named(runs)
 
 
-def read_json(path: Path, remedy: str) -> Any:
-    """Plain data from a file.
-
-    Raises:
-        RunError: it cannot be read, or is no JSON; the message ends in the remedy.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} is damaged, it is not valid JSON ({error}); {remedy}") from error
+def read_run(folder: Path) -> Run:
+    """Read the folder of a run of `nas-dynamic train`, or of one arm of a comparison."""
+    config, environment = (_mapping(folder / f"{name}.json") for name in ("config", "environment"))
+    seeds = [
+        read_record(SeedResult, path, SEED_AGAIN) for path in folder.glob("seed-*/result.json")
+    ]
+    seeds.sort(key=lambda seed: seed.seed)
+    for seed in seeds[1:]:
+        if [s.architecture for s in seed.subnets] != [s.architecture for s in seeds[0].subnets]:
+            raise RunError(
+                f"{folder} has seeds {seeds[0].seed} and {seed.seed} with other subnets, so they "
+                f"are not of one run; {AGAIN}"
+            )
+    done = [seed.seed for seed in seeds]
+    missing = [seed for seed in config.get("seeds", []) if seed not in done]
+    return Run(folder.name, folder, config, environment, seeds, missing)
 
 
 def _read(folder: Path) -> list[Run]:
@@ -200,113 +124,45 @@ def _read(folder: Path) -> list[Run]:
             f"{folder} is no folder; give one that nas-dynamic train, demo or compare wrote"
         )
     if (folder / "config.json").is_file():
-        return [_trained(folder)]
-    if (folder / "static").is_dir() and (arms := _arms(folder)):
-        return arms
-    path = folder / "results.json"
-    if path.is_file():
-        results = _validated(_TrainResults, read_json(path, AGAIN), path, AGAIN)
-        return [_run(folder, results.config, results.environment, results.seeds)]
-    inside = sorted(child for child in folder.glob("*/") if _holds_run(child))
-    hint = f"; did you mean {' '.join(map(str, inside))}?" if inside else ""
-    raise RunError(
-        f"{folder} holds no run: there is no config.json, and no results.json of nas-dynamic "
-        f"train, demo or compare in it{hint}"
-    )
-
-
-def _holds_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("config.json", "results.json", "static"))
-
-
-AGAIN = "remove the folder and make the run again, or restore the file from a copy"
-SEED_AGAIN = (
-    "remove it, and results.json beside the seed's folder if there is one; then `nas-dynamic train "
-    "CONFIG --resume`, or `nas-dynamic compare CONFIG` for an arm of a comparison, makes it again, "
-    "from the seed's checkpoint where that is there"
-)
-DEMO_AGAIN = "`nas-dynamic demo` makes it again"
-COMPARE_AGAIN = "remove it, and `nas-dynamic compare CONFIG` makes it again"
-
-
-def _trained(folder: Path) -> Run:
-    """A folder of `train`, or an arm of a demo."""
-    config = _mapping(read_json(folder / "config.json", AGAIN), folder / "config.json")
-    path = folder / "environment.json"
-    environment = _mapping(read_json(path, AGAIN), path) if path.exists() else None
-    seeds = [_seed(path, SEED_AGAIN) for path in folder.glob("seed-*/result.json")]
-    seeds += [_seed(path, DEMO_AGAIN) for path in folder.glob("seed-*.json")]
-    return _run(folder, config, environment, seeds)
-
-
-def _arms(folder: Path) -> list[Run]:
-    """The two runs of a demo or of a comparison, and their truth, which is written at the end."""
-    results = _ArmsResults()
-    for path, remedy in (
-        (folder / "results.json", DEMO_AGAIN),
-        (folder / "compare.json", COMPARE_AGAIN),
-    ):
-        if path.is_file():
-            results = _validated(_ArmsResults, read_json(path, remedy), path, remedy)
-    configs = {config.get("name"): config for config in results.configs}
-    truth = {architecture_key(true.architecture): true.accuracy for true in results.truth}
-    runs = []
-    # Static first: the other is compared with it.
-    for arm in (folder / "static", folder / "dynamic"):
-        if (arm / "config.json").is_file():
-            runs.append(replace(_trained(arm), truth=truth))
-        elif any(arm.glob("seed-*.json")):  # of a version that recorded these at the end
-            seeds = [_seed(path, DEMO_AGAIN) for path in arm.glob("seed-*.json")]
-            run = _run(arm, configs.get(arm.name), results.environment, seeds)
-            runs.append(replace(run, truth=truth))
-    return runs
-
-
-def _run(
-    folder: Path,
-    config: Mapping[str, Any] | None,
-    environment: Mapping[str, Any] | None,
-    seeds: list[Seed],
-) -> Run:
-    seeds = sorted(seeds, key=lambda seed: seed.seed)
-    done = [seed.seed for seed in seeds]
-    wanted = (config or {}).get("seeds")
-    missing = [seed for seed in wanted if seed not in done] if isinstance(wanted, list) else []
-    for seed in seeds[1:]:
-        if [s.architecture for s in seed.subnets] != [s.architecture for s in seeds[0].subnets]:
-            raise RunError(
-                f"{folder} has seeds {seeds[0].seed} and {seed.seed} with other subnets, so they "
-                f"are not of one run; {AGAIN}"
-            )
-    return Run(folder.name, folder, config, environment, seeds, missing)
-
-
-def _seed(path: Path, remedy: str) -> Seed:
-    return _validated(Seed, read_json(path, remedy), path, remedy)
-
-
-Record = TypeVar("Record", bound=_Record)
-
-
-def _validated(kind: type[Record], content: Any, path: Path, remedy: str) -> Record:
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(map(str, fault["loc"])) or "its content"
+        return [read_run(folder)]
+    arms = _arms(folder)
+    if not arms:
+        inside = sorted(f for f in folder.glob("*/") if (f / "config.json").exists() or _arms(f))
+        hint = f"; did you mean {' '.join(map(str, inside))}?" if inside else ""
         raise RunError(
-            f"{path} is not what nas-dynamic writes: {key}: {fault['msg']}; {remedy}"
-        ) from None
+            f"{folder} holds no run: there is no config.json of nas-dynamic train, demo or compare "
+            f"in it{hint}"
+        )
+    runs = [read_run(arm) for arm in arms]
+    path = folder / "compare.json"
+    if not path.is_file():
+        return runs
+    comparison = read_record(Comparison, path, COMPARE_AGAIN)
+    return [
+        replace(
+            run.of_seeds(comparison.seeds),
+            standalone={key(s.architecture): s.accuracy for s in comparison.standalone},
+            comparison=comparison,
+        )
+        for run in runs
+    ]
 
 
-def _mapping(content: Any, path: Path) -> dict[str, Any]:
+def _arms(folder: Path) -> list[Path]:
+    """Return the folders of the arms of a demo or comparison, the static one first."""
+    arms = (folder / "static", folder / "dynamic")
+    return [arm for arm in arms if (arm / "config.json").is_file()]
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    content = read_json(path, AGAIN)
     if not isinstance(content, dict):
         raise RunError(f"{path} is not what nas-dynamic writes: no keys and values; {AGAIN}")
     return content
 
 
 def _named(runs: list[Run]) -> list[Run]:
-    """Runs whose names differ: as much of the end of each path as that takes."""
+    """Return the runs with names that differ: as much of the end of each path as that takes."""
     parts = [run.folder.resolve().parts for run in runs]
     for count in range(1, max(map(len, parts), default=0) + 1):
         names = ["/".join(part[-count:]) for part in parts]

@@ -1,4 +1,4 @@
-"""The tables of a report."""
+"""The tables of a report, some of which the command line prints as well."""
 
 from __future__ import annotations
 
@@ -8,25 +8,37 @@ from typing import Any
 
 import numpy as np
 
-from nas_dynamic.analysis.ranking import Estimate, comparable_loss
+from nas_dynamic.analysis.ranking import Estimate
 from nas_dynamic.report.format import (
     bytes_text,
     duration,
     energy,
-    estimated,
     few,
     joined,
+    number,
     percent,
+    seeds_text,
     value_text,
 )
-from nas_dynamic.report.run_folder import Run, Seed
-from nas_dynamic.report.statistics import Ranked, pareto
+from nas_dynamic.report.measures import MEASURES, PRIMARY
+from nas_dynamic.report.records import Comparison, SeedResult
+from nas_dynamic.report.run_folder import Run
+from nas_dynamic.report.statistics import BY_ACCURACY, Ranked, pareto
+from nas_dynamic.report.verdict import difference_text
 from nas_dynamic.space import architecture_text
 
-__all__ = ["Table", "cost", "diagnostics", "environments", "pareto_sets", "scores", "settings"]
+__all__ = [
+    "Table",
+    "compared",
+    "cost",
+    "diagnostics",
+    "environments",
+    "pareto_set",
+    "scores",
+    "settings",
+]
 
 PARETO_ROWS = 40
-NOT_RECORDED = "not recorded"
 
 
 @dataclass(frozen=True)
@@ -52,53 +64,76 @@ class Table:
     folded: bool = False
 
 
-def scores(runs: Sequence[Run]) -> Table:
-    """What each supernet's subnets reach."""
+def compared(comparison: Comparison) -> Table:
+    """Return two trainings side by side, measure by measure."""
+    arms = list(comparison.arms)
     rows = []
-    for run in runs:
-        for seed in run.seeds:
-            best = max(seed.subnets, key=lambda s: (s.accuracy, -comparable_loss(s.loss)))
-            accuracies = [subnet.accuracy for subnet in seed.subnets]
-            rows.append(
-                [
-                    f"{run.name}, seed {seed.seed}",
-                    f"{len(accuracies):,}",
-                    percent(float(np.mean(accuracies))),
-                    percent(best.accuracy),
-                    f"{best.parameters:,}",
-                    NOT_RECORDED
-                    if seed.validation_images is None
-                    else f"{seed.validation_images:,}",
-                ]
-            )
+    for name, measure in MEASURES.items():
+        if name in comparison.differences:
+            means = [float(np.mean(comparison.arms[arm][name])) for arm in arms]
+            cells = [number(mean, measure.form) for mean in means]
+            rows.append([measure.title, *cells, difference_text(comparison, name)])
+    note = f"Differences are {arms[1]} less {arms[0]}."
+    if comparison.reached is not None:
+        low, high = comparison.reached
+        epochs = comparison.standalone_epochs
+        budget = f" for {epochs} epochs" if epochs is not None else ""
+        baseline = number(comparison.tau_of_parameters, ".3f")
+        note += (
+            f" The {comparison.subnets} subnets reach {percent(low)} to {percent(high)} when they "
+            f"are trained alone{budget}, the stand-alone accuracy that τ is to. The parameter "
+            f"count alone has a Kendall τ of {baseline}. Matched τ: among subnets of like size. "
+            "Complexity bias: above 0, small subnets are ranked too high. The pick is the subnet "
+            "of the lowest loss."
+        )
+    over = seeds_text(comparison.seeds)
     return Table(
-        "Subnets with inherited weights",
-        ["supernet", "subnets", "mean accuracy", "best accuracy", "its parameters", "images"],
+        " and ".join(arms),
+        [f"mean over {over}" if len(comparison.seeds) > 1 else over, *arms, "difference [95%]"],
         rows,
-        "Images are those of the validation set, which the subnets are scored on.",
+        note,
     )
 
 
-def pareto_sets(runs: Sequence[Run]) -> list[Table]:
-    """The Pareto set of each run, small subnets first."""
-    return [_pareto_set(run) for run in runs]
+def scores(runs: Sequence[Run]) -> Table:
+    """Return what each supernet's subnets reach."""
+    rows = [
+        [
+            f"{run.name}, seed {seed.seed}",
+            f"{len(seed.subnets):,}",
+            percent(seed.mean_accuracy),
+            percent(seed.pick.accuracy),
+            f"{seed.pick.parameters:,}",
+            f"{seed.validation_images:,}",
+        ]
+        for run in runs
+        for seed in run.seeds
+    ]
+    return Table(
+        "Subnets with inherited weights",
+        ["supernet", "subnets", "mean accuracy", "its pick", "parameters of it", "images"],
+        rows,
+        "Images are those of the validation set, on which the subnets are scored. The pick is the "
+        "subnet of the lowest loss; in its column is its accuracy.",
+    )
 
 
-def _pareto_set(run: Run) -> Table:
+def pareto_set(run: Run) -> Table:
+    """Return the Pareto set of a run, small subnets first."""
     sizes, accuracies, macs = run.parameters(), run.accuracies().mean(0), run.macs()
     best = np.flatnonzero(pareto(sizes, accuracies))
     best = best[np.argsort(sizes[best], kind="stable")]
-    truth = [run.truth.get(run.keys[n]) for n in best[:PARETO_ROWS]] if run.truth else None
-    rows = []
-    for place, n in enumerate(best[:PARETO_ROWS]):
-        row = [f"{sizes[n]:,}", NOT_RECORDED if macs is None else few(float(macs[n]))]
-        row.append(percent(float(accuracies[n])))
-        if truth is not None:
-            true = truth[place]
-            row.append("unknown" if true is None else percent(true))
-        rows.append([*row, architecture_text(run.subnets[n].architecture)])
     header = ["parameters", "MACs", "accuracy"]
-    header += ["trained alone"] if truth is not None else []
+    if run.standalone:
+        header.append("stand-alone")
+    rows = []
+    for n in best[:PARETO_ROWS]:
+        row = [f"{sizes[n]:,}", "unknown" if macs is None else few(float(macs[n]))]
+        row.append(percent(float(accuracies[n])))
+        if run.standalone:
+            standalone = run.standalone.get(run.keys[n])
+            row.append("unknown" if standalone is None else percent(standalone))
+        rows.append([*row, architecture_text(run.subnets[n].architecture)])
     return Table(
         f"Pareto set of {run.name}",
         [*header, "subnet"],
@@ -109,24 +144,27 @@ def _pareto_set(run: Run) -> Table:
 
 
 def diagnostics(group: Ranked) -> Table:
-    """All statistics of all rankings of the same subnets."""
+    """Return all statistics of all rankings of the same subnets."""
     rows = group.diagnostics.rows
     columns = list(next(iter(rows.values())))
-    header = ["ranking", *(f"{c}, points" if c == "regret" else c for c in columns)]
-    body = []
-    for name, row in rows.items():
-        body.append([name, *(_statistic(column, row.get(column)) for column in columns)])
+    titles = {"Kendall τ": MEASURES[PRIMARY].title, "regret": "regret, points"}
+    # The second measure of τ stands beside the first.
+    columns.insert(1, columns.pop(columns.index(BY_ACCURACY)))
+    body = [
+        [name, *(_statistic(column, row.get(column)) for column in columns)]
+        for name, row in rows.items()
+    ]
     return Table(
-        f"Diagnostics over {len(group.truth)} subnets",
-        header,
+        f"Diagnostics over {len(group.standalone)} subnets",
+        ["ranking", *(titles.get(column, column) for column in columns)],
         body,
-        "95% bootstrap intervals over the subnets; in the row random, what chance alone gives. "
-        "recall@k: share of the k best that are found among the k ranked first. Regret: what the "
-        "subnet ranked first lacks of the best one, trained alone. Complexity bias: above 0, small "
-        "subnets are ranked higher than they deserve. Matched τ: over pairs of subnets of like "
-        "complexity, what a ranking knows beside size. Complexity-convergence is not there: it "
-        "needs the losses of subnets trained alone, which are not recorded. Formulas: "
-        "docs/diagnostics.md.",
+        "Of the ranking by the loss, but for the column by the accuracy; parameter count, MACs "
+        "and random rank by themselves. 95% bootstrap intervals over the subnets; in the row "
+        "random, what chance alone gives. recall@k: share of the k best that are found among the "
+        "k ranked first. Regret: what the subnet ranked first lacks of the best one's stand-alone "
+        "accuracy. Complexity bias: above 0, small subnets are ranked higher than they deserve. "
+        "Matched τ: over pairs of subnets of like complexity, what a ranking knows beside size. "
+        "Formulas: docs/diagnostics.md.",
         frozenset(n for n, name in enumerate(rows) if name in group.diagnostics.baselines),
     )
 
@@ -135,28 +173,27 @@ def _statistic(column: str, estimate: Estimate | None) -> str:
     if estimate is None:
         return "–"
     if column != "regret":
-        return estimated(estimate, ".2f")
-    scaled = Estimate(
-        100 * estimate.value, 100 * estimate.low, 100 * estimate.high, estimate.subnets
-    )
-    return estimated(scaled, ".1f")
+        return f"{estimate:z.2f}"
+    ends = 100 * estimate.value, 100 * estimate.low, 100 * estimate.high
+    return f"{Estimate(*ends, estimate.count):z.1f}"
 
 
 def cost(runs: Sequence[Run]) -> Table:
-    """Wall time, memory and energy of each training."""
+    """Return wall time, memory and energy of each training."""
     supernets = [(run, seed) for run in runs for seed in run.seeds]
     rows = [[f"{run.name}, seed {seed.seed}", *_cost(seed)] for run, seed in supernets]
     marked: frozenset[int] = frozenset()
-    times = [seed.seconds for _, seed in supernets if seed.seconds is not None]
-    if len(times) == len(supernets) > 1:
-        rows.append(["all", "", duration(sum(times)), "", "", ""])
-        marked = frozenset([len(times)])
-    sources = {source for _, s in supernets if s.cost for source in s.cost.energy_of}
-    kinds = {seed.cost.memory_of for _, seed in supernets if seed.cost}
-    note = "Of the training alone, over all its starts where it was stopped and resumed."
-    if kinds:
-        note += f" Memory is the peak of the {joined(sorted(kinds))}"
-        note += ": Python, torch and the images included." if kinds != {"device"} else "."
+    if len(supernets) > 1:
+        total = sum(seed.cost.seconds for _, seed in supernets)
+        rows.append(["all", "", duration(total), "", "", ""])
+        marked = frozenset([len(supernets)])
+    sources = {source for _, seed in supernets for source in seed.cost.energy_of}
+    kinds = {seed.cost.memory_of for _, seed in supernets}
+    note = (
+        "Of the training alone, over all its starts where it was stopped and resumed. Memory is "
+        f"the peak of the {joined(sorted(kinds))}"
+    )
+    note += ": Python, torch and the images included." if kinds != {"device"} else "."
     if sources:
         note += f" Energy is of {joined(sorted(sources))}, whatever else ran there."
     else:
@@ -166,40 +203,35 @@ def cost(runs: Sequence[Run]) -> Table:
     return Table("Cost of each training", header, rows, note, marked)
 
 
-def _cost(seed: Seed) -> list[str]:
-    seconds, updates = seed.seconds, seed.updates
-    known = seed.cost is not None
-    peak = seed.cost.peak_memory if seed.cost else None
-    joules = seed.cost.joules if seed.cost else None
+def _cost(seed: SeedResult) -> list[str]:
+    seconds, peak, joules = seed.cost.seconds, seed.cost.peak_memory, seed.cost.joules
     return [
-        NOT_RECORDED if updates is None else f"{updates:,}",
-        NOT_RECORDED if seconds is None else duration(seconds),
-        f"{updates / seconds:,.1f}" if updates is not None and seconds else NOT_RECORDED,
-        bytes_text(peak) if peak else "not measured" if known else NOT_RECORDED,
+        f"{seed.updates:,}",
+        duration(seconds),
+        f"{seed.updates / seconds:,.1f}",
+        bytes_text(peak) if peak else "not measured",
         energy(joules) if joules is not None else "not measured",
     ]
 
 
 def settings(runs: Sequence[Run]) -> list[Table]:
-    """The configurations, key by key: what differs, and what all runs have in common."""
+    """Return the configurations, key by key: what differs, and what all runs have in common."""
     return _side_by_side("Configuration", runs, [run.config for run in runs], ("name",))
 
 
 def environments(runs: Sequence[Run]) -> list[Table]:
-    """Versions and hardware, likewise."""
+    """Return versions and hardware, likewise."""
     return _side_by_side("Environment", runs, [run.environment for run in runs])
 
 
 def _side_by_side(
     name: str,
     runs: Sequence[Run],
-    contents: Sequence[Mapping[str, Any] | None],
+    contents: Sequence[Mapping[str, Any]],
     left_out: Sequence[str] = (),
 ) -> list[Table]:
-    flat = [None if content is None else _flat(content) for content in contents]
-    if not any(flat):
-        return [Table(name, [], [], "Not recorded.")]
-    keys = [k for k in dict.fromkeys(k for c in flat for k in c or {}) if k not in left_out]
+    flat = [_flat(content) for content in contents]
+    keys = [k for k in dict.fromkeys(k for content in flat for k in content) if k not in left_out]
     # A section that one run has, and that another one sets to none, stands by its keys.
     keys = [key for key in keys if not any(other.startswith(f"{key}.") for other in keys)]
     rows = [[key, *(_value(content, key) for content in flat)] for key in keys]
@@ -227,9 +259,7 @@ def _side_by_side(
     ]
 
 
-def _value(content: Mapping[str, str] | None, key: str) -> str:
-    if content is None:
-        return NOT_RECORDED
+def _value(content: Mapping[str, str], key: str) -> str:
     while key not in content:
         key, dot, _ = key.rpartition(".")
         if not dot:
@@ -238,7 +268,7 @@ def _value(content: Mapping[str, str] | None, key: str) -> str:
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested keys as a.b; what is empty or a list is a value."""
+    """Return nested keys as a.b; what is empty or a list is a value."""
     flat: dict[str, str] = {}
     for key, value in content.items():
         if isinstance(value, dict) and value:

@@ -12,13 +12,27 @@ from typing import Any
 
 import torch
 
-__all__ = ["Journal", "RunError", "environment", "write_json", "write_text"]
+__all__ = ["Journal", "RunError", "environment", "read_json", "write_json", "write_text"]
 
 PACKAGES = ("nas-dynamic", "torch", "torchvision", "numpy", "nni", "pytorch-lightning")
 
 
 class RunError(ValueError):
     """A run cannot be made as it was asked for; the message says what to change."""
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """Return the plain data of a file.
+
+    Raises:
+        RunError: it cannot be read, or is no JSON; the message ends in the remedy.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged, it is not valid JSON ({error}); {remedy}") from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -40,8 +54,9 @@ def write_text(path: Path, content: str) -> None:
 class Journal:
     """A file of JSON lines that only grows: a definition, then results as they come.
 
-    A context manager, which closes the file. After a stop at any point the next start has every
-    line that was appended: a line that was cut off while it was written is dropped.
+    A context manager, which closes the file; of one writer at a time. After a stop at any point
+    the next start has every line that was appended: a line that was cut off while it was written
+    is dropped.
 
     Args:
         path: of the file, which is made if it is not there.
@@ -108,7 +123,7 @@ class Journal:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and hardware that a result depends on."""
+    """Return the versions and the hardware that a result depends on."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -120,7 +135,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _finite(content: Any) -> Any:
-    """Plain data with None for every inf and NaN, which JSON has not."""
+    """Return plain data with None for every inf and NaN, which JSON has not."""
     if isinstance(content, dict):
         return {key: _finite(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):

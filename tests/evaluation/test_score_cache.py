@@ -10,15 +10,13 @@ import time
 
 import pytest
 import torch
-import yaml
 from torch import nn
 
 from nas_dynamic.evaluation.score_cache import digest, kept_scores
 from nas_dynamic.evaluation.scoring import Score
 from nas_dynamic.experiment.cli import main
-from nas_dynamic.experiment.standalone import StandaloneScores
 from nas_dynamic.storage.journal import RunError
-from tests.experiment.test_cli import CONFIG, ENVIRONMENT
+from tests.experiment.configurations import CONFIG, write
 
 ARCHITECTURES = [{"layer": number, "pair": (number, 0)} for number in range(6)]
 
@@ -41,14 +39,12 @@ def test_the_loss_of_a_network_that_diverged_is_nan_again(tmp_path):
 
     for _ in range(2):
         found = kept_scores(tmp_path / "scores.jsonl", {}, ARCHITECTURES[:3], diverged)
-        assert [score.accuracy for score in found] == [0.1] * 3
+        scores = list(found)
+        assert [score.accuracy for score in scores] == [0.1] * 3
         diverged = unexpected
+    assert all(math.isnan(score.loss) for score in scores)
     lines = (tmp_path / "scores.jsonl").read_text().splitlines()[1:]
     assert [json.loads(line)["loss"] for line in lines] == [None] * 3
-    for measure in (lambda architecture: (0.1, float("nan")), unexpected):
-        score = StandaloneScores(tmp_path, {}, measure)({"layer": 1})
-        assert score.accuracy == 0.1
-        assert math.isnan(score.loss)
 
 
 def test_a_stopped_scoring_goes_on_with_what_is_missing(tmp_path):
@@ -80,6 +76,13 @@ def test_a_stopped_scoring_goes_on_with_what_is_missing(tmp_path):
     assert len(path.read_text().splitlines()) == 7
 
 
+def test_an_architecture_that_is_asked_for_twice_is_scored_once(tmp_path):
+    path, (first, second, *_) = tmp_path / "scores.jsonl", ARCHITECTURES
+    turned = dict(reversed(first.items()))
+    found = list(kept_scores(path, {}, [first, second, turned], score))
+    assert [scored.architecture["layer"] for scored in found] == [1, 0]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -106,21 +109,21 @@ def test_digest_is_of_every_weight_and_buffer():
     assert len(seen) == 1 + len(model.state_dict())
     model.to(memory_format=torch.channels_last)
     assert digest(model) in seen
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
 
 
 @pytest.mark.host
 @pytest.mark.process
 def test_a_killed_scoring_resumes_and_scores_nothing_twice(tmp_path):
-    config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(CONFIG | {"epochs": 1, "scoring": {"subnets": 60}}))
-    assert main(["train", str(config), "--out", str(tmp_path / "straight")]) == 0
+    config = write(tmp_path / "config.yaml", CONFIG, epochs=1, scoring={"subnets": 60})
+    assert main(["train", config, "--out", str(tmp_path / "straight")]) == 0
 
-    arguments = ["train", str(config), "--out", str(tmp_path / "killed")]
+    arguments = ["train", config, "--out", str(tmp_path / "killed")]
     process = subprocess.Popen(
         [sys.executable, "-m", "nas_dynamic", *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=ENVIRONMENT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     path = tmp_path / "killed/small/seed-0/scores.jsonl"
     while process.poll() is None and not (path.exists() and path.read_bytes().count(b"\n") > 5):

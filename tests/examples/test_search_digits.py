@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import itertools
 import json
 import math
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,6 +23,8 @@ pytest.importorskip("pymoo")
 
 from nas_dynamic.search import Evaluation, SearchResult
 
+pytestmark = [pytest.mark.host, pytest.mark.xdist_group("search digits")]
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "search_digits.py"
 SIZES = {
     "epochs": 2,
@@ -32,7 +37,7 @@ SIZES = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def example():
     spec = importlib.util.spec_from_file_location("search_digits", EXAMPLE)
     module = importlib.util.module_from_spec(spec)
@@ -40,38 +45,39 @@ def example():
     return module
 
 
-@pytest.fixture
-def run(example, monkeypatch, tmp_path, capsys):
-    """Run the example, and give what it prints but for its progress."""
-
-    def run():
-        arguments = [text for name, value in SIZES.items() for text in (f"--{name}", str(value))]
-        monkeypatch.setattr(sys, "argv", ["search_digits.py", "--out", str(tmp_path), *arguments])
+def run(example, folder: Path) -> list[str]:
+    """Run the example, and return what it prints but for its progress."""
+    arguments = [text for name, value in SIZES.items() for text in (f"--{name}", str(value))]
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sys, "argv", ["search_digits.py", "--out", str(folder), *arguments])
         example.main()
-        lines = capsys.readouterr().out.splitlines()
-        return [line for line in lines if line.startswith(("seed", "In the"))]
-
-    return run
+    return [line for line in printed.getvalue().splitlines() if line.startswith(("seed", "In the"))]
 
 
-def test_what_it_tells_is_in_its_files(run, tmp_path):
-    agreement, variety, told, count = run()
+@pytest.fixture(scope="module")
+def first(example, tmp_path_factory) -> tuple[Path, list[str]]:
+    """The folder of a run, and what it told."""
+    folder = tmp_path_factory.mktemp("search_digits")
+    return folder, run(example, folder)
+
+
+def test_what_it_tells_is_in_its_files(first):
+    folder, (agreement, variety, told, count) = first
 
     measured = {}  # (images, seed) → architecture → accuracy on test, loss on validation images
-    for path in tmp_path.glob("stand-alone-*.json"):
-        kept = json.loads(path.read_text())
-        on, seed = kept["depends_on"]["on"], kept["depends_on"]["seed"]
-        measure = {"test": "accuracy", "validation": "loss"}[on]
-        measured[on, seed] = {
-            json.dumps(entry["architecture"], sort_keys=True): entry[measure]
-            for entry in kept["truth"]
+    for path in folder.glob("standalone-*.jsonl"):
+        settings, *scores = map(json.loads, path.read_text().splitlines())
+        measure = {"test": "accuracy", "validation": "loss"}[settings["on"]]
+        measured[settings["on"], settings["seed"]] = {
+            json.dumps(line["architecture"], sort_keys=True): line[measure] for line in scores
         }
     assert measured.keys() == set(itertools.product(["test", "validation"], [0, 1]))
     of_test, of_validation = (
         {key: np.mean([measured[on, 0][key], measured[on, 1][key]]) for key in measured[on, 0]}
         for on in ("test", "validation")
     )
-    (journal,) = tmp_path.glob("seed-1/search-*.jsonl")
+    (journal,) = folder.glob("seed-1/search-*.jsonl")
     searched = [json.loads(line) for line in journal.read_text().splitlines()]
     scores = [entry["scores"] for entry in searched if "scores" in entry]
     assert len(scores) == SIZES["budget"]
@@ -91,7 +97,9 @@ def test_what_it_tells_is_in_its_files(run, tmp_path):
     assert count == f"In the top decile: {int(better == 0)} of 1 seeds"
 
     pair = [[measured["test", seed][key] for key in sample] for seed in (0, 1)]
-    assert agreement.endswith(f"between two of those {kendalltau(*pair).statistic:.2f}")
+    assert agreement.endswith(
+        f"between two stand-alone trainings {kendalltau(*pair).statistic:.2f}"
+    )
 
 
 def test_finalists_are_distinct_networks(example):
@@ -110,20 +118,20 @@ def test_finalists_are_distinct_networks(example):
     assert [e.architecture["layer"] for e in found] == ["best", "other", "small", "diverged"]
 
 
-def test_a_finalist_that_diverged_is_not_taken(run, tmp_path):
-    first = re.search(r"found .*, [\d.]+% with", run()[2])[0]
-    for path in tmp_path.glob("stand-alone-*.json"):
-        kept = json.loads(path.read_text())
-        if (kept["depends_on"]["on"], kept["depends_on"]["seed"]) == ("validation", 0):
-            for entry in kept["truth"]:
-                if f"found {' '.join(map(str, entry['architecture'].values()))}," in first:
-                    entry["loss"] = None
-            path.write_text(json.dumps(kept))
-    told = run()[2]
-    assert re.search(r"found .*, [\d.]+% with", told)[0] != first
+def test_a_finalist_that_diverged_is_not_taken(example, first, tmp_path):
+    shutil.copytree(first[0], tmp_path / "again")
+    taken = re.search(r"found .*, [\d.]+% with", first[1][2])[0]
+    for path in (tmp_path / "again").glob("standalone-*.jsonl"):
+        settings, *scores = map(json.loads, path.read_text().splitlines())
+        if (settings["on"], settings["seed"]) == ("validation", 0):
+            for line in scores:
+                if f"found {' '.join(map(str, line['architecture'].values()))}," in taken:
+                    line["loss"] = None
+            path.write_text("".join(json.dumps(line) + "\n" for line in (settings, *scores)))
+    told = run(example, tmp_path / "again")[2]
+    assert re.search(r"found .*, [\d.]+% with", told)[0] != taken
 
 
-def test_what_was_measured_is_kept(run, monkeypatch):
-    first = run()
-    monkeypatch.setattr("nas_dynamic.experiment.compare.train_standalone", None)
-    assert run() == first
+def test_what_was_measured_is_kept(example, first, monkeypatch):
+    monkeypatch.setattr("nas_dynamic.experiment.standalone.train_standalone", None)
+    assert run(example, first[0]) == first[1]

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 
 from nas_dynamic.experiment.config import ConfigError, load, parse
+from nas_dynamic.options import Options
 
 LEAST = {"space": {"name": "NasBench201"}, "data": {"name": "digits"}, "epochs": 3}
 
@@ -51,6 +53,17 @@ def test_defaults_are_filled_in():
         ({"name": "../elsewhere"}, "name is '../elsewhere'"),
         ({"name": ".."}, "name is '..'"),
         ({"dynamic": {"curve": "scheduler"}}, "give scheduler"),
+        (
+            {"dynamic": {"curve": "linear"}},
+            "dynamic is {'curve': 'linear'}: unknown curve 'linear'",
+        ),
+        ({"dynamic": {"gamma_max": 0.5}}, "gamma_min must lie in 0 < gamma_min <= "),
+        ({"dynamic": {"complexity": "flops"}}, "dynamic.complexity is 'flops': should be"),
+        ({"dynamic": {"group_by": 3}}, "dynamic.group_by is 3: should be a valid string"),
+        ({"dynamic": {"calr": 1}}, "dynamic.calr is 1: should be a valid boolean"),
+        ({"dynamic": {"max_groups": 0}}, "max_groups"),
+        ({"dynamic": {"total_steps": 9}}, "dynamic.total_steps is 9: should be null"),
+        ({"dynamic": None}, "dynamic is None: should be an object"),
         ({"space": None}, "space is None"),
     ],
 )
@@ -58,6 +71,13 @@ def test_errors_name_the_key_its_value_and_what_is_allowed(change, message):
     with pytest.raises(ConfigError) as caught:
         parse(LEAST | change)
     assert message in str(caught.value)
+
+
+def test_options_are_those_of_dynamic_training():
+    config = parse(LEAST | {"dynamic": {"bounds": [1, 9], "gamma_by": "complexity"}})
+    assert isinstance(config.dynamic, Options)
+    assert config.dynamic == dataclasses.replace(config.dynamic, bounds=(1.0, 9.0))
+    assert config.dynamic.nonfinite == "raise"
 
 
 def test_every_fault_is_reported_at_once():

@@ -34,11 +34,16 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
 MALFORMED = {
     "aliases that grow": (LAUGHS + "space: {name: *a9}", "aliases .* are not taken"),
     "a value inside itself": ("space: &a\n  name: *a", "aliases .* are not taken"),
-    "too deep": ("space: " + "[" * 900 + "]" * 900, "nested deeper than 20 levels"),
+    "too deep": ("space: " + "[" * 900 + "]" * 900, "maximum recursion depth"),
     "too deep in blocks": (
         "\n".join(" " * n + "a:" for n in range(2000)),
-        "nested deeper than 20 levels",
+        "maximum recursion depth",
     ),
+    "deep": (
+        "space: " + "[" * 190 + "]" * 190,
+        r"space is \[\[\[\[\[\[\[\.\.\.\].*: should be an object",
+    ),
+    "keys that are no text": ("space: {name: DARTS, kwargs: {(1, 2): 3, 2001-01-01: 1}}", "keys"),
     "code": ("space: !!python/object/apply:os.system [exit]", "could not determine a constructor"),
     "a module": ("space: !!python/module:os ", "could not determine a constructor"),
     "no such date": ("epochs: 2001-13-01", "month must be in 1..12"),

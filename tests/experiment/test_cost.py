@@ -36,50 +36,50 @@ def test_energy_of_all_packages_across_the_end_of_a_counter(tmp_path):
     counter(tmp_path / "intel-rapl:0:0", "core", 90_000)
     counter(tmp_path / "intel-rapl:2", "psys", 90_000)
     result = meter.result()
-    assert result["joules"] == pytest.approx(0.2 + 0.6 + 0.6 + 0.25)
-    assert result["energy_of"] == ["package-0 (RAPL)", "package-1 (RAPL)"]
+    assert result.joules == pytest.approx(0.2 + 0.6 + 0.6 + 0.25)
+    assert result.energy_of == ["package-0 (RAPL)", "package-1 (RAPL)"]
 
     again = CostMeter(CPU, powercap=tmp_path, before=result)
     counter(packages[1], "package-1", 300_000)
-    assert again.result()["joules"] == pytest.approx(1.65 + 0.05)
+    assert again.result().joules == pytest.approx(1.65 + 0.05)
 
 
 def test_energy_that_cannot_be_read_is_none(tmp_path):
     (tmp_path / "intel-rapl:0").mkdir()
-    assert CostMeter(CPU, powercap=tmp_path).result()["joules"] is None
-    assert CostMeter(CPU, powercap=tmp_path / "nowhere").result()["energy_of"] == []
+    assert CostMeter(CPU, powercap=tmp_path).result().joules is None
+    assert CostMeter(CPU, powercap=tmp_path / "nowhere").result().energy_of == []
     # A part of the work was not measured, so the whole is not known.
     before = CostMeter(CPU, powercap=tmp_path).result()
     counter(tmp_path / "intel-rapl:0", "package-0", 0)
     result = CostMeter(CPU, powercap=tmp_path, before=before).result()
-    assert (result["joules"], result["energy_of"]) == (None, [])
+    assert (result.joules, result.energy_of) == (None, [])
 
 
 def test_seconds_add_up_over_starts(tmp_path):
     first = CostMeter(CPU, powercap=tmp_path)
     time.sleep(0.05)
     result = first.result()
-    assert 0.05 <= result["seconds"] < 5
+    assert 0.05 <= result.seconds < 5
     second = CostMeter(CPU, powercap=tmp_path, before=result)
-    assert result["seconds"] <= second.result()["seconds"] < result["seconds"] + 5
+    assert result.seconds <= second.result().seconds < result.seconds + 5
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak can be reset on Linux only")
 def test_peak_memory_is_that_of_the_work(tmp_path):
     meter = CostMeter(CPU, powercap=tmp_path)
-    before = meter.result()["peak_memory"]
+    before = meter.result().peak_memory
     block = np.ones(40_000_000)  # 320 MB, which numpy gives back to the system
     del block
     result = meter.result()
-    peak = result["peak_memory"]
+    peak = result.peak_memory
     assert peak - before == pytest.approx(320e6, rel=0.2)
     later = CostMeter(CPU, powercap=tmp_path)
-    assert later.result()["peak_memory"] < peak - 200e6
+    assert later.result().peak_memory < peak - 200e6
     resumed = CostMeter(CPU, powercap=tmp_path, before=result)
-    assert resumed.result()["peak_memory"] == peak
+    assert resumed.result().peak_memory == peak
 
 
 def test_peak_memory_that_is_not_told_is_none(tmp_path, monkeypatch):
     (tmp_path / "status").write_text("Name:\tpython\nVmRSS:\t 5 kB\n")
     monkeypatch.setattr(cost, "STATUS", tmp_path / "status")
-    assert CostMeter(CPU, powercap=tmp_path).result()["peak_memory"] is None
+    assert CostMeter(CPU, powercap=tmp_path).result().peak_memory is None

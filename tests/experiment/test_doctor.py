@@ -57,6 +57,7 @@ def test_a_python_that_is_not_tested_is_told(monkeypatch: pytest.MonkeyPatch):
     assert "tested are 3.11, 3.12, 3.13" in python.detail
 
 
+@pytest.mark.process
 def test_a_missing_framework_is_absent_with_the_remedy():
     result = doctor("sys.modules['timm'] = None")
     assert result.returncode == 0, result.stderr
@@ -89,6 +90,7 @@ def test_every_extra_is_looked_at():
     assert looked_at == project["optional-dependencies"].keys() - {"enas", "dev", "docs", "all"}
 
 
+@pytest.mark.process
 def test_a_broken_framework_is_told_with_the_remedy(tmp_path: Path):
     (tmp_path / "timm.py").write_text("raise OSError('libsomething.so is missing')")
     result = doctor(f"sys.path.insert(0, {str(tmp_path)!r})")

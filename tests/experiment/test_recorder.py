@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 
 from nas_dynamic.experiment.config import parse
-from nas_dynamic.experiment.nni import recorder as tracing
+from nas_dynamic.experiment.nni import recorder as recording
 from nas_dynamic.experiment.nni.recorder import TrainingRecorder
 from nas_dynamic.experiment.nni.supernet import train_supernet
 from nas_dynamic.experiment.run import load_data
 from tests.attach.reference import assert_identical
 
+pytestmark = pytest.mark.host
+
 
 def train(folder=None, progress=lambda done, total: None, **changes):
-    return trained(folder, progress, **changes).trace
+    return trained(folder, progress, **changes).recorder
 
 
 def trained(folder=None, progress=lambda done, total: None, **changes):
@@ -37,9 +39,9 @@ def trained(folder=None, progress=lambda done, total: None, **changes):
 
 @pytest.fixture
 def small_bounds(monkeypatch):
-    monkeypatch.setattr(tracing, "MAX_ROWS", 8)
-    monkeypatch.setattr(tracing, "MAX_PAIRS", 6)
-    monkeypatch.setattr(tracing, "LEAST_PAIR_DISTANCE", 2)
+    monkeypatch.setattr(recording, "MAX_ROWS", 8)
+    monkeypatch.setattr(recording, "MAX_PAIRS", 6)
+    monkeypatch.setattr(recording, "LEAST_PAIR_DISTANCE", 2)
 
 
 @pytest.mark.parametrize("steps", [5, 31, 90])
@@ -60,7 +62,7 @@ def test_progress_is_told_of_every_update(small_bounds):
 
 
 def test_pairs_and_groups_against_all_gradients(monkeypatch):
-    monkeypatch.setattr(tracing, "LEAST_PAIR_DISTANCE", 3)
+    monkeypatch.setattr(recording, "LEAST_PAIR_DISTANCE", 3)
     seen = []
 
     class Reference(TrainingRecorder):
@@ -124,7 +126,7 @@ def test_a_resumed_training_has_the_record_of_an_unbroken_one(tmp_path, small_bo
         resumed.updates,
         resumed.group_by,
     )
-    assert again.cost["seconds"] <= resumed.cost["seconds"]
+    assert again.cost.seconds <= resumed.cost.seconds
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_any_budget_is_resumed_to_the_bit(budget, scheduler, tmp_path):
     steps = budget.get("steps", 4 * batches)
     changes = budget | {"scheduler": scheduler}
     unbroken = trained(**changes)
-    assert [row["step"] for row in unbroken.trace.rows] == list(range(steps))
+    assert [row["step"] for row in unbroken.recorder.rows] == list(range(steps))
 
     def stop(done, total):
         assert total == steps
@@ -157,7 +159,7 @@ def test_any_budget_is_resumed_to_the_bit(budget, scheduler, tmp_path):
     again = trained(tmp_path, lambda done, total: told.append(done), **changes)
     assert told == []
     for other in (resumed, again):
-        assert other.trace.rows == unbroken.trace.rows
+        assert other.recorder.rows == unbroken.recorder.rows
         assert_identical(other.model.state_dict(), unbroken.model.state_dict())
 
 

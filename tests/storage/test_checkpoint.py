@@ -56,6 +56,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     return {path.stem: torch.load(path, weights_only=True) for path in directory.glob("*.end")}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", RUNS)
 def test_a_new_process_continues_to_the_bit(name: str, resumed: Mapping[str, Any]):
     straight = Run(name)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-
+from nas_dynamic._extras import extra
 from nas_dynamic.storage.checkpoint import load, save
+
+with extra("nni"):
+    from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 __all__ = ["SafeCheckpoints"]
 
@@ -28,4 +30,5 @@ class SafeCheckpoints(TorchCheckpointIO):
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Read, verified; plain data and tensors only."""
-        return load(path, map_location)
+        checkpoint: dict[str, Any] = load(path, map_location)
+        return checkpoint

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from nni.nas.strategy import RandomOneShot
 from torch import nn
 
+from nas_dynamic._extras import extra
 from nas_dynamic.adapters.nni.space import activate, search_space, subnet_parameters
 from nas_dynamic.attach.training import DynamicTraining
 from nas_dynamic.complexity import Complexity, lookup
@@ -24,10 +24,13 @@ from nas_dynamic.experiment.nni.supernet import (
 from nas_dynamic.host import Host, Options, build
 from nas_dynamic.space import Architecture, SearchSpace
 
+with extra("nni"):
+    from nni.nas.strategy import RandomOneShot
+
 __all__ = ["check_trainable"]
 
 
-def check_trainable(config: Config, data: ImageData, device: torch.device) -> None:
+def check_trainable(config: Config, data: ImageData) -> None:
     """Build what the training will build, and make one update with two images.
 
     Costs what the start of the training costs, but for MACs, and the steps of the lr scheduler;
@@ -36,13 +39,13 @@ def check_trainable(config: Config, data: ImageData, device: torch.device) -> No
     Args:
         config: the configuration.
         data: its images.
-        device: what its `device` stands for.
 
     Raises:
         ConfigError: names the key that is at fault, and what its value does not suit.
     """
     with refusing("data"):
         batches = len(batch_loader(data.train, config.batch_size, shuffle=True))
+    device = config.torch_device
     with refusing(f"device is {config.device!r}, which cannot be used", *FOREIGN):
         torch.empty(0, device=device)
     with quiet(warned=True):
@@ -75,8 +78,8 @@ def _check_dynamic(
     updates: int,
 ) -> None:
     """Attach what `dynamic` will attach."""
+    options: Options = config.dynamic
     with refusing("dynamic"):
-        options = Options.of(**config.dynamic.model_dump())
         if options.complexity == "macs":  # to measure those takes long, and asks no key
             options = replace(options, gamma_by="complexity", bounds=(1.0, 2.0))
         calr, momentum = build(_Checked(optimizer, space, parameters, updates), options)

@@ -7,13 +7,17 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 
+from nas_dynamic._extras import extra
 from nas_dynamic.adapters.nni.space import subnet_parameters
 from nas_dynamic.adapters.nni.training import DynamicCallback
 from nas_dynamic.attach.update_rule import Update
 from nas_dynamic.experiment.cost import CostMeter
+from nas_dynamic.report.records import Cost
+
+with extra("nni"):
+    import pytorch_lightning as pl
 
 __all__ = ["MAX_PAIRS", "MAX_ROWS", "Progress", "TrainingRecorder"]
 
@@ -40,13 +44,11 @@ class TrainingRecorder(pl.Callback):
         total: number of updates of the whole training.
 
     Attributes:
-        rows: what updates used, at most `MAX_ROWS` of them, evenly spaced; each with step, lr,
-            gamma, group, parameters and loss (None if not finite).
+        rows: what updates used, at most `MAX_ROWS` of them, evenly spaced; see `TrainedUpdate`.
         updates: number of updates so far.
         groups: number of updates of each momentum group; empty without momentum separation.
-        pairs: at most `MAX_PAIRS`, evenly spaced, of one update and the next; each with the step
-            of the first, their groups, and the cosine of their gradients, over the parameters
-            that both have a gradient for and before clipping. A pair that a stop divides is lost.
+        pairs: at most `MAX_PAIRS`, evenly spaced, of one update and the next; see `GradientPair`.
+            A pair that a stop divides is lost.
         group_by: what momentum separation groups by; None without it.
     """
 
@@ -59,26 +61,26 @@ class TrainingRecorder(pl.Callback):
         self.pairs: list[dict[str, Any]] = []
         self.group_by: str | None = None
         self._meter: CostMeter | None = None
-        self._cost: dict[str, Any] = {}
+        self._cost: Cost | None = None
         self._last: Update | None = None
         self._gradients: dict[torch.Tensor, torch.Tensor] = {}
         self._first: tuple[int, str | None] | None = None
         self._cosine: torch.Tensor | None = None
 
     @property
-    def cost(self) -> dict[str, Any]:
-        """What the training has cost so far, over all its starts: see `CostMeter.result`."""
+    def cost(self) -> Cost | None:
+        """What the training has cost so far, over all its starts; None before the first one."""
         return self._cost if self._meter is None else self._meter.result()
 
     def state_dict(self) -> dict[str, Any]:
-        """The record so far, as plain data."""
+        """Return the record so far, as plain data."""
         return {
             "rows": self.rows,
             "updates": self.updates,
             "groups": dict(self.groups),
             "pairs": self.pairs,
             "group_by": self.group_by,
-            "cost": self.cost,
+            "cost": self.cost and self.cost.model_dump(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -88,7 +90,7 @@ class TrainingRecorder(pl.Callback):
         self.groups = Counter(state_dict["groups"])
         self.pairs = state_dict["pairs"]
         self.group_by = state_dict["group_by"]
-        self._cost = state_dict["cost"]
+        self._cost = state_dict["cost"] and Cost.model_validate(state_dict["cost"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the training to record, and begin to measure."""
@@ -97,8 +99,9 @@ class TrainingRecorder(pl.Callback):
         self.every = -(-self.total // MAX_ROWS)
         self.pair_every = max(LEAST_PAIR_DISTANCE, -(-self.total // MAX_PAIRS))
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        (attached,) = (c for c in callbacks if isinstance(c, DynamicCallback))
-        self.training = attached.training
+        (training,) = (c.training for c in callbacks if isinstance(c, DynamicCallback))
+        assert training is not None  # it was attached when the fit began
+        self.training = training
         if self.training.momentum is not None:
             self.group_by = str(self.training.momentum.group_by)
 
@@ -169,7 +172,7 @@ class TrainingRecorder(pl.Callback):
 
 
 def _cosine(before: dict[torch.Tensor, torch.Tensor]) -> torch.Tensor | None:
-    """Of kept gradients and those of now, over the parameters that have both."""
+    """Return the cosine of kept gradients and those of now, where parameters have both."""
     pairs = [(kept.flatten(), p.grad.flatten()) for p, kept in before.items() if p.grad is not None]
     if not pairs:
         return None
@@ -177,4 +180,5 @@ def _cosine(before: dict[torch.Tensor, torch.Tensor]) -> torch.Tensor | None:
     norms = [
         torch.stack(torch._foreach_norm(list(side))).norm() for side in zip(*pairs, strict=True)
     ]
-    return products / (norms[0] * norms[1])
+    cosine: torch.Tensor = products / (norms[0] * norms[1])
+    return cosine

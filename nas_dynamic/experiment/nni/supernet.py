@@ -10,19 +10,13 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from nni.nas.evaluator.pytorch import ClassificationModule, DataLoader, Lightning, Trainer
-from nni.nas.experiment import NasExperiment
-from nni.nas.hub import pytorch as hub
-from nni.nas.nn.pytorch import ModelSpace
-from nni.nas.strategy import RandomOneShot
-from pytorch_lightning.callbacks import ModelCheckpoint
 
+from nas_dynamic._extras import extra
 from nas_dynamic.adapters.nni.space import (
     sample_of,
     search_space,
@@ -37,6 +31,15 @@ from nas_dynamic.experiment.nni.recorder import Progress, TrainingRecorder
 from nas_dynamic.space import Architecture, SearchSpace
 from nas_dynamic.storage import checkpoint as checkpoints
 
+with extra("nni"):
+    import pytorch_lightning as pl
+    from nni.nas.evaluator.pytorch import ClassificationModule, DataLoader, Lightning, Trainer
+    from nni.nas.experiment import NasExperiment
+    from nni.nas.hub import pytorch as hub
+    from nni.nas.nn.pytorch import ModelSpace
+    from nni.nas.strategy import RandomOneShot
+    from pytorch_lightning.callbacks import ModelCheckpoint
+
 __all__ = [
     "Progress",
     "TrainedSupernet",
@@ -50,7 +53,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainedSupernet:
     """A trained supernet.
 
@@ -59,18 +62,18 @@ class TrainedSupernet:
         space: its search space.
         parameters: architecture → number of parameters of that subnet.
         macs: architecture → multiply-accumulates of that subnet for one image.
-        trace: what was recorded of the training.
+        recorder: what was recorded of the training.
     """
 
     model: ModelSpace
     space: SearchSpace
     parameters: Callable[[Architecture], int]
     macs: Callable[[Architecture], float]
-    trace: TrainingRecorder
+    recorder: TrainingRecorder
 
 
 def build_space(config: Config, classes: int) -> ModelSpace:
-    """The model space of a configuration, with new weights.
+    """Return the model space of a configuration, with new weights.
 
     Spaces of NNI's hub, and functions that take `num_labels`, are given the number of classes
     where the configuration does not set it. NDS spaces (DARTS, ENAS, …) take it from their
@@ -103,20 +106,23 @@ def build_space(config: Config, classes: int) -> ModelSpace:
 def build_optimizer(
     config: Config, parameters: Iterable[torch.nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """The optimizer of a configuration.
+    """Return the optimizer of a configuration.
 
     Raises:
         ConfigError: it does not take the arguments, or the parameters.
     """
     chosen = config.optimizer
     with refusing(kwargs_of("optimizer", chosen), *FOREIGN):
-        return getattr(torch.optim, chosen.name)(parameters, **chosen.kwargs)
+        optimizer: torch.optim.Optimizer = getattr(torch.optim, chosen.name)(
+            parameters, **chosen.kwargs
+        )
+    return optimizer
 
 
 def build_scheduler(
     config: Config, optimizer: torch.optim.Optimizer
 ) -> torch.optim.lr_scheduler.LRScheduler | None:
-    """The lr scheduler of a configuration, if it has one.
+    """Return the lr scheduler of a configuration, if it has one.
 
     Raises:
         ConfigError: it does not take the arguments.
@@ -125,17 +131,20 @@ def build_scheduler(
     if chosen is None:
         return None
     with refusing(kwargs_of("scheduler", chosen), *FOREIGN):
-        return getattr(torch.optim.lr_scheduler, chosen.name)(optimizer, **chosen.kwargs)
+        kind = getattr(torch.optim.lr_scheduler, chosen.name)
+        scheduler: torch.optim.lr_scheduler.LRScheduler = kind(optimizer, **chosen.kwargs)
+    return scheduler
 
 
 def build_subnet(config: Config, classes: int, architecture: Architecture) -> torch.nn.Module:
-    """A stand-alone subnet of the space of a configuration, with new weights."""
+    """Return a stand-alone subnet of the space of a configuration, with new weights."""
     model_space = build_space(config, classes)
-    return model_space.freeze(sample_of(architecture, model_space))
+    subnet: torch.nn.Module = model_space.freeze(sample_of(architecture, model_space))
+    return subnet
 
 
 def updates_of(config: Config, batches: int) -> int:
-    """Number of optimizer updates in the budget of a configuration, of so many batches an epoch."""
+    """Return the number of updates in the budget of a configuration, given those of an epoch."""
     return config.steps or (config.epochs or 0) * batches
 
 
@@ -164,13 +173,13 @@ def train_supernet(
     model_space = build_space(config, data.classes)
     resumed = folder / "last.ckpt" if folder is not None else None
     if resumed is not None and checkpoints.exists(resumed):
-        checkpoints.load(resumed)  # where none is sound, say so ahead of all else
+        checkpoints.load(resumed)  # where none is sound, say so before all else
     else:
         resumed = None
     loading = {"seed": seed, "workers": config.data.workers, "loader": DataLoader}
     batches = batch_loader(data.train, config.batch_size, shuffle=True, **loading)
     steps = updates_of(config, len(batches))
-    trace = TrainingRecorder(progress, steps)
+    recorder = TrainingRecorder(progress, steps)
     with quiet():
         evaluator = Lightning(
             _Classification(config, data.classes),
@@ -179,7 +188,7 @@ def train_supernet(
                 gradient_clip_val=config.gradient_clip,
                 precision=config.precision,
                 callbacks=[
-                    trace,
+                    recorder,
                     _StopAfter(steps),
                     *([_every_epoch(folder)] if folder is not None else []),
                 ],
@@ -196,9 +205,8 @@ def train_supernet(
             val_dataloaders=batch_loader(data.validation, config.batch_size, **loading),
             fit_kwargs={"ckpt_path": resumed} if resumed is not None else None,
         )
-        strategy = dynamic(
-            RandomOneShot(), seed=seed, total_steps=steps, **config.dynamic.model_dump()
-        )
+        options = asdict(config.dynamic) | {"total_steps": steps}
+        strategy = dynamic(RandomOneShot(), seed=seed, **options)
         experiment = NasExperiment(model_space, evaluator, strategy)
         try:
             experiment.run()
@@ -211,7 +219,7 @@ def train_supernet(
         space=search_space(supernet),
         parameters=subnet_parameters(supernet),
         macs=subnet_macs(supernet, image),
-        trace=trace,
+        recorder=recorder,
     )
 
 
@@ -247,7 +255,7 @@ class _StopAfter(pl.Callback):
 
     In place of `max_steps`, under which Lightning resumes from the end of an epoch with one batch
     of the next one, and then begins the epoch after it: other batches, and an lr scheduler that
-    is an epoch ahead.
+    is an epoch too far.
     """
 
     def __init__(self, steps: int) -> None:
@@ -272,7 +280,7 @@ def _space_factory(name: str) -> Callable[..., Any]:
                 f"space.name is {name!r}, which is a {type(factory).__name__}; it must be a "
                 "callable that returns an NNI ModelSpace"
             )
-        return factory
+        return factory  # type: ignore[no-any-return]
     known = [
         key
         for key, value in vars(hub).items()
@@ -282,7 +290,7 @@ def _space_factory(name: str) -> Callable[..., Any]:
         raise ConfigError(
             f"space.name is {name!r}; it must be module:callable or one of {', '.join(known)}"
         )
-    return getattr(hub, name)
+    return getattr(hub, name)  # type: ignore[no-any-return]
 
 
 def _every_epoch(folder: Path) -> ModelCheckpoint:

@@ -9,9 +9,10 @@ import numpy as np
 
 from nas_dynamic._extras import extra
 from nas_dynamic.report.format import few
-from nas_dynamic.report.run_folder import Row, Run
+from nas_dynamic.report.records import TrainedUpdate
+from nas_dynamic.report.run_folder import Run
 from nas_dynamic.report.statistics import binned
-from nas_dynamic.report.theme import LIGHT, SERIES
+from nas_dynamic.report.style import LIGHT, SERIES
 
 with extra("experiment"):
     from matplotlib.axes import Axes
@@ -29,6 +30,7 @@ __all__ = [
     "file_name",
     "legend_below",
     "legend_label",
+    "new_figure",
     "shares",
     "total_updates",
 ]
@@ -36,16 +38,11 @@ __all__ = [
 BINS = 40
 """Parts of a training that a line is drawn through."""
 
-
 MARKERS = "osD^vPX*"
 """Of the series, which colour alone would not tell apart for all."""
 
 
-NO_TRACE = "Not recorded: this run has no trace of its updates."
-"""In place of a figure."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ReportFigure:
     """A figure of a report.
 
@@ -65,32 +62,31 @@ class ReportFigure:
     drawn: Figure | None = None
     tips: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
-    @property
-    def figure(self) -> Figure:
-        """The figure, of a drawing that has one."""
-        assert self.drawn is not None
-        return self.drawn
+
+def new_figure(width: float = 4.2, height: float = 3.1) -> Figure:
+    """Return an empty figure, inches; so small that its text can be read on a phone."""
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def colour(number: int) -> str:
-    """Of a series, in light."""
+    """Return the colour of a series, in light."""
     return LIGHT[SERIES[number % len(SERIES)]]
 
 
 def counts(axis: Axis) -> None:
-    """The ticks of an axis are counts, such as of parameters."""
+    """Write the ticks of an axis as counts, such as of parameters."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: few(value)))
     axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 
 
 def shares(axis: Axis) -> None:
-    """The ticks of an axis are shares in [0, 1]."""
+    """Write the ticks of an axis as shares in [0, 1]."""
     axis.set_major_locator(MaxNLocator(6))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
 
 
 def legend_label(name: str) -> str:
-    """A name in a legend: matplotlib leaves out those that begin with _."""
+    """Return a name for a legend: matplotlib leaves out those that begin with _."""
     return f"\u200b{name}" if name.startswith("_") else name
 
 
@@ -114,18 +110,21 @@ def legend_below(figure: Figure, axes: Axes, title: str | None = None) -> None:
 
 
 def curve(
-    rows: Sequence[Row], values: Sequence[float | None], total: int, bins: int = BINS
+    updates: Sequence[TrainedUpdate],
+    values: Sequence[float | None],
+    total: int,
+    bins: int = BINS,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Values of updates over the training: see `binned`."""
-    return binned([row.step for row in rows], [v for v in values if v is not None], total, bins)
+    """Return values of updates over the training, those that are None left out: see `binned`."""
+    known = [(u.step, value) for u, value in zip(updates, values, strict=True) if value is not None]
+    return binned([step for step, _ in known], [value for _, value in known], total, bins)
 
 
 def total_updates(run: Run) -> int:
-    """Number of updates of a training, as far as it is recorded."""
-    last = max((row.step for row in run.rows()), default=0) + 1
-    return max(last, *(seed.updates or 0 for seed in run.seeds))
+    """Return the number of updates of a training."""
+    return max(seed.updates for seed in run.seeds)
 
 
 def file_name(kind: str, run: Run) -> str:
-    """Of a figure that a run has of its own."""
+    """Return the name of the files of a figure that a run has of its own."""
     return f"{kind}-{run.name.replace('/', '-')}"

@@ -14,49 +14,33 @@ with extra("experiment"):
     import matplotlib
     from matplotlib.figure import Figure
 
-__all__ = ["DARK", "LIGHT", "RAMP", "SERIES", "STYLE", "figure", "inline_svg", "save"]
+__all__ = ["DARK", "LIGHT", "RAMP", "SERIES", "STYLE", "inline_svg", "save"]
 
-LIGHT = {
-    "paper": "#fdfdfc",
-    "ink": "#1c2530",
-    "muted": "#5a6573",
-    "grid": "#e4e8ec",
-    "c1": "#2f6cb5",
-    "c2": "#d4581f",
-    "c3": "#2a8a66",
-    "c4": "#8657ad",
-    "c5": "#a87d10",
-    "c6": "#c0437b",
-    "c7": "#1f86a0",
-    "c8": "#6f7680",
-    "q1": "#e0a021",
-    "q2": "#d96c3b",
-    "q3": "#b64379",
-    "q4": "#7a3aa3",
-    "q5": "#32277d",
+PALETTE = {
+    "paper": ("#fdfdfc", "#14181d"),
+    "ink": ("#1c2530", "#e6eaee"),
+    "muted": ("#5a6573", "#9aa5b1"),
+    "grid": ("#e4e8ec", "#2b323a"),
+    "c1": ("#2f6cb5", "#79aaf0"),
+    "c2": ("#d4581f", "#f58f5c"),
+    "c3": ("#2a8a66", "#5fc39c"),
+    "c4": ("#8657ad", "#bd98e2"),
+    "c5": ("#a87d10", "#dcb54c"),
+    "c6": ("#c0437b", "#ee86b4"),
+    "c7": ("#1f86a0", "#62c4dd"),
+    "c8": ("#6f7680", "#a4acb6"),
+    "q1": ("#e0a021", "#f4d06a"),
+    "q2": ("#d96c3b", "#f29d66"),
+    "q3": ("#b64379", "#e574a5"),
+    "q4": ("#7a3aa3", "#ad83e8"),
+    "q5": ("#32277d", "#7f90fa"),
 }
-"""Role → colour; figures are drawn with these, and no two are the same."""
+"""Role → colour on a light page, and on a dark one; no two of a page are the same."""
 
-DARK = {
-    "paper": "#14181d",
-    "ink": "#e6eaee",
-    "muted": "#9aa5b1",
-    "grid": "#2b323a",
-    "c1": "#79aaf0",
-    "c2": "#f58f5c",
-    "c3": "#5fc39c",
-    "c4": "#bd98e2",
-    "c5": "#dcb54c",
-    "c6": "#ee86b4",
-    "c7": "#62c4dd",
-    "c8": "#a4acb6",
-    "q1": "#f4d06a",
-    "q2": "#f29d66",
-    "q3": "#e574a5",
-    "q4": "#ad83e8",
-    "q5": "#7f90fa",
-}
-"""The same roles on a dark page."""
+LIGHT = {role: light for role, (light, _) in PALETTE.items()}
+"""The colours that figures are drawn with."""
+
+DARK = {role: dark for role, (_, dark) in PALETTE.items()}
 
 SERIES = tuple(f"c{number}" for number in range(1, 9))
 """Of runs and of groups, in this order."""
@@ -90,20 +74,15 @@ STYLE: dict[Any, Any] = {
     # Names of groups may have a $.
     "text.parse_math": False,
 }
-"""Matplotlib's settings for figures of a report."""
+"""Matplotlib's settings for all figures."""
 
 SVG = "http://www.w3.org/2000/svg"
 BACKGROUND = "background"
 NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
-def figure(width: float = 4.2, height: float = 3.1) -> Figure:
-    """An empty figure, inches; so small that its text can be read at the width of a phone."""
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def save(drawn: Figure, folder: Path, name: str) -> str:
-    """Write a figure as PNG and SVG, in light colours, over those of an earlier report.
+    """Write a figure as PNG and SVG, in light colours, over those that are there.
 
     Returns:
         The content of the SVG.
@@ -120,7 +99,7 @@ def save(drawn: Figure, folder: Path, name: str) -> str:
 def inline_svg(
     svg: str, name: str, label: str, tips: Mapping[str, Sequence[str]] | None = None
 ) -> str:
-    """A figure as an svg element of an HTML page, its colours CSS variables `--role`.
+    """Return a figure as an svg element of an HTML page, its colours CSS variables `--role`.
 
     Args:
         svg: what `save` returned.
@@ -151,7 +130,7 @@ def inline_svg(
 
 
 def _plain_names(content: str) -> str:
-    """HTML knows svg elements by name, without namespaces."""
+    """Return SVG without namespaces: HTML knows its elements by name."""
     content = re.sub(r' xmlns(:\w+)?="[^"]*"', "", content)
     content = re.sub(r"(</?)ns\d+:", r"\1", content)
     return re.sub(r" ns\d+:href=", " href=", content)
