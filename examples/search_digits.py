@@ -15,6 +15,7 @@ again after a stop, or with other seeds.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ import torch
 
 from nas_dynamic.analysis.ranking import comparable_loss, kendall_tau, rank_by_loss
 from nas_dynamic.evaluation import digest
-from nas_dynamic.experiment.config import Config, Dynamic
+from nas_dynamic.experiment.config import Config
 from nas_dynamic.experiment.console import Display
 from nas_dynamic.experiment.data import ImageData
 from nas_dynamic.experiment.demo import demo_config
@@ -40,8 +41,9 @@ def main() -> None:
     args = parse_args()
     torch.set_num_threads(1)
     # The paper's γ, with which the figures of docs/search.md were made.
-    dynamic = Dynamic(gamma_by="complexity")
-    config = demo_config(epochs=args.epochs).model_copy(update={"dynamic": dynamic})
+    config = demo_config(epochs=args.epochs)
+    dynamic = dataclasses.replace(config.dynamic, gamma_by="complexity")
+    config = config.model_copy(update={"dynamic": dynamic})
     data = load_data(config.data)
     places = []
     with Display() as display:

@@ -29,14 +29,12 @@ with extra("experiment"):
         field_validator,
         model_validator,
     )
-    from pydantic.dataclasses import dataclass
 
 __all__ = [
     "FOREIGN",
     "Config",
     "ConfigError",
     "Data",
-    "Dynamic",
     "Optimizer",
     "Scheduler",
     "Scoring",
@@ -108,11 +106,8 @@ def _close(name: Any, names: list[str]) -> str:
     return f"; did you mean {matches[0]}?" if matches else ""
 
 
-STRICT = ConfigDict(extra="forbid", strict=True)
-
-
 class _Section(BaseModel):
-    model_config = STRICT | ConfigDict(frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Space(_Section):
@@ -172,18 +167,6 @@ def kwargs_of(section: str, chosen: Space | Optimizer | Scheduler) -> str:
     return f"{section}.kwargs are {chosen.kwargs}, which do not suit {chosen.name}"
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class Dynamic(Options):
-    """The options of dynamic training; `calr` and `momentum` off and `idle: freeze`: static.
-
-    The length of a run is that of its budget, and each of its updates takes one subnet.
-    """
-
-    total_steps: None = None
-    anneal: Literal["lr"] = "lr"
-    nonfinite: Literal["ignore", "raise", "skip"] = "raise"
-
-
 class Scoring(_Section):
     """Which subnets are scored after training, and how."""
 
@@ -202,7 +185,7 @@ class Config(_Section):
     data: Data
     optimizer: Optimizer = Optimizer(kwargs={"lr": 0.025, "momentum": 0.9})
     scheduler: Scheduler | None = None
-    dynamic: Dynamic = Dynamic()
+    dynamic: Options = Options(nonfinite="raise")
     scoring: Scoring = Scoring()
     epochs: Count | None = None
     steps: Count | None = None
@@ -235,6 +218,8 @@ class Config(_Section):
     def _one_budget(self) -> Config:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give one of epochs and steps, the length of the training")
+        if self.dynamic.total_steps is not None:
+            raise ValueError("dynamic.total_steps is that of the run: give epochs or steps")
         if self.dynamic.curve == "scheduler" and self.scheduler is None:
             raise ValueError("dynamic.curve 'scheduler' bends an lr scheduler: give scheduler")
         return self
@@ -263,6 +248,9 @@ def parse(content: dict[str, Any], source: str = "the configuration") -> Config:
     Raises:
         ConfigError: names each key at fault, its value, and what it may be.
     """
+    if isinstance(content.get("dynamic"), dict):
+        # A run that diverges is to end, where a training of one's own goes on.
+        content = content | {"dynamic": {"nonfinite": "raise"} | content["dynamic"]}
     try:
         # As JSON, of whose kinds of values a configuration is; it has no dates, say.
         return Config.model_validate_json(json.dumps(content, default=str))

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 from nas_dynamic._extras import extra
 from nas_dynamic.analysis.ranking import Estimate, comparable_loss
 from nas_dynamic.evaluation.scoring import Score
-from nas_dynamic.space import architecture_from_json
+from nas_dynamic.space import Architecture, architecture_from_json
 from nas_dynamic.storage.journal import RunError, read_json
 
 with extra("experiment"):
@@ -63,7 +63,7 @@ class Subnet(Score):
 
     @field_validator("architecture", mode="before")
     @classmethod
-    def _hashable(cls, value: Any) -> Any:
+    def _hashable(cls, value: Architecture) -> Architecture:
         return architecture_from_json(value) if isinstance(value, dict) else value
 
     @field_validator("loss", mode="before")

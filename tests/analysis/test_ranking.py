@@ -156,7 +156,7 @@ def test_recall_and_regret_are_means_over_the_orders_of_ties(rows, k):
 
 
 @given(tied)
-def test_bias_is_the_correlation_with_what_the_truth_does_not_explain(rows):
+def test_bias_is_the_correlation_with_what_stand_alone_values_leave_open(rows):
     predicted, true, complexity = (rankdata(side) for side in zip(*rows, strict=True))
     found = complexity_bias(predicted, true, complexity)
     if predicted.std() == 0 or true.std() == 0 or complexity.std() == 0:

@@ -21,7 +21,7 @@ from nas_dynamic.experiment.nni.supernet import (
     quiet,
     updates_of,
 )
-from nas_dynamic.host import Host, Options, build
+from nas_dynamic.host import Host, build
 from nas_dynamic.space import Architecture, SearchSpace
 
 with extra("nni"):
@@ -78,7 +78,7 @@ def _check_dynamic(
     updates: int,
 ) -> None:
     """Attach what `dynamic` will attach."""
-    options: Options = config.dynamic
+    options = config.dynamic
     with refusing("dynamic"):
         if options.complexity == "macs":  # to measure those takes long, and asks no key
             options = replace(options, gamma_by="complexity", bounds=(1.0, 2.0))
