@@ -18,42 +18,18 @@ __all__ = ["Finding", "examine", "print_findings"]
 
 State = Literal["works", "absent", "broken", "untested"]
 
-PACKAGES = (
-    "nas-dynamic",
-    "torch",
-    "numpy",
-    "torchvision",
-    "nni",
-    "pytorch-lightning",
-    "timm",
-    "scikit-learn",
-    "setuptools",
-)
+PACKAGES = "nas-dynamic torch numpy torchvision nni pytorch-lightning timm scikit-learn setuptools"
+EXPERIMENT = "nni jinja2 matplotlib pydantic yaml rich sklearn scipy torchvision"
 # What is imported, what it is for, the packages and the extra of this project that it takes.
 PARTS = (
-    ("nas_dynamic.adapters.nni", "NNI experiments", ("nni", "pytorch_lightning"), "nni"),
-    ("nas_dynamic.adapters.timm", "timm supernets", ("timm",), "timm"),
-    (
-        "nas_dynamic.experiment.run",
-        "nas-dynamic demo, train and compare",
-        (
-            "nni",
-            "jinja2",
-            "matplotlib",
-            "pydantic",
-            "yaml",
-            "rich",
-            "sklearn",
-            "scipy",
-            "torchvision",
-        ),
-        "nni,experiment",
-    ),
-    ("nas_dynamic.search", "searches for subnets", ("lightgbm", "pymoo", "scipy"), "search"),
+    ("nas_dynamic.adapters.nni", "NNI experiments", "nni pytorch_lightning", "nni"),
+    ("nas_dynamic.adapters.timm", "timm supernets", "timm", "timm"),
+    ("nas_dynamic.experiment.run", "demo, train and compare", EXPERIMENT, "nni,experiment"),
+    ("nas_dynamic.search", "searches for subnets", "lightgbm pymoo scipy", "search"),
     (
         "nas_dynamic.analysis.architecture_table",
         "tables in parquet files",
-        ("pandas", "pyarrow"),
+        "pandas pyarrow",
         "parquet",
     ),
 )
@@ -78,7 +54,7 @@ class Finding:
 def examine() -> list[Finding]:
     """Look at Python, packages, adapters, processors, and one update of each optimizer step."""
     findings = [_python()]
-    findings += [_package(name) for name in PACKAGES]
+    findings += [_package(name) for name in PACKAGES.split()]
     findings += [_part(*part) for part in PARTS]
     threads, cpus = torch.get_num_threads(), os.cpu_count()
     findings.append(Finding("CPU threads", "works", f"{threads} of {cpus} processors"))
@@ -131,15 +107,18 @@ def _metadata() -> Any:
         return Message()
 
 
-def _part(module: str, purpose: str, packages: tuple[str, ...], extra: str) -> Finding:
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+def _part(module: str, purpose: str, packages: str, extra: str) -> Finding:
+    missing = [name for name in packages.split() if importlib.util.find_spec(name) is None]
     if missing:
         detail = f"{purpose} need {', '.join(missing)}: pip install 'nas-dynamic[{extra}]'"
         return Finding(module, "absent", detail)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NNI's import is full of them
         try:
-            for name in (*packages, module):  # a module may import some only where it uses them
+            for name in (
+                *packages.split(),
+                module,
+            ):  # a module may import some only where it uses them
                 importlib.import_module(name)
         except Exception as error:  # whatever a broken installation raises is the finding
             remedy = f"in a new environment: pip install 'nas-dynamic[{extra}]'"

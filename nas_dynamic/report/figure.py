@@ -11,7 +11,6 @@ from nas_dynamic._extras import extra
 from nas_dynamic.report.format import few
 from nas_dynamic.report.records import TrainedUpdate
 from nas_dynamic.report.run_folder import Run
-from nas_dynamic.report.statistics import binned
 from nas_dynamic.report.style import LIGHT, SERIES
 
 with extra("experiment"):
@@ -110,14 +109,25 @@ def legend_below(figure: Figure, axes: Axes, title: str | None = None) -> None:
 
 
 def curve(
-    updates: Sequence[TrainedUpdate],
-    values: Sequence[float | None],
-    total: int,
-    bins: int = BINS,
+    updates: Sequence[TrainedUpdate], values: Sequence[float | None], total: int, bins: int = BINS
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return values of updates over the training, those that are None left out: see `binned`."""
+    """Return the mean value in equal parts of a training: middle of each part, and mean.
+
+    Parts without a value are left out, and values that are None.
+
+    Args:
+        updates: of the values.
+        values: as many.
+        total: number of updates of the training.
+        bins: number of parts, at most.
+    """
     known = [(u.step, value) for u, value in zip(updates, values, strict=True) if value is not None]
-    return binned([step for step, _ in known], [value for _, value in known], total, bins)
+    bins = min(bins, total)
+    part = np.array([min(step * bins // total, bins - 1) for step, _ in known], dtype=int)
+    sizes = np.bincount(part, minlength=bins)
+    sums = np.bincount(part, weights=[value for _, value in known], minlength=bins)
+    some = sizes > 0
+    return ((np.arange(bins) + 0.5) * total / bins)[some], sums[some] / sizes[some]
 
 
 def total_updates(run: Run) -> int:

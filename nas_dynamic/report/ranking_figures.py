@@ -27,6 +27,7 @@ from nas_dynamic.report.style import LIGHT
 from nas_dynamic.space import architecture_text
 
 with extra("experiment"):
+    from matplotlib.axes import Axes
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 __all__ = ["accuracy_by_size", "loss_by_standalone", "taus"]
@@ -39,33 +40,19 @@ def accuracy_by_size(runs: Sequence[Run], colours: dict[str, int]) -> ReportFigu
     """Draw accuracy with inherited weights against the number of parameters; the Pareto set."""
     drawn = new_figure(height=3.4)
     axes = drawn.subplots()
-    tips, words = {}, []
+    tips: dict[str, list[str]] = {}
+    words = []
     all_sizes = np.concatenate([run.parameters() for run in runs])
     for run in runs:
         place, sizes, means = colours[run.name], run.parameters(), run.accuracies().mean(0)
         best = pareto(sizes, means)
-        shown = np.flatnonzero(best | (np.arange(len(means)) < MAX_POINTS))
-        for kind, chosen, style in (
-            ("other", shown[~best[shown]], {"s": 20, "alpha": 0.5}),
-            ("pareto", shown[best[shown]], {"s": 48, "edgecolors": LIGHT["ink"]}),
-        ):
-            gid = f"{kind}-{place}"
-            axes.scatter(
-                sizes[chosen],
-                means[chosen],
-                color=colour(place),
-                marker=MARKERS[place % len(MARKERS)],
-                linewidths=1.1 if kind == "pareto" else 0,
-                gid=gid,
-                zorder=3 if kind == "pareto" else 2,
-                label=legend_label(run.name) if kind == "other" and len(runs) > 1 else None,
-                **style,
-            )
-            tips[gid] = [
-                f"{run.name}: {percent(means[n])}, {run.subnets[n].parameters:,} parameters. "
-                f"{architecture_text(run.subnets[n].architecture)}"
-                for n in chosen
-            ]
+        texts = [
+            f"{run.name}: {percent(mean)}, {subnet.parameters:,} parameters. "
+            f"{architecture_text(subnet.architecture)}"
+            for mean, subnet in zip(means, run.subnets, strict=True)
+        ]
+        label = run.name if len(runs) > 1 else None
+        tips |= _scatter(axes, place, sizes, means, best, texts, label)
         front = np.flatnonzero(best)[np.argsort(sizes[best], kind="stable")]
         corners = [*sizes[front], sizes.max()], [*means[front], means[front].max()]
         axes.step(*corners, where="post", color=colour(place), linewidth=1.2)
@@ -100,50 +87,29 @@ def loss_by_standalone(group: Ranked, colours: dict[str, int], suffix: str) -> R
     """Draw the inherited loss, which ranks the subnets, against stand-alone accuracy."""
     drawn = new_figure(height=3.4)
     axes = drawn.subplots()
-    tips, words = {}, []
+    tips: dict[str, list[str]] = {}
+    words = []
     for run in group.runs:
-        seed, place = run.seeds[0], colours[run.name]
+        seed, mean = run.seeds[0], group.means[run.name]
         subnets = [seed.subnets[n] for n in group.scored]
         losses = np.array([comparable_loss(subnet.loss) for subnet in subnets])
-        pick = int(losses.argmin())
-        shown = np.flatnonzero(np.isfinite(losses))[:MAX_POINTS]
-        style: dict[str, Any] = {"color": colour(place), "marker": MARKERS[place % len(MARKERS)]}
-        text = f"{run.name}: τ {number(group.means[run.name].value)}"
-        gid = f"standalone-{place}"
-        axes.scatter(
-            group.standalone[shown],
-            losses[shown],
-            s=22,
-            alpha=0.6,
-            linewidths=0,
-            gid=gid,
-            label=legend_label(text),
-            **style,
-        )
-        axes.scatter(
-            group.standalone[pick],
-            losses[pick],
-            s=60,
-            linewidths=1.3,
-            edgecolors=LIGHT["ink"],
-            zorder=3,
-            **style,
-        )
-        tips[gid] = [
-            f"{run.name}, seed {seed.seed}: loss {losses[n]:.3f}, {percent(group.standalone[n])} "
-            f"stand-alone. {architecture_text(subnets[n].architecture)}"
-            for n in shown
+        pick = np.arange(len(losses)) == losses.argmin()
+        texts = [
+            f"{run.name}, seed {seed.seed}: loss {loss:.3f}, {percent(alone)} stand-alone. "
+            f"{architecture_text(subnet.architecture)}"
+            for loss, alone, subnet in zip(losses, group.standalone, subnets, strict=True)
         ]
+        label = f"{run.name}: τ {number(mean.value)}"
+        place = colours[run.name]
+        tips |= _scatter(axes, place, group.standalone, losses, pick, texts, label)
         words.append(
-            f"{run.name}: {MEASURES[PRIMARY].title} {group.means[run.name]:.2f}, the pick of seed "
-            f"{seed.seed} reaches {percent(group.standalone[pick])} stand-alone"
+            f"{run.name}: {MEASURES[PRIMARY].title} {mean:.2f}, the pick of seed {seed.seed} "
+            f"reaches {percent(group.standalone[pick][0])} stand-alone"
         )
     axes.set(xlabel="stand-alone accuracy", ylabel="loss, inherited weights")
     axes.set_yscale("log")
-    least, greatest = axes.get_ylim()
-    axes.yaxis.set_major_locator(
-        MaxNLocator(5) if greatest < 3 * least else LogLocator(10, (1, 2, 5))
-    )
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(MaxNLocator(5) if high < 3 * low else LogLocator(10, (1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:.3g}")
     axes.yaxis.set_minor_locator(NullLocator())
     axes.invert_yaxis()
@@ -164,6 +130,40 @@ def loss_by_standalone(group: Ranked, colours: dict[str, int], suffix: str) -> R
         drawn,
         tips,
     )
+
+
+def _scatter(
+    axes: Axes,
+    place: int,
+    x: np.ndarray,
+    y: np.ndarray,
+    outlined: np.ndarray,
+    texts: Sequence[str],
+    label: str | None,
+) -> dict[str, list[str]]:
+    """Draw the points of a run, some of them outlined; return the tips of those that are drawn."""
+    shown = np.isfinite(y) & (outlined | (np.arange(len(y)) < MAX_POINTS))
+    tips = {}
+    for kind, chosen, style in (
+        ("points", shown & ~outlined, {"s": 21, "alpha": 0.55, "linewidths": 0}),
+        (
+            "outlined",
+            shown & outlined,
+            {"s": 50, "edgecolors": LIGHT["ink"], "linewidths": 1.1, "zorder": 3},
+        ),
+    ):
+        gid = f"{kind}-{place}"
+        axes.scatter(
+            x[chosen],
+            y[chosen],
+            color=colour(place),
+            marker=MARKERS[place % len(MARKERS)],
+            gid=gid,
+            label=legend_label(label) if label and kind == "points" else None,
+            **style,
+        )
+        tips[gid] = [text for text, here in zip(texts, chosen, strict=True) if here]
+    return tips
 
 
 def taus(group: Ranked, colours: dict[str, int], suffix: str) -> ReportFigure:

@@ -19,7 +19,6 @@ __all__ = [
     "BY_ACCURACY",
     "Ranked",
     "agreement_of_seeds",
-    "binned",
     "complexity_bands",
     "pareto",
     "rankings",
@@ -151,25 +150,3 @@ def complexity_bands(updates: Sequence[TrainedUpdate], count: int = 5) -> list[l
         [update for update, of in zip(updates, number, strict=True) if of == n]
         for n in np.unique(number)
     ]
-
-
-def binned(
-    steps: Sequence[int], values: Sequence[float], total: int, bins: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean value in equal parts of a training: middle of each part, and mean.
-
-    Parts without a value are left out.
-
-    Args:
-        steps: of the values.
-        values: as many.
-        total: number of updates of the training.
-        bins: number of parts, at most.
-    """
-    bins = min(bins, total)
-    part = np.minimum(np.asarray(steps, dtype=int) * bins // total, bins - 1)
-    counts = np.bincount(part, minlength=bins)
-    sums = np.bincount(part, weights=np.asarray(values, dtype=float), minlength=bins)
-    some = counts > 0
-    middles = (np.arange(bins) + 0.5) * total / bins
-    return middles[some], sums[some] / counts[some]

@@ -189,16 +189,17 @@ def cost(runs: Sequence[Run]) -> Table:
         marked = frozenset([len(supernets)])
     sources = {source for _, seed in supernets for source in seed.cost.energy_of}
     kinds = {seed.cost.memory_of for _, seed in supernets}
+    whole = ": Python, torch and the images included" if kinds != {"device"} else ""
     note = (
         "Of the training alone, over all its starts where it was stopped and resumed. Memory is "
-        f"the peak of the {joined(sorted(kinds))}"
+        f"the peak of the {joined(sorted(kinds))}{whole}. Energy "
+        + (
+            f"is of {joined(sorted(sources))}, whatever else ran there."
+            if sources
+            else "takes counters that can be read: RAPL of the processor, NVML of the GPU (pip "
+            "install nvidia-ml-py)."
+        )
     )
-    note += ": Python, torch and the images included." if kinds != {"device"} else "."
-    if sources:
-        note += f" Energy is of {joined(sorted(sources))}, whatever else ran there."
-    else:
-        note += " Energy takes counters that can be read: RAPL of the processor, NVML of the GPU "
-        note += "(pip install nvidia-ml-py)."
     header = ["training", "updates", "wall time", "updates / s", "peak memory", "energy"]
     return Table("Cost of each training", header, rows, note, marked)
 
