@@ -21,8 +21,8 @@ from nas_dynamic.adapters.nni import (
     dynamic,
     search_space,
     subnet_parameters,
+    training,
 )
-from nas_dynamic.adapters.nni.sampling import Sampling, SeededSampling
 
 pytestmark = pytest.mark.host
 
@@ -197,12 +197,12 @@ def test_losses_are_read_at_logging_steps_only(every, classification, tmp_path, 
         return fit(dynamic(RandomOneShot()), classification(logger=logger, log_every_n_steps=every))
 
     unreadable = torch.zeros((), device="meta")
-    monkeypatch.setattr(SeededSampling, "loss", lambda self, outputs: unreadable)
+    monkeypatch.setattr(training, "unweighted_loss", lambda outputs, trainer: unreadable)
     assert len(fit_without_values(every).updates) == 6
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         fit_without_values(3)
 
 
 def test_without_a_logger_losses_are_not_looked_at(classification, monkeypatch):
-    monkeypatch.delattr(Sampling, "loss")
+    monkeypatch.delattr(training, "unweighted_loss")
     assert len(fit(dynamic(RandomOneShot()), classification(logger=False)).updates) == 6

@@ -27,7 +27,7 @@ from nas_dynamic.adapters.nni import (
     subnet_parameters,
 )
 from nas_dynamic.adapters.nni.multi_subnet import distillation_loss
-from nas_dynamic.adapters.nni.sampling import SamplingCallback
+from nas_dynamic.adapters.nni.sampling import Sampling
 
 pytestmark = pytest.mark.host
 
@@ -61,8 +61,8 @@ class Recorder(pl.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         for callback in trainer.callbacks:
-            if isinstance(callback, SamplingCallback):
-                self.steps.append(list(callback.sampling.architectures))
+            if isinstance(callback, Sampling):
+                self.steps.append(list(callback.architectures))
             elif isinstance(callback, DynamicCallback):
                 training = callback.training
                 if len(self.updates) < training.updates:
@@ -371,7 +371,7 @@ def test_annealed_losses(classification):
     [
         (FairOneShot, {"group_by": len}, {}, "give the label of a choice"),
         (FairOneShot, {"group_by": "layer9"}, {}, "labels are 'cell/0_1'"),
-        (RandomOneShot, {"anneal": "loss"}, {}, "needs a strategy that weighs the losses"),
+        (RandomOneShot, {"anneal": "loss"}, {}, "needs a host that weights the losses"),
         (Proxyless, {}, {"max_steps": 4}, "counts the steps of the architecture's optimizer"),
         (lambda: FewShotOneShot(label="layer9"), {}, {}, "cannot be split on 'layer9'"),
         (
