@@ -25,7 +25,7 @@ from nas_dynamic.complexity import Complexity
 from nas_dynamic.host import Host, Options, attach, takes_options
 from nas_dynamic.momentum import GroupBy
 from nas_dynamic.sampling import Sampler
-from nas_dynamic.space import Architecture, SearchSpace
+from nas_dynamic.space import Architecture
 
 __all__ = ["DynamicCallback", "NniHost", "dynamic"]
 
@@ -180,14 +180,12 @@ class DynamicCallback(pl.Callback):
 
     Attributes:
         training: the `DynamicTraining` of the current fit; None before it.
-        space: the search space; None before the first fit.
     """
 
     def __init__(self, sampling: Sampling, options: Options) -> None:
         self.sampling = sampling
         self.options = options
         self.training: DynamicTraining | None = None
-        self.space: SearchSpace | None = None
         self._seen: Update | None = None
         self._losses = GroupLosses()
 
@@ -199,7 +197,6 @@ class DynamicCallback(pl.Callback):
             self.training.detach()
         self._losses = GroupLosses()
         host = NniHost(self.sampling, trainer)
-        self.space = host.space
         self.training = attach(host, _checked_momentum(self.options, host.optimizer))
         self.sampling.loss_weights = self.training.loss_weights
 

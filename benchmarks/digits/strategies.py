@@ -34,7 +34,7 @@ from nas_dynamic.adapters.nni import (
     dynamic,
     search_space,
 )
-from nas_dynamic.adapters.nni.few_shot import Supernet
+from nas_dynamic.adapters.nni.few_shot import SubSupernet
 from nas_dynamic.evaluation import score_subnets
 from nas_dynamic.experiment.data import ImageData, batch_loader, calibration_batches
 from nas_dynamic.experiment.data_sets import digits
@@ -161,7 +161,7 @@ def main() -> None:
             )
 
 
-def owned(part: Supernet, architectures: Sequence[Architecture]) -> list[Architecture]:
+def owned(part: SubSupernet, architectures: Sequence[Architecture]) -> list[Architecture]:
     return [
         a for a in architectures if all(a[k] in values for k, values in part.space.choices.items())
     ]
