@@ -212,8 +212,7 @@ class FewShotOneShot(SamplerOneShot):
             ValueError: none has it, or the training is not done.
         """
         for supernet in self.supernets:
-            choices = supernet.space.choices.items()
-            if all(architecture.get(label) in candidates for label, candidates in choices):
+            if architecture in supernet.space:
                 return supernet
         raise ValueError(
             f"none of the {len(self.supernets)} sub-supernets has the subnet {dict(architecture)}; "

@@ -162,9 +162,7 @@ def main() -> None:
 
 
 def owned(part: SubSupernet, architectures: Sequence[Architecture]) -> list[Architecture]:
-    return [
-        a for a in architectures if all(a[k] in values for k, values in part.space.choices.items())
-    ]
+    return [architecture for architecture in architectures if architecture in part.space]
 
 
 if __name__ == "__main__":

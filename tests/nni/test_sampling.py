@@ -20,12 +20,12 @@ pytestmark = pytest.mark.host
 
 
 def every_other(sample):
-    """Holds for about half of the subnets of any space."""
+    """Hold for about half of the subnets of any space."""
     return sum(map(ord, str(sorted((str(k), v) for k, v in sample.items())))) % 2 == 0
 
 
 def drawn_by_nni(supernet, count, seed, stream, valid):
-    """By NNI's own `random` of every choice, asked anew for each draw."""
+    """Draw by NNI's own `random` of every choice, asked anew for each draw."""
     generator = np.random.RandomState(np.random.SeedSequence([seed, stream]).generate_state(4))
     drawn = []
     while len(drawn) < count:
@@ -60,7 +60,7 @@ def test_a_seed_draws_what_nni_draws(hub, valid, classification, monkeypatch):
 
 
 def count_activations(supernet):
-    """The numbers of activations so far: a number for each supernet module."""
+    """Count the activations from now on, for each supernet module."""
     counts = Counter()
     for name, module in supernet.named_modules():
         if isinstance(module, BaseSuperNetModule):

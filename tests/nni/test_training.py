@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import atexit
 import copy
+import dataclasses
+import inspect
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from nni.nas.strategy import (
 from torch.nn.functional import cross_entropy
 
 from nas_dynamic.adapters.nni import SandwichOneShot, activate, dynamic
+from nas_dynamic.host import Options
 from tests.nni.runs import callback_of, fit, same_weights, training_of
 
 pytestmark = pytest.mark.host
@@ -280,6 +284,13 @@ def test_missing_momentum_warns_with_the_remedy(classification):
 def test_bad_options_are_refused_at_once(options, message):
     with pytest.raises(ValueError, match=message):
         dynamic(RandomOneShot(), **options)
+
+
+def test_every_option_is_documented():
+    table = (Path(__file__).parents[2] / "docs" / "nni.md").read_text()
+    for option in dataclasses.fields(Options):
+        assert f"`{option.name}`" in table, option.name
+        assert option.name in inspect.signature(dynamic).parameters
 
 
 def test_an_option_that_there_is_not_is_refused_at_once():
