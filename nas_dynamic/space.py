@@ -89,6 +89,11 @@ class SearchSpace:
         for values in itertools.product(*self.choices.values()):
             yield dict(zip(self.choices, values, strict=True))
 
+    def __contains__(self, architecture: Architecture) -> bool:
+        return architecture.keys() == self.choices.keys() and all(
+            _contains(index, architecture[label]) for label, index in self._index.items()
+        )
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SearchSpace) and list(self.choices.items()) == list(
             other.choices.items()

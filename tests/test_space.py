@@ -29,6 +29,7 @@ seeds = st.integers(0, 2**32 - 1)
 def test_what_is_sampled_is_valid_and_survives_the_encoding(space: SearchSpace, seed: int):
     architecture = space.sample(np.random.default_rng(seed))
     space.validate(architecture)
+    assert architecture in space
     assert tuple(architecture) == space.labels
     assert space.decode(space.encode(architecture)) == architecture
     one_hot = space.one_hot(architecture)
@@ -97,6 +98,7 @@ def test_an_invalid_architecture_is_named(architecture: dict, message: str):
         SPACE.validate(architecture)
     with pytest.raises(ValueError, match=message):
         SPACE.encode(architecture)
+    assert architecture not in SPACE
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,10 @@ except ImportError as error:
         f"(missing or broken: {error})"
     ) from error
 
+from nas_dynamic.adapters.nni.complexity import subnet_macs, subnet_parameters
 from nas_dynamic.adapters.nni.extract import extract
 from nas_dynamic.adapters.nni.search import SupernetEvaluator
-from nas_dynamic.adapters.nni.space import (
-    activate,
-    search_space,
-    subnet_macs,
-    subnet_parameters,
-)
+from nas_dynamic.adapters.nni.space import activate, search_space
 from nas_dynamic.adapters.nni.strategies import (
     FairOneShot,
     FewShotOneShot,

@@ -43,7 +43,7 @@ MADE_FROM = ("trace_args", "trace_kwargs")
 
 
 def extract(supernet: ModelSpace, architecture: Architecture) -> nn.Module:
-    """A subnet as a stand-alone model, with copies of all weights and buffers that it uses.
+    """Return a subnet as a stand-alone model, with copies of all weights and buffers that it uses.
 
     In evaluation mode it computes what the supernet does with that subnet active, bit for bit. BN
     statistics are those of the supernet, a mixture over subnets: recalibrate them
@@ -77,7 +77,7 @@ def extract(supernet: ModelSpace, architecture: Architecture) -> nn.Module:
             f"{type(supernet).__name__} is no supernet; give what a one-shot strategy has trained, "
             "such as strategy.supernet"
         )
-    plain = architecture_of(dict(architecture))
+    plain = architecture_of(architecture)
     search_space(supernet).validate(plain)
     subnet = _Extraction(sample_of(plain, supernet)).of(supernet)
     vars(subnet).pop("freeze", None)  # of a supernet that SupernetEvaluator has scored
@@ -87,7 +87,7 @@ def extract(supernet: ModelSpace, architecture: Architecture) -> nn.Module:
 class _Extraction:
     """Copies modules; those of the supernet become what they compute for a sample.
 
-    `copy.deepcopy` does the work: supernet modules and mutables are put into its memo ahead of it,
+    `copy.deepcopy` does the work: supernet modules and mutables are put into its memo before it,
     with what stands for them, so that a module that is used twice is copied once.
     """
 
@@ -108,7 +108,7 @@ class _Extraction:
         }
 
     def of(self, module: nn.Module) -> nn.Module:
-        """A copy of a module."""
+        """Return a copy of a module."""
         self._prepare(module)
         return copy.deepcopy(module, self.memo)
 
@@ -207,7 +207,7 @@ class _Cell(nn.Module):
         self.postprocessor = extraction.of(cell.postprocessor)
 
     def forward(self, *inputs: Any) -> Any:
-        """What the cell before has given; for the cell after."""
+        """Return what the next cell takes."""
         predecessors = preprocess_cell_inputs(self.num_predecessors, *inputs)
         states = list(self.preprocessor(predecessors))
         for node, chosen in enumerate(self.inputs):
@@ -218,13 +218,13 @@ class _Cell(nn.Module):
 
 
 class _AlignPrevious(nn.Module):
-    """Behind the only cell of an NDS stage: gives what was ahead of it the shape of the stage."""
+    """Behind the only cell of an NDS stage: gives what was before it the shape of the stage."""
 
     def __init__(self, transformation: nn.Module) -> None:
         super().__init__()
         self.transformation = transformation
 
     def forward(self, cells: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Outputs of the cell before and of the cell."""
+        """Return the outputs of the cell before and of the cell."""
         before, last = cells
         return [self.transformation(before), last]

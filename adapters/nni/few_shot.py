@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,25 +13,27 @@ from nni.nas.evaluator.pytorch import Lightning, Trainer
 from nni.nas.nn.pytorch import ModelSpace
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from nas_dynamic.adapters.nni.complexity import subnet_parameters
 from nas_dynamic.adapters.nni.multi_subnet import SamplerModule
-from nas_dynamic.adapters.nni.sampling import SamplingCallback
-from nas_dynamic.adapters.nni.space import search_space, subnet_parameters
+from nas_dynamic.adapters.nni.sampling import Sampling
+from nas_dynamic.adapters.nni.space import search_space
 from nas_dynamic.adapters.nni.training import DynamicCallback
 from nas_dynamic.complexity import lookup
 from nas_dynamic.grouping import default_label
 from nas_dynamic.sampling import partition
-from nas_dynamic.space import Architecture, SearchSpace
+from nas_dynamic.space import SearchSpace
 
 if TYPE_CHECKING:
     from nas_dynamic.adapters.nni.strategies import FewShotOneShot
 
-__all__ = ["FewShotEvaluator", "Supernet", "owner"]
+__all__ = ["FewShotEvaluator", "SplitRule", "SubSupernet"]
 
 SplitRule = str | Callable[[ModelSpace], str] | None
+"""A label, or a rule from the trained supernet to one; None for `default_label` by parameters."""
 
 
-class Supernet(NamedTuple):
-    """A trained supernet.
+class SubSupernet(NamedTuple):
+    """A trained supernet of a part of the space.
 
     Attributes:
         space: the subnets that it was trained for.
@@ -40,22 +42,6 @@ class Supernet(NamedTuple):
 
     space: SearchSpace
     model: ModelSpace
-
-
-def owner(supernets: Sequence[Supernet], architecture: Architecture) -> Supernet:
-    """The supernet that a subnet was trained in.
-
-    Raises:
-        ValueError: none has it.
-    """
-    for supernet in supernets:
-        choices = supernet.space.choices.items()
-        if all(architecture.get(label) in candidates for label, candidates in choices):
-            return supernet
-    raise ValueError(
-        f"none of the {len(supernets)} sub-supernets has the subnet {dict(architecture)}; they are "
-        "there once the experiment has run"
-    )
 
 
 @nni.trace
@@ -75,23 +61,23 @@ class FewShotEvaluator(Lightning):
         super().__init__(module, trainer, **data)
         self.strategy = strategy
         self._data = {key: value for key, value in data.items() if key != "fit_kwargs"}
-        # As they are ahead of the training, for the trainings of the copies.
+        # As they are before the training, for the trainings of the copies.
         self._training_module = copy.deepcopy(module.training_module)
         self._callbacks = copy.deepcopy(_callbacks_of(trainer))
 
     def evaluate(self, model: ModelSpace) -> None:
         """Train the supernet, split it, and train its copies."""
         if not callable(self.strategy.label):
-            self._label(model)  # refused ahead of the training if it cannot be
+            self._label(model)  # refused before the training if it cannot be
         super().evaluate(model)
         supernets = self.strategy.supernets = []
-        for part in partition(search_space(model), [self._label(model)]):
+        for space in partition(search_space(model), [self._label(model)]):
             copied = copy.deepcopy(model)
-            self._evaluator(part, len(supernets)).evaluate(copied)
-            supernets.append(Supernet(part, copied))
+            self._evaluator(space, f"supernet_{len(supernets)}").evaluate(copied)
+            supernets.append(SubSupernet(space, copied))
 
     def _label(self, model: ModelSpace) -> str:
-        """What to split on."""
+        """Return what to split on."""
         space = search_space(model)
         label = self.strategy.label
         if callable(label):
@@ -112,44 +98,33 @@ class FewShotEvaluator(Lightning):
         return label
 
     def _dynamic(self) -> DynamicCallback | None:
-        return next(
-            (
-                callback
-                for callback in self.trainer.callbacks
-                if isinstance(callback, DynamicCallback) and callback.sampling.module is self.module
-            ),
-            None,
-        )
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, DynamicCallback) and callback.sampling.module is self.module:
+                return callback
+        return None
 
-    def _evaluator(self, space: SearchSpace, number: int) -> Lightning:
-        """A new training of a sub-space."""
-        module = SamplerModule(
-            copy.deepcopy(self._training_module),
-            self.strategy.build_sampler,
-            several=self.strategy.several,
-            space=space,
-            filter=self.strategy.filter,
-            seed=self.strategy.seed,
-        )
-        callbacks = [copy.deepcopy(callback) for callback in self._callbacks]
+    def _evaluator(self, space: SearchSpace, name: str) -> Lightning:
+        """Return a new training of a sub-space, whose files go to a folder of this name."""
+        module = self.strategy.configure_oneshot_module(copy.deepcopy(self._training_module), space)
+        callbacks = [*copy.deepcopy(self._callbacks), module.sampling]
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
-                callback.dirpath = str(Path(callback.dirpath) / f"supernet_{number}")
-        callbacks.append(SamplingCallback(module.sampling))
+                callback.dirpath = str(Path(callback.dirpath) / name)
         dynamic = self._dynamic()
         if dynamic is not None:
             callbacks.append(DynamicCallback(module.sampling, dynamic.options))
-        root = Path(self.trainer.default_root_dir) / f"supernet_{number}"
-        given: dict[str, Any] = self.trainer.trace_kwargs  # type: ignore[attr-defined]
-        options = given | {"callbacks": callbacks, "default_root_dir": root}
+        options: dict[str, Any] = self.trainer.trace_kwargs | {
+            "callbacks": callbacks,
+            "default_root_dir": Path(self.trainer.default_root_dir) / name,
+        }
         if self.strategy.epochs is not None:
             options["max_epochs"] = self.strategy.epochs
         fit_kwargs = {key: v for key, v in self.fit_kwargs.items() if key != "ckpt_path"}
         return Lightning(module, Trainer(**options), fit_kwargs=fit_kwargs, **self._data)
 
 
-def _callbacks_of(trainer: Any) -> list[pl.Callback]:
-    """The callbacks that the user gave to a traced trainer."""
+def _callbacks_of(trainer: Trainer) -> list[pl.Callback]:
+    """Return the callbacks that the user gave to a traced trainer."""
     given = trainer.trace_kwargs.get("callbacks") or []
     given = [given] if isinstance(given, pl.Callback) else given
-    return [c for c in given if not isinstance(c, SamplingCallback | DynamicCallback)]
+    return [c for c in given if not isinstance(c, Sampling | DynamicCallback)]

@@ -1,4 +1,4 @@
-"""A one-shot module that trains the subnets of a sampler, one or several in an update."""
+"""A one-shot module that trains the subnets of a sampler, one or more in an update."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
+from nni.mutable import Sample
 from nni.nas.oneshot.pytorch.sampling import RandomSamplingLightningModule
 from torch import nn
 
-from nas_dynamic.adapters.nni.sampling import SamplerSampling, accept_of
-from nas_dynamic.adapters.nni.space import activate, sample_of
-from nas_dynamic.sampling import Sampler
+from nas_dynamic.adapters.nni.group_losses import UNWEIGHTED
+from nas_dynamic.adapters.nni.sampling import SeededSampling, accept_of
+from nas_dynamic.adapters.nni.space import activate
+from nas_dynamic.sampling import Sampler, UniformSampler
 from nas_dynamic.space import SearchSpace
 
-__all__ = ["SamplerModule", "distillation_loss"]
+__all__ = ["SamplerModule", "SamplerSampling", "distillation_loss"]
 
-Build = Callable[["SamplerModule", SearchSpace, str | None], Sampler]
+BuildSampler = Callable[["SamplerModule", SearchSpace, str | None], Sampler]
+"""(module, space, label that the subnets of an update agree in) → sampler."""
 
 
 class SamplerModule(RandomSamplingLightningModule):
@@ -29,8 +33,8 @@ class SamplerModule(RandomSamplingLightningModule):
 
     Args:
         training_module: the evaluator's, which computes the loss of one subnet.
-        build: (module, space, group_by) → sampler.
-        several: whether an update takes several subnets.
+        build: makes the sampler.
+        multi_subnet: whether a sample is a list of subnets.
         space: what is sampled from, if it is not the whole of the model space.
         filter: what sampled subnets must meet, as in `RandomOneShot`.
         seed: of the subnets of validation.
@@ -40,37 +44,28 @@ class SamplerModule(RandomSamplingLightningModule):
     def __init__(
         self,
         training_module: pl.LightningModule,
-        build: Build,
+        build: BuildSampler,
         *,
-        several: bool,
+        multi_subnet: bool,
         space: SearchSpace | None = None,
-        filter: Callable[[Any], bool] | None = None,
+        filter: Callable[[Sample], bool] | None = None,
         seed: int = 0,
         distill: bool = False,
     ) -> None:
         super().__init__(training_module, filter)
         self.distill = distill
-        self.sampling: SamplerSampling = SamplerSampling(
-            self,
-            lambda group_by: build(self, self.sampling.space, group_by),
-            several=several,
-            space=space,
-            seed=seed,
-            accept=accept_of(self),
-        )
+        self.sampling = SamplerSampling(self, build, multi_subnet, space, seed)
 
-    def resample(self) -> dict[str, Any]:
+    def resample(self) -> Sample:
         """Activate a subnet to validate."""
-        architecture = self.sampling.draw_validation()
-        activate(self.model, architecture)
-        return sample_of(architecture, self.model)
+        return self.sampling.resample()
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Mean over the subnets of the update of their weighed losses."""
+    def training_step(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """Return the mean over the subnets of the update of their weighted losses, and of these."""
         architectures = self.sampling.draw()
         weights = self.sampling.loss_weights(architectures)
         losses: list[torch.Tensor] = []
-        weighed: list[torch.Tensor] = []
+        weighted: list[torch.Tensor] = []
         with _recorded_outputs(self.model) as outputs:
             for architecture, weight in zip(architectures, weights, strict=True):
                 activate(self.model, architecture)
@@ -79,13 +74,52 @@ class SamplerModule(RandomSamplingLightningModule):
                 if self.distill and losses:
                     loss = distillation_loss(outputs[-1], outputs[0])
                 losses.append(loss.detach())
-                weighed.append(weight * loss)
-        self.sampling.losses = losses
-        return torch.stack(weighed).mean()
+                weighted.append(weight * loss)
+        return {"loss": torch.stack(weighted).mean(), UNWEIGHTED: torch.stack(losses).mean()}
+
+
+class SamplerSampling(SeededSampling):
+    """The subnets that a `SamplerModule` trains; those of validation are drawn uniformly.
+
+    Args:
+        module: the one-shot module.
+        build: makes the sampler of the training.
+        multi_subnet: whether a sample is a list of subnets.
+        space: what is sampled from, if it is not the whole of the model space.
+        seed: of the subnets of validation.
+    """
+
+    def __init__(
+        self,
+        module: SamplerModule,
+        build: BuildSampler,
+        multi_subnet: bool,
+        space: SearchSpace | None,
+        seed: int,
+    ) -> None:
+        super().__init__(module)
+        self.multi_subnet = multi_subnet
+        self._build = build
+        self._space = space
+        self._seed = seed
+
+    @property
+    def space(self) -> SearchSpace:
+        """What the samplers draw from."""
+        return super().space if self._space is None else self._space
+
+    def training_sampler(self, group_by: str | None) -> Sampler:
+        """Return a new sampler of the training."""
+        return self._build(self.module, self.space, group_by)
+
+    def validation_sampler(self) -> Sampler:
+        """Return a uniform sampler, within the strategy's filter."""
+        seed = int(np.random.SeedSequence([self._seed, 1]).generate_state(1)[0])
+        return UniformSampler(self.space, seed, accept_of(self.module))
 
 
 def distillation_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of a subnet's logits, (batch, classes), with a teacher's probabilities.
+    """Return the cross-entropy of a subnet's logits, (batch, classes), with a teacher's.
 
     Source: in-place distillation of Yu et al., "Universally Slimmable Networks and Improved
     Training Techniques", ICCV 2019, and of BigNAS.
@@ -100,7 +134,7 @@ def distillation_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Ten
 
 @contextmanager
 def _recorded_outputs(model: nn.Module) -> Iterator[list[Any]]:
-    """The outputs of a model in the context, one for each call."""
+    """Collect the outputs of a model in the context, one for each call."""
     outputs: list[Any] = []
     handle = model.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 import nni
@@ -17,7 +17,7 @@ from nas_dynamic.adapters.nni.space import activate, architecture_of
 from nas_dynamic.evaluation.batch_norm import BatchNormMode, check_batch_norm
 from nas_dynamic.evaluation.inference import Batches, placed
 from nas_dynamic.evaluation.scoring import Score, score_subnets
-from nas_dynamic.space import Architecture
+from nas_dynamic.space import Architecture, Key, key
 
 __all__ = ["SupernetEvaluator"]
 
@@ -71,7 +71,7 @@ class SupernetEvaluator(Evaluator):
         self.precision = precision
         self.reward = reward
         self._supernet: nn.Module | None = None
-        self._scores: dict[Hashable, Score] = {}
+        self._scores: dict[Key, Score] = {}
 
     @property
     def scores(self) -> list[Score]:
@@ -79,17 +79,17 @@ class SupernetEvaluator(Evaluator):
         return list(self._scores.values())
 
     def score(self, supernet: nn.Module, sample: Architecture) -> Score:
-        """The score of a subnet, looked up if it has one already."""
+        """Return the score of a subnet, looked up if it has one already."""
         if supernet is not self._supernet:
             self._supernet, self._scores = supernet, {}
-        architecture = architecture_of(dict(sample))
-        key = tuple(sorted(architecture.items()))
-        if key not in self._scores:
-            self._scores[key] = self._score(supernet, activate, architecture)
-        return self._scores[key]
+        architecture = architecture_of(sample)
+        subnet = key(architecture)
+        if subnet not in self._scores:
+            self._scores[subnet] = self._score(supernet, activate, architecture)
+        return self._scores[subnet]
 
     def evaluate(self, model: nn.Module) -> float:
-        """Score a stand-alone model, such as `extract` gives, in the same way; its reward."""
+        """Return the reward of a stand-alone model, such as `extract` gives, scored likewise."""
         return self._report(self._score(model, lambda module, architecture: None, {}))
 
     def _execute(self, model: Any) -> float:

@@ -1,4 +1,4 @@
-"""NNI one-shot strategies that train several subnets an update, or several supernets.
+"""NNI one-shot strategies that train more than one subnet an update, or more than one supernet.
 
 Their samplers have seeds and their state is in Lightning's checkpoints; all of them take
 `dynamic(...)`.
@@ -15,11 +15,12 @@ from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from nni.nas.oneshot.pytorch.strategy import RandomOneShot
 from pytorch_lightning import LightningModule
 
-from nas_dynamic.adapters.nni.few_shot import FewShotEvaluator, SplitRule, Supernet, owner
+from nas_dynamic.adapters.nni.complexity import complexity_of
+from nas_dynamic.adapters.nni.few_shot import FewShotEvaluator, SplitRule, SubSupernet
 from nas_dynamic.adapters.nni.multi_subnet import SamplerModule
-from nas_dynamic.adapters.nni.sampling import Sampler, Sampling, SamplingCallback, accept_of
-from nas_dynamic.adapters.nni.space import complexity_of
-from nas_dynamic.sampling import FairSampler, SandwichSampler, UniformSampler
+from nas_dynamic.adapters.nni.sampling import Sampling, accept_of
+from nas_dynamic.complexity import Complexity
+from nas_dynamic.sampling import FairSampler, Sampler, SandwichSampler, UniformSampler
 from nas_dynamic.space import Architecture, SearchSpace
 
 __all__ = ["FairOneShot", "FewShotOneShot", "SamplerOneShot", "SandwichOneShot"]
@@ -28,7 +29,7 @@ __all__ = ["FairOneShot", "FewShotOneShot", "SamplerOneShot", "SandwichOneShot"]
 class SamplerOneShot(RandomOneShot):
     """Base of the strategies that train the subnets of a sampler.
 
-    A subclass gives `build_sampler`, and says by `several` whether a sample of it is a list.
+    A subclass gives `build_sampler`, and says by `multi_subnet` whether a sample of it is a list.
 
     Args:
         seed: of the sampler.
@@ -36,7 +37,7 @@ class SamplerOneShot(RandomOneShot):
         mutation_hooks: as in `RandomOneShot`.
     """
 
-    several = False
+    multi_subnet = False
     distill = False
 
     def __init__(
@@ -48,7 +49,7 @@ class SamplerOneShot(RandomOneShot):
     def build_sampler(
         self, module: SamplerModule, space: SearchSpace, group_by: str | None
     ) -> Sampler:
-        """The sampler of a training.
+        """Return the sampler of a training.
 
         Args:
             module: the one-shot module, with its model and its trainer.
@@ -57,25 +58,28 @@ class SamplerOneShot(RandomOneShot):
         """
         raise NotImplementedError
 
-    def configure_oneshot_module(self, training_module: LightningModule) -> SamplerModule:
-        """NNI's hook: the Lightning module that trains the supernet."""
+    def configure_oneshot_module(
+        self, training_module: LightningModule, space: SearchSpace | None = None
+    ) -> SamplerModule:
+        """Return the module that trains a supernet, or a part of its space: a hook of NNI."""
         return SamplerModule(
             training_module,
             self.build_sampler,
-            several=self.several,
+            multi_subnet=self.multi_subnet,
+            space=space,
             filter=self.filter,
             seed=self.seed,
             distill=self.distill,
         )
 
     def mutate_evaluator(self, evaluator: Lightning) -> Lightning:
-        """NNI's hook: the evaluator that trains the supernet."""
+        """Return the evaluator that trains the supernet: a hook of NNI."""
         mutated = super().mutate_evaluator(evaluator)
-        mutated.trainer.callbacks.append(SamplingCallback(mutated.module.sampling))
+        mutated.trainer.callbacks.append(mutated.module.sampling)
         return mutated
 
     def sampling_of(self, module: BaseOneShotLightningModule, seed: int) -> Sampling:
-        """What `dynamic` asks a strategy for: its module's sampling."""
+        """Return the sampling of a module of this strategy, for `dynamic`."""
         assert isinstance(module, SamplerModule)
         return module.sampling
 
@@ -92,12 +96,12 @@ class FairOneShot(SamplerOneShot):
         >>> strategy = FairOneShot(seed=1)
     """
 
-    several = True
+    multi_subnet = True
 
     def build_sampler(
         self, module: SamplerModule, space: SearchSpace, group_by: str | None
     ) -> Sampler:
-        """Permutations of the candidates of each choice."""
+        """Return one of permutations of the candidates of each choice."""
         return FairSampler(space, self.seed, group_by, accept_of(module))
 
 
@@ -119,14 +123,14 @@ class SandwichOneShot(SamplerOneShot):
         >>> strategy = SandwichOneShot(randoms=2, distill=True)
     """
 
-    several = True
+    multi_subnet = True
 
     def __init__(
         self,
         *,
         randoms: int = 2,
         distill: bool = False,
-        complexity: Literal["parameters", "macs"] | Callable[[Architecture], float] = "parameters",
+        complexity: Literal["parameters", "macs"] | Complexity = "parameters",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -137,7 +141,7 @@ class SandwichOneShot(SamplerOneShot):
     def build_sampler(
         self, module: SamplerModule, space: SearchSpace, group_by: str | None
     ) -> Sampler:
-        """The ends of the space and random subnets."""
+        """Return one of the ends of the space and random subnets."""
         complexity = complexity_of(self.complexity, module.model, space, module.trainer)
         return SandwichSampler(
             space, complexity, self.randoms, self.seed, group_by, accept=accept_of(module)
@@ -179,16 +183,16 @@ class FewShotOneShot(SamplerOneShot):
         super().__init__(**kwargs)
         self.label = label
         self.epochs = epochs
-        self.supernets: list[Supernet] = []
+        self.supernets: list[SubSupernet] = []
 
     def build_sampler(
         self, module: SamplerModule, space: SearchSpace, group_by: str | None
     ) -> Sampler:
-        """Uniformly drawn subnets."""
+        """Return one of uniformly drawn subnets."""
         return UniformSampler(space, self.seed, accept_of(module))
 
     def mutate_evaluator(self, evaluator: Lightning) -> Lightning:
-        """NNI's hook: an evaluator that trains the supernet and then the sub-supernets."""
+        """Return an evaluator that trains the supernet and then the sub-supernets."""
         self.supernets = []
         mutated = super().mutate_evaluator(evaluator)
         data: dict[str, Any] = {"datamodule": mutated.datamodule}
@@ -201,10 +205,16 @@ class FewShotOneShot(SamplerOneShot):
             self, mutated.module, mutated.trainer, fit_kwargs=mutated.fit_kwargs, **data
         )
 
-    def supernet_of(self, architecture: Architecture) -> Supernet:
-        """The sub-supernet that has a subnet.
+    def supernet_of(self, architecture: Architecture) -> SubSupernet:
+        """Return the sub-supernet that has a subnet.
 
         Raises:
             ValueError: none has it, or the training is not done.
         """
-        return owner(self.supernets, architecture)
+        for supernet in self.supernets:
+            if architecture in supernet.space:
+                return supernet
+        raise ValueError(
+            f"none of the {len(self.supernets)} sub-supernets has the subnet {dict(architecture)}; "
+            "they are there once the experiment has run"
+        )

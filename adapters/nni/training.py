@@ -15,26 +15,23 @@ from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from nni.nas.oneshot.pytorch.strategy import ENAS, OneShotStrategy, Proxyless, RandomOneShot
 
-from nas_dynamic.adapters.nni import enas
-from nas_dynamic.adapters.nni.group_losses import GroupLosses
-from nas_dynamic.adapters.nni.sampling import (
-    RecordedSampling,
-    Sampling,
-    SamplingCallback,
-    SeededSampling,
-    begins_update,
-)
-from nas_dynamic.adapters.nni.space import complexity_of
+from nas_dynamic.adapters.nni import policies
+from nas_dynamic.adapters.nni.complexity import complexity_of
+from nas_dynamic.adapters.nni.group_losses import GroupLosses, unweighted_loss
+from nas_dynamic.adapters.nni.random_one_shot import RandomOneShotSampling
+from nas_dynamic.adapters.nni.sampling import Sampling, begins_update
 from nas_dynamic.attach import DynamicTraining, Update
 from nas_dynamic.complexity import Complexity
 from nas_dynamic.host import Host, Options, attach, takes_options
 from nas_dynamic.momentum import GroupBy
 from nas_dynamic.sampling import Sampler
-from nas_dynamic.space import Architecture, SearchSpace
+from nas_dynamic.space import Architecture
 
-__all__ = ["DynamicCallback", "dynamic"]
+__all__ = ["DynamicCallback", "NniHost", "dynamic"]
 
 Strategy = TypeVar("Strategy", bound=OneShotStrategy)
+SamplingFactory = Callable[[BaseOneShotLightningModule, int], Sampling]
+"""(one-shot module, seed) → its sampling."""
 
 
 @takes_options
@@ -46,8 +43,8 @@ def dynamic(strategy: Strategy, *, seed: int | None = None, **options: Any) -> S
     checkpoints, so that a seed gives the same subnets on every rank and after a resume; with
     gradient accumulation the same subnets serve the whole update. The subnets of validation come
     from another generator and never count. ENAS and Proxyless sample by their own policy, which
-    has neither seed nor state here; their architecture steps are left alone. What the updates used
-    goes to the loggers of the evaluator's trainer, see `DynamicCallback`.
+    has neither seed nor state here; their architecture steps are left as they are. What the
+    updates used goes to the loggers of the evaluator's trainer, see `DynamicCallback`.
 
     Args:
         strategy: one that trains sampled subnets: `RandomOneShot`, `ENAS` and `Proxyless` of
@@ -72,81 +69,123 @@ def dynamic(strategy: Strategy, *, seed: int | None = None, **options: Any) -> S
     if seed is not None and hasattr(attached, "seed"):
         attached.seed = seed
     if isinstance(strategy, ENAS):
-        attached.train_dataloader = enas.train_dataloader  # type: ignore[method-assign]
+        attached.train_dataloader = policies.train_dataloader
     # An attribute of the instance: the class, and so what NNI infers from it, stays the same.
-    attached.mutate_evaluator = _MutateEvaluator(attached, given, seed)  # type: ignore[method-assign]
+    attached.mutate_evaluator = _MutateEvaluator(attached, given, seed or 0)
     return attached
 
 
 class _MutateEvaluator:
     """NNI's `mutate_evaluator`, and then the callbacks that attach to the training."""
 
-    def __init__(self, strategy: OneShotStrategy, options: Options, seed: int | None) -> None:
+    def __init__(self, strategy: OneShotStrategy, options: Options, seed: int) -> None:
         self.strategy = strategy
         self.options = options
         self.seed = seed
 
     def __call__(self, evaluator: Lightning) -> Lightning:
         mutated = type(self.strategy).mutate_evaluator(self.strategy, evaluator)
-        sampling = sampling_factory(self.strategy)(mutated.module, self.seed or 0)
+        sampling = sampling_factory(self.strategy)(mutated.module, self.seed)
         callbacks = mutated.trainer.callbacks
-        if not any(isinstance(c, SamplingCallback) and c.sampling is sampling for c in callbacks):
-            callbacks.append(SamplingCallback(sampling))
+        if sampling not in callbacks:
+            callbacks.append(sampling)
         callbacks.append(DynamicCallback(sampling, self.options))
         return mutated
 
 
-def sampling_factory(
-    strategy: OneShotStrategy,
-) -> Callable[[BaseOneShotLightningModule, int], Sampling]:
-    """How the module of a strategy samples: (module, seed) → its sampling.
+def sampling_factory(strategy: OneShotStrategy) -> SamplingFactory:
+    """Return what makes the sampling of a module of a strategy.
 
-    A strategy says so itself by a method `sampling_of(module, seed)`; NNI's own have none.
+    A strategy has it itself as a method `sampling_of(module, seed)`; NNI's own have none.
 
     Raises:
         TypeError: an update of this strategy has no sampled subnet.
     """
-    own = getattr(strategy, "sampling_of", None)
+    own: SamplingFactory | None = getattr(strategy, "sampling_of", None)
     if own is not None:
         return own
     if isinstance(strategy, ENAS):
-        return lambda module, seed: enas.EnasSampling(module)
+        return lambda module, seed: policies.EnasSampling(module)
     if isinstance(strategy, Proxyless):
-        return lambda module, seed: RecordedSampling(module)
+        return lambda module, seed: policies.PolicySampling(module)
     configure = getattr(type(strategy), "configure_oneshot_module", None)
     if configure is RandomOneShot.configure_oneshot_module:
-        return SeededSampling
+        return RandomOneShotSampling
     raise TypeError(
         "dynamic() needs a one-shot strategy that trains sampled subnets, such as "
         f"RandomOneShot(); {type(strategy).__name__} does not"
     )
 
 
+class NniHost(Host):
+    """What dynamic training has to know of a one-shot training that begins."""
+
+    def __init__(self, sampling: Sampling, trainer: pl.Trainer) -> None:
+        self.sampling = sampling
+        self.trainer = trainer
+        self.space = sampling.space
+        self.optimizer = _weight_optimizer(trainer)
+        self.multi_subnet = sampling.multi_subnet
+
+    def sampled(self) -> Sequence[Architecture]:
+        """Return the subnets of the update at hand."""
+        return self.sampling.architectures
+
+    def complexity(self, measure: Literal["parameters", "macs"]) -> Complexity:
+        """Return a look-up in the supernet; MACs at the shape of the first training batch."""
+        return complexity_of(measure, self.sampling.module.model, self.space, self.trainer)
+
+    def total_steps(self) -> int:
+        """Return the number of updates of the weights that the trainer will make."""
+        steps = self.sampling.total_steps(self.trainer)
+        if not math.isfinite(steps):
+            raise ValueError(
+                "the trainer has no end (max_epochs=-1), so the lr cannot decay towards it; "
+                "give max_epochs or max_steps to the evaluator, dynamic(…, total_steps=…), "
+                "or an lr scheduler and dynamic(…, curve='scheduler')"
+            )
+        return int(steps)
+
+    def constrain(self, group_by: GroupBy | None) -> None:
+        """Sample the subnets of one update from one momentum group."""
+        self.sampling.constrain(group_by)
+
+    def sampler(self) -> Sampler | None:
+        """Return a sampler that draws as the strategy does."""
+        return self.sampling.sampler()
+
+
+def _weight_optimizer(trainer: pl.Trainer) -> torch.optim.Optimizer:
+    """Return the optimizer that is not the one of a strategy's policy."""
+    found = [o for o in trainer.optimizers if not getattr(o, "is_arch_optimizer", False)]
+    if len(found) != 1:
+        raise ValueError(f"the evaluator must have one optimizer for the weights, got {len(found)}")
+    return found[0]
+
+
 class DynamicCallback(pl.Callback):
     """Attaches dynamic training to the weight optimizer of an NNI one-shot module.
 
-    `dynamic` adds it to the trainer. At every
-    `log_every_n_steps`-th update the trainer's loggers get, at the number of the update:
+    `dynamic` adds it to the trainer. At every `log_every_n_steps`-th update the trainer's loggers
+    get, at the number of the update:
 
     - `dynamic/lr`: what the update used, with CaLR's factor; of the first param group.
     - `dynamic/gamma`, `dynamic/complexity`: the means over the subnets of the update.
     - `dynamic/group`: the number of its momentum group, in the order of appearance.
     - `dynamic/loss/<group>`: the mean training loss of the updates of each momentum group since
-      the last logging, where it had any. Losses are taken before CaLR weighs them.
+      the last logging, where it had any. Losses are taken before CaLR weights them.
 
     Losses are added up on their device, and read when they are logged. Without a logger nothing
     is done.
 
     Attributes:
         training: the `DynamicTraining` of the current fit; None before it.
-        space: the search space; None before the first fit.
     """
 
     def __init__(self, sampling: Sampling, options: Options) -> None:
         self.sampling = sampling
         self.options = options
         self.training: DynamicTraining | None = None
-        self.space: SearchSpace | None = None
         self._seen: Update | None = None
         self._losses = GroupLosses()
 
@@ -158,9 +197,8 @@ class DynamicCallback(pl.Callback):
             self.training.detach()
         self._losses = GroupLosses()
         host = NniHost(self.sampling, trainer)
-        self.space = host.space
-        self.training = attach(host, _with_something_to_separate(self.options, host.optimizer))
-        self.sampling.weigh(self.training)
+        self.training = attach(host, _checked_momentum(self.options, host.optimizer))
+        self.sampling.loss_weights = self.training.loss_weights
 
     def on_train_batch_end(
         self,
@@ -179,7 +217,7 @@ class DynamicCallback(pl.Callback):
         if separate:
             if begins_update(trainer):
                 self._losses.begin()
-            self._losses.add(self.sampling.loss(outputs))
+            self._losses.add(unweighted_loss(outputs, trainer))
         update = training.last
         # The batch may have been a micro-batch, or one that trains no weights.
         if update is None or update is self._seen:
@@ -187,61 +225,26 @@ class DynamicCallback(pl.Callback):
         self._seen = update
         if separate:
             self._losses.end(update.group)
-        if (update.step + 1) % every:
-            return
+        if (update.step + 1) % every == 0:
+            metrics = self._metrics(training, update)
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=update.step)
+
+    def _metrics(self, training: DynamicTraining, update: Update) -> dict[str, float]:
         metrics = {"dynamic/lr": float(update.lr[0])}
         if training.calr is not None:
             for name in ("gamma", "complexity"):
                 values = [getattr(subnet, name) for subnet in update.subnets]
                 metrics[f"dynamic/{name}"] = sum(values) / len(values)
-        if separate:
+        if training.momentum is not None:
             metrics["dynamic/group"] = training.groups.index(update.group)
             for group, loss in self._losses.means().items():
                 metrics[f"dynamic/loss/{group}"] = loss
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=update.step)
+        return metrics
 
 
-class NniHost(Host):
-    """What dynamic training has to know of a one-shot training that begins."""
-
-    def __init__(self, sampling: Sampling, trainer: pl.Trainer) -> None:
-        self.sampling = sampling
-        self.trainer = trainer
-        self.space = sampling.space
-        self.optimizer = _weight_optimizer(trainer)
-        self.multi_subnet = sampling.several
-
-    def sampled(self) -> Sequence[Architecture]:
-        """Return the subnets of the update at hand."""
-        return self.sampling.architectures
-
-    def complexity(self, measure: Literal["parameters", "macs"]) -> Complexity:
-        """Return a look-up in the supernet; MACs at the shape of the first training batch."""
-        return complexity_of(measure, self.sampling.module.model, self.space, self.trainer)
-
-    def total_steps(self) -> int:
-        """Return the number of updates that the trainer will make."""
-        steps = self.sampling.updates(self.trainer)
-        if not math.isfinite(steps):
-            raise ValueError(
-                "the trainer has no end (max_epochs=-1), so the lr cannot decay towards it; "
-                "give max_epochs or max_steps to the evaluator, dynamic(…, total_steps=…), "
-                "or an lr scheduler and dynamic(…, curve='scheduler')"
-            )
-        return int(steps)
-
-    def constrain(self, group_by: GroupBy | None) -> None:
-        """Sample the subnets of one update from one momentum group."""
-        self.sampling.constrain(group_by)
-
-    def sampler(self) -> Sampler | None:
-        """Return a sampler that draws as the strategy does."""
-        return self.sampling.sampler()
-
-
-def _with_something_to_separate(options: Options, optimizer: torch.optim.Optimizer) -> Options:
-    """Return the options without momentum separation where SGD has no momentum, with a warning."""
+def _checked_momentum(options: Options, optimizer: torch.optim.Optimizer) -> Options:
+    """Return the options; where SGD has no momentum to separate, warn, and leave that out."""
     if not options.momentum or not isinstance(optimizer, torch.optim.SGD):
         return options
     if any(group["momentum"] for group in optimizer.param_groups):
@@ -255,16 +258,3 @@ def _with_something_to_separate(options: Options, optimizer: torch.optim.Optimiz
         stacklevel=2,
     )
     return replace(options, momentum=False)
-
-
-def _weight_optimizer(trainer: pl.Trainer) -> torch.optim.Optimizer:
-    weight_optimizers = [
-        optimizer
-        for optimizer in trainer.optimizers
-        if not getattr(optimizer, "is_arch_optimizer", False)
-    ]
-    if len(weight_optimizers) != 1:
-        raise ValueError(
-            f"the evaluator must have one optimizer for the weights, got {len(weight_optimizers)}"
-        )
-    return weight_optimizers[0]

@@ -34,7 +34,7 @@ from nas_dynamic.adapters.nni import (
     dynamic,
     search_space,
 )
-from nas_dynamic.adapters.nni.few_shot import Supernet
+from nas_dynamic.adapters.nni.few_shot import SubSupernet
 from nas_dynamic.evaluation import score_subnets
 from nas_dynamic.experiment.data import ImageData, batch_loader, calibration_batches
 from nas_dynamic.experiment.data_sets import digits
@@ -161,10 +161,8 @@ def main() -> None:
             )
 
 
-def owned(part: Supernet, architectures: Sequence[Architecture]) -> list[Architecture]:
-    return [
-        a for a in architectures if all(a[k] in values for k, values in part.space.choices.items())
-    ]
+def owned(part: SubSupernet, architectures: Sequence[Architecture]) -> list[Architecture]:
+    return [architecture for architecture in architectures if architecture in part.space]
 
 
 if __name__ == "__main__":

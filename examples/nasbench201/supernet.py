@@ -6,6 +6,8 @@ Search", ICLR 2020.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -78,12 +80,14 @@ class Reduction(nn.Module):
 class Supernet(nn.Module):
     """Every network of the space, of width C and N cells a stage, with shared weights.
 
-    It computes the subnet `architecture`, an attribute.
+    It computes the subnet `sampled`, an attribute, and is a `nas_dynamic.host.Supernet`.
     """
+
+    space = SPACE
 
     def __init__(self, width: int, cells: int, classes: int) -> None:
         super().__init__()
-        self.architecture: Architecture = SPACE.decode([3] * len(EDGES))
+        self.sampled: Architecture = SPACE.decode([3] * len(EDGES))
         self.stem = nn.Sequential(*list(ConvBN(3, width, 3))[1:])
         self.stages = nn.ModuleList(
             nn.ModuleList(Cell(width * 2**stage) for _ in range(cells)) for stage in range(3)
@@ -104,19 +108,23 @@ class Supernet(nn.Module):
             if number:
                 x = self.reductions[number - 1](x)
             for cell in stage:
-                x = cell(x, self.architecture)
+                x = cell(x, self.sampled)
         return self.head(x)
 
     def activate(self, architecture: Architecture) -> None:
         """Compute this subnet from now on."""
-        self.architecture = architecture
+        self.sampled = architecture
 
-    def size_of(self, architecture: Architecture) -> int:
-        """Count the parameters of a subnet."""
-        modules = [self.stem, self.reductions, self.head]
-        for stage in self.stages:
-            for cell in stage:
-                for edge, operation in architecture.items():
-                    if operation != "none":
-                        modules.append(cell.edges[edge][operation])
-        return sum(p.numel() for module in modules for p in module.parameters())
+    def subnet_parameters(self) -> Callable[[Architecture], int]:
+        """Return a count of the parameters of a subnet."""
+
+        def count(architecture: Architecture) -> int:
+            modules = [self.stem, self.reductions, self.head]
+            for stage in self.stages:
+                for cell in stage:
+                    for edge, operation in architecture.items():
+                        if operation != "none":
+                            modules.append(cell.edges[edge][operation])
+            return sum(p.numel() for module in modules for p in module.parameters())
+
+        return count

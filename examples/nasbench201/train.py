@@ -108,7 +108,7 @@ def train(
         sampler = FairSampler(space, options.seed, options.group_by if separate else None)
     else:
         sampler = UniformSampler(space, options.seed)
-    complexity = lookup(space, supernet.size_of)
+    complexity = lookup(space, supernet.subnet_parameters())
     subnets: list[Architecture] = []
     dynamic = DynamicTraining(
         optimizer,
@@ -166,7 +166,7 @@ def train(
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Mean over the ranks; they train the same subnets, so they have the same gradients."""
+    """Average over the ranks; they train the same subnets, so the same weights have gradients."""
     if WORLD > 1:
         for parameter in parameters:
             if parameter.grad is not None:
@@ -191,21 +191,21 @@ def report(
     validation = list(batch_loader(data.validation, 256))
     accuracies = dict.fromkeys(map(key_of, architectures), 0.0)
     for space, supernet in trained:
-        own = [a for a in architectures if all(a[k] in v for k, v in space.choices.items())]
+        own = [architecture for architecture in architectures if architecture in space]
         # Its BN keeps no statistics: subnets are scored on those of the batch, as in the paper.
         for score in score_subnets(
             supernet, type(supernet).activate, own, validation, batch_norm="batch"
         ):
             accuracies[key_of(score.architecture)] = score.accuracy
     values = [accuracies[key_of(a)] for a in architectures]
-    sizes = [trained[0][1].size_of(a) for a in architectures]
     result = {"mean": float(np.mean(values)), "best": max(values)}
-    if options.truth is not None:
-        table = dict(read_truth(options.truth))
-        truth = [table[key_of(a)] for a in architectures]
-        result["tau"] = kendall_tau(values, truth)
-        result["tau of parameters"] = kendall_tau(sizes, truth)
-        result["truth of the best"] = truth[int(np.argmax(values))]
+    if options.standalone is not None:
+        table = dict(read_standalone(options.standalone))
+        standalone = [table[key_of(a)] for a in architectures]
+        sizes = list(map(trained[0][1].subnet_parameters(), architectures))
+        result["tau"] = kendall_tau(values, standalone)
+        result["tau of parameters"] = kendall_tau(sizes, standalone)
+        result["stand-alone of the best"] = standalone[int(np.argmax(values))]
     (folder / "result.json").write_text(json.dumps(result, indent=1))
     print(f"{folder.name}: " + ", ".join(f"{key} {value:.3f}" for key, value in result.items()))
 
@@ -218,21 +218,21 @@ def drawn_subnets(count: int) -> list[Architecture]:
 
 
 def key_of(architecture: Architecture) -> str:
-    """NAS-Bench-201's own string: |op~0|+|op~0|op~1|+|op~0|op~1|op~2|."""
+    """Return NAS-Bench-201's own string: |op~0|+|op~0|op~1|+|op~0|op~1|op~2|."""
     return "+".join(
         "|" + "|".join(f"{architecture[f'{t}←{s}']}~{s}" for s in range(t)) + "|" for t in (1, 2, 3)
     )
 
 
-def read_truth(path: Path) -> Iterator[tuple[str, float]]:
-    """Architecture strings and accuracies from a table with columns arch_str, c10_test200."""
+def read_standalone(path: Path) -> Iterator[tuple[str, float]]:
+    """Read architecture strings and accuracies from columns arch_str, c10_test200 of a table."""
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
         for row in csv.DictReader(lines):
             yield row["arch_str"], float(row["c10_test200"])
 
 
 def load_data(options: argparse.Namespace) -> ImageData:
-    """digits needs nothing; CIFAR10 is torchvision's; anything else is a folder of images."""
+    """Load digits, which need nothing, torchvision's CIFAR10, or a folder of images."""
     if options.data == "digits":
         return digits()
     if options.data == "CIFAR10":
@@ -266,7 +266,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--download", action="store_true")
     parser.add_argument("--group-by", choices=SPACE.labels, default="3←0", help="edge of MS")
     parser.add_argument("--split", choices=SPACE.labels, default="1←0", help="edge of few-shot")
-    parser.add_argument("--truth", type=Path, help="CSV of arch_str, c10_test200: prints τ")
+    parser.add_argument("--standalone", type=Path, help="CSV of arch_str, c10_test200: prints τ")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("runs/nasbench201"))

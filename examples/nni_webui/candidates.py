@@ -7,8 +7,6 @@ process: on a space of your own, the page is worth that; else use `SupernetEvalu
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from nni.nas.strategy import RandomOneShot
 from sweep import Size, images, space, train_supernet, trial
 
 from nas_dynamic.adapters.nni import SupernetEvaluator, extract, subnet_parameters
-from nas_dynamic.evaluation import evaluate, recalibrate
+from nas_dynamic.evaluation import digest, evaluate, recalibrate
 from nas_dynamic.experiment.data import batch_loader, calibration_batches
 from nas_dynamic.storage import checkpoint
 
@@ -36,8 +34,8 @@ def search_space(size: Size) -> dict[str, Any]:
 
 def supernet(size: Size, out: Path) -> ModelSpace:
     """Return the trained supernet: from its file, or trained and kept there."""
-    key = json.dumps([TRAINING, asdict(size), torch.__version__])
-    path = out / f"supernet-{hashlib.sha256(key.encode()).hexdigest()[:12]}.pt"
+    depends_on = TRAINING | asdict(size) | {"torch": torch.__version__}
+    path = out / f"supernet-{digest(depends_on)[:12]}.pt"
     if path.exists():
         model = RandomOneShot().mutate_model(space(size, images()))
         model.load_state_dict(checkpoint.load(path))

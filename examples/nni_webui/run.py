@@ -62,8 +62,8 @@ def main() -> None:
 
 
 def sweep_of(size: sweep.Size, out: Path, display: Display) -> webui.Study:
-    """Ways of training; the true accuracies are worked out ahead of it, once."""
-    sweep.truth(size, out, display.work("train subnets alone"))
+    """Compare ways of training; the stand-alone accuracies are measured before it, once."""
+    sweep.standalone_accuracies(size, out, display.work("train stand-alone subnets"))
     return webui.Study(
         name="nas-dynamic: ways of training",
         script="sweep.py",
@@ -75,7 +75,7 @@ def sweep_of(size: sweep.Size, out: Path, display: Display) -> webui.Study:
 
 
 def search_of(size: sweep.Size, out: Path, display: Display) -> webui.Study:
-    """Candidates of a supernet, which is trained ahead of it, once."""
+    """Search among the candidates of a supernet, which is trained before it, once."""
     progress = display.work("train the supernet")
     candidates.supernet(size, out)
     progress(1, 1)

@@ -1,8 +1,8 @@
 """A sweep over ways of training a supernet; run as a script, one trial of it.
 
 Each trial trains NNI's NasBench201 space, at small size, on scikit-learn's digits. After every
-epoch it scores a fixed panel of subnets with inherited weights, and ranks them: τ is against the
-same subnets trained alone.
+epoch it scores a fixed panel of subnets with inherited weights, and ranks them: τ is against their
+stand-alone accuracies.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Size:
 
     Attributes:
         epochs: of a supernet.
-        standalone_epochs: of a subnet that is trained alone.
+        standalone_epochs: of a subnet that is trained by itself.
         panel: number of subnets that are scored and ranked.
         channels: of the first cells.
         batch_size: of every training.
@@ -88,8 +88,10 @@ def panel(size: Size, data: ImageData) -> list[dict[str, Any]]:
     return sample_architectures(search_space(space(size, data)), size.panel, seed=0)
 
 
-def truth(size: Size, out: Path, progress: Callable[[int, int], None]) -> list[float]:
-    """Accuracies of the panel, each subnet trained alone; kept in a file."""
+def standalone_accuracies(
+    size: Size, out: Path, progress: Callable[[int, int], None]
+) -> list[float]:
+    """Train each subnet of the panel by itself and test it; kept in a file."""
     data = images()
 
     def measure(missing: list[dict[str, Any]]) -> Iterator[Score]:
@@ -115,22 +117,22 @@ def truth(size: Size, out: Path, progress: Callable[[int, int], None]) -> list[f
 
 
 def train(
-    parameters: dict[str, Any], size: Size, alone: list[float], report: Report
+    parameters: dict[str, Any], size: Size, standalone: list[float], report: Report
 ) -> dict[str, float]:
     """Train one supernet.
 
     Args:
         parameters: a point of `SEARCH_SPACE`.
         size: how much.
-        alone: the true accuracies of the panel.
+        standalone: the stand-alone accuracies of the panel.
         report: told the metrics after every epoch.
 
     Returns:
         The last metrics: `default`, the mean accuracy of the panel; `tau`, Kendall's τ of its
-        ranking; `best`, the true accuracy of the subnet that it puts first.
+        ranking; `best`, the stand-alone accuracy of the subnet that it puts first.
     """
     data = images()
-    epochs = Epochs(size, data, alone, report)
+    epochs = Epochs(size, data, standalone, report)
     train_supernet(parameters, size, data, [epochs])
     return epochs.metrics
 
@@ -190,17 +192,19 @@ class Training(ClassificationModule):
         return [sgd], [torch.optim.lr_scheduler.CosineAnnealingLR(sgd, self.size.epochs)]
 
     def on_fit_end(self) -> None:
-        """Nothing: NNI's would report the training accuracy as the result of the trial."""
+        """Report nothing: NNI's would report the training accuracy as the result of the trial."""
 
 
 class Epochs(pl.Callback):
     """Scores and ranks the panel after every epoch."""
 
-    def __init__(self, size: Size, data: ImageData, alone: list[float], report: Report) -> None:
+    def __init__(
+        self, size: Size, data: ImageData, standalone: list[float], report: Report
+    ) -> None:
         self.panel = panel(size, data)
         self.validation = list(batch_loader(data.validation, 256))
         self.calibration = calibration_batches(data.train, 32, 4)
-        self.alone = alone
+        self.standalone = standalone
         self.report = report
         self.metrics: dict[str, float] = {}
 
@@ -214,17 +218,17 @@ class Epochs(pl.Callback):
             calibration=self.calibration,
         )
         accuracies = [score.accuracy for score in scores]
-        tau = kendall_tau(np.array(accuracies), np.array(self.alone))
+        tau = kendall_tau(np.array(accuracies), np.array(self.standalone))
         self.metrics = {
             "default": statistics.mean(accuracies),
             "tau": 0.0 if math.isnan(tau) else tau,  # all alike: no ranking
-            "best": self.alone[max(range(len(accuracies)), key=accuracies.__getitem__)],
+            "best": self.standalone[int(np.argmax(accuracies))],
         }
         self.report(self.metrics)
 
 
 def trial() -> tuple[Size, Path]:
-    """Of the trial that this process is: its size, and the folder of all experiments."""
+    """Read the size of the trial that this process is, and the folder of all experiments."""
     parser = argparse.ArgumentParser()
     parser.add_argument("settings", type=Path, help="settings.json of the experiment")
     settings: Path = parser.parse_args().settings
@@ -235,8 +239,8 @@ def trial() -> tuple[Size, Path]:
 def main() -> None:
     """One trial, as NNI's manager starts it."""
     size, out = trial()
-    alone = truth(size, out, lambda done, total: None)
-    metrics = train(nni.get_next_parameter(), size, alone, nni.report_intermediate_result)
+    standalone = standalone_accuracies(size, out, lambda done, total: None)
+    metrics = train(nni.get_next_parameter(), size, standalone, nni.report_intermediate_result)
     nni.report_final_result(metrics)
 
 

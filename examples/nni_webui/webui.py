@@ -74,7 +74,7 @@ class _Stop(BaseException):
 
 
 def run(study: Study, page: Page, trials: int) -> list[Result] | None:
-    """Make the trials of a study; their results, or None if it was stopped ahead of its end."""
+    """Make the trials of a study; return their results, or None if it was stopped early."""
     experiment = Experiment("local")
     settings = _settings_file(experiment.id, page)
     config = experiment.config

@@ -13,6 +13,7 @@ import torch
 pytest.importorskip("sklearn")
 
 from nas_dynamic.complexity import count_parameters
+from nas_dynamic.host import Supernet
 
 pytestmark = pytest.mark.host
 
@@ -47,10 +48,10 @@ def run(example, monkeypatch, tmp_path):
 @pytest.mark.parametrize("method", ["static", "calr", "ms", "dynamic"])
 @pytest.mark.parametrize("sampler", ["spos", "fair", "fewshot"])
 def test_every_arm_trains_and_scores(example, run, method, sampler, tmp_path):
-    table = tmp_path / "truth.csv"
+    table = tmp_path / "standalone.csv"
     rows = [f"{example.key_of(a)},{50 + i % 40}" for i, a in enumerate(example.SPACE)]
     table.write_text("\n".join(["arch_str,c10_test200", *rows]))
-    folder = run(method, sampler, truth=table)
+    folder = run(method, sampler, standalone=table)
     result = json.loads((folder / "result.json").read_text())
     assert 0 < result["mean"] <= result["best"] <= 1
     assert -1 <= result["tau"] <= 1
@@ -99,7 +100,9 @@ def test_size_and_name_of_a_subnet(example):
     )
     supernet = example.Supernet(4, 2, 10)
     supernet.activate(architecture)
-    assert supernet.size_of(architecture) == count_parameters(supernet, torch.randn(2, 3, 8, 8))
+    assert isinstance(supernet, Supernet)
+    size = supernet.subnet_parameters()(architecture)
+    assert size == count_parameters(supernet, torch.randn(2, 3, 8, 8))
 
 
 def test_one_edge_for_both_is_refused(run, capsys):

@@ -59,9 +59,9 @@ def test_a_trial_of_the_sweep(example, sampler, gamma_max, momentum):
     parameters = {"seed": 1, "sampler": sampler, "gamma_max": gamma_max, "momentum": momentum}
     for name, spec in sweep.SEARCH_SPACE.items():
         assert parameters[name] in spec["_value"]
-    alone = [0.4, 0.3, 0.2, 0.1]
+    standalone = [0.4, 0.3, 0.2, 0.1]
     reports = []
-    last = sweep.train(parameters, size, alone, reports.append)
+    last = sweep.train(parameters, size, standalone, reports.append)
     assert len(reports) == size.epochs
     assert reports[-1] == last
 
@@ -77,17 +77,17 @@ def test_a_trial_of_the_sweep(example, sampler, gamma_max, momentum):
     )
     accuracies = [score.accuracy for score in scores]
     assert last["default"] == pytest.approx(sum(accuracies) / 4)
-    tau = kendalltau(accuracies, alone).statistic
+    tau = kendalltau(accuracies, standalone).statistic
     assert last["tau"] == pytest.approx(0.0 if tau != tau else tau)
-    assert last["best"] == alone[accuracies.index(max(accuracies))]
+    assert last["best"] == standalone[accuracies.index(max(accuracies))]
 
 
-def test_the_truth_is_worked_out_once(example, tmp_path, monkeypatch):
+def test_standalone_accuracies_are_measured_once(example, tmp_path, monkeypatch):
     sweep = example.sweep
-    first = sweep.truth(example.TINY, tmp_path, nothing)
+    first = sweep.standalone_accuracies(example.TINY, tmp_path, nothing)
     assert len(first) == example.TINY.panel
     monkeypatch.setattr(sweep, "train_standalone", None)
-    assert sweep.truth(example.TINY, tmp_path, nothing) == first
+    assert sweep.standalone_accuracies(example.TINY, tmp_path, nothing) == first
 
 
 def test_candidates_of_a_supernet(example, tmp_path, monkeypatch, capsys):
@@ -104,13 +104,13 @@ def test_candidates_of_a_supernet(example, tmp_path, monkeypatch, capsys):
 
     best = max(results, key=lambda result: result["value"]["default"])
     data = candidates.images()
-    alone = extract(candidates.supernet(size, tmp_path), best["parameters"])
-    recalibrate(alone, calibration_batches(data.train, 32, 4))
-    accuracy, _ = evaluate(alone, batch_loader(data.validation, 256))
+    subnet = extract(candidates.supernet(size, tmp_path), best["parameters"])
+    recalibrate(subnet, calibration_batches(data.train, 32, 4))
+    accuracy, _ = evaluate(subnet, batch_loader(data.validation, 256))
     assert accuracy == best["value"]["default"]
-    assert sum(p.numel() for p in alone.parameters()) == best["value"]["parameters"]
+    assert sum(p.numel() for p in subnet.parameters()) == best["value"]["parameters"]
     found = checkpoint.load(path)
-    assert all(torch.equal(found[key], tensor) for key, tensor in alone.state_dict().items())
+    assert all(torch.equal(found[key], tensor) for key, tensor in subnet.state_dict().items())
 
 
 def test_messages(example, tmp_path):

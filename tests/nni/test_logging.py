@@ -15,25 +15,25 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn.functional import cross_entropy
 
 from nas_dynamic.adapters.nni import (
-    DynamicCallback,
     FairOneShot,
     activate,
     dynamic,
     search_space,
     subnet_parameters,
+    training,
 )
-from nas_dynamic.adapters.nni.sampling import Sampling, SeededSampling
+from tests.nni.runs import Recorder, fit
 
 pytestmark = pytest.mark.host
 
 UPDATES = 12
 
 
-class Recorder(pl.Callback):
-    """Weights ahead of every update, and what it used."""
+class WeightsRecorder(Recorder):
+    """Weights before every update as well."""
 
     def __init__(self):
-        self.updates = []
+        super().__init__()
         self.weights = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -41,20 +41,9 @@ class Recorder(pl.Callback):
             state = pl_module.model.state_dict()
             self.weights.append({name: value.clone() for name, value in state.items()})
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        (callback,) = (c for c in trainer.callbacks if isinstance(c, DynamicCallback))
-        if len(self.updates) < callback.training.updates:
-            self.updates.append(callback.training.last)
 
-
-def fit(strategy, evaluator):
-    torch.manual_seed(0)
-    recorder = Recorder()
-    evaluator.trainer.callbacks.append(recorder)
-    supernet = strategy.mutate_model(NasBench201(4, 1, 10))
-    mutated = strategy.mutate_evaluator(evaluator)
-    mutated.evaluate(supernet)
-    return recorder
+def recorded(strategy, evaluator):
+    return fit(strategy, evaluator, recorder=WeightsRecorder())[2]
 
 
 def logged_by_tensorboard(folder):
@@ -134,7 +123,7 @@ def test_values_are_those_of_the_formulas(logger, strategy, classification, tmp_
     evaluator = classification(
         logger=build(tmp_path, name="", version=""), log_every_n_steps=4, max_epochs=2
     )
-    recorder = fit(dynamic(strategy(), gamma_by="complexity"), evaluator)
+    recorder = recorded(dynamic(strategy(), gamma_by="complexity"), evaluator)
     values = losses(recorder, [[batch] for batch in evaluator.train_dataloaders] * 2)
     wanted = expected(recorder, values, every=4)
     found = read(tmp_path)
@@ -159,7 +148,7 @@ def test_loss_of_an_update_of_several_batches(classification, tmp_path):
     evaluator = classification(
         logger=logger, log_every_n_steps=1, max_epochs=2, accumulate_grad_batches=4
     )
-    recorder = fit(dynamic(RandomOneShot()), evaluator)
+    recorder = recorded(dynamic(RandomOneShot()), evaluator)
     batches = list(evaluator.train_dataloaders)
     values = losses(recorder, [batches[:4], batches[4:]] * 2)
     assert losses_of_updates(tmp_path) == pytest.approx(dict(enumerate(values)), rel=1e-5)
@@ -173,7 +162,7 @@ def test_the_loss_of_a_step_without_an_update_is_dropped(classification, tmp_pat
 
     logger = pl.loggers.CSVLogger(tmp_path, name="", version="")
     evaluator = classification(logger=logger, log_every_n_steps=1, callbacks=[Skip()])
-    recorder = fit(dynamic(RandomOneShot()), evaluator)
+    recorder = recorded(dynamic(RandomOneShot()), evaluator)
     assert len(recorder.updates) == 5
     del recorder.weights[1]
     batches = [[batch] for batch in evaluator.train_dataloaders]
@@ -184,7 +173,7 @@ def test_the_loss_of_a_step_without_an_update_is_dropped(classification, tmp_pat
 def test_static_options_log_what_there_is(classification, tmp_path):
     logger = pl.loggers.CSVLogger(tmp_path, name="", version="")
     evaluator = classification(logger=logger, log_every_n_steps=3)
-    fit(dynamic(RandomOneShot(), calr=False, momentum=False), evaluator)
+    recorded(dynamic(RandomOneShot(), calr=False, momentum=False), evaluator)
     assert logged_in_csv(tmp_path) == {"dynamic/lr": {2: 0.05, 5: 0.05}}
 
 
@@ -194,15 +183,17 @@ def test_losses_are_read_at_logging_steps_only(every, classification, tmp_path, 
 
     def fit_without_values(every):
         logger = pl.loggers.CSVLogger(tmp_path, name="", version="")
-        return fit(dynamic(RandomOneShot()), classification(logger=logger, log_every_n_steps=every))
+        return recorded(
+            dynamic(RandomOneShot()), classification(logger=logger, log_every_n_steps=every)
+        )
 
     unreadable = torch.zeros((), device="meta")
-    monkeypatch.setattr(SeededSampling, "loss", lambda self, outputs: unreadable)
+    monkeypatch.setattr(training, "unweighted_loss", lambda outputs, trainer: unreadable)
     assert len(fit_without_values(every).updates) == 6
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         fit_without_values(3)
 
 
 def test_without_a_logger_losses_are_not_looked_at(classification, monkeypatch):
-    monkeypatch.delattr(Sampling, "loss")
-    assert len(fit(dynamic(RandomOneShot()), classification(logger=False)).updates) == 6
+    monkeypatch.delattr(training, "unweighted_loss")
+    assert len(recorded(dynamic(RandomOneShot()), classification(logger=False)).updates) == 6

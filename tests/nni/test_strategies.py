@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import importlib.util
 import pickle
 from collections import Counter
@@ -17,7 +16,6 @@ from nni.nas.strategy import ENAS, Proxyless, RandomOneShot
 from torch.nn.functional import cross_entropy
 
 from nas_dynamic.adapters.nni import (
-    DynamicCallback,
     FairOneShot,
     FewShotOneShot,
     SandwichOneShot,
@@ -27,7 +25,7 @@ from nas_dynamic.adapters.nni import (
     subnet_parameters,
 )
 from nas_dynamic.adapters.nni.multi_subnet import distillation_loss
-from nas_dynamic.adapters.nni.sampling import SamplingCallback
+from tests.nni.runs import fit, same_weights, training_of
 
 pytestmark = pytest.mark.host
 
@@ -50,42 +48,6 @@ STRATEGIES = {
     "proxyless": Proxyless,
     "enas": pytest.param(enas, marks=needs_tianshou),
 }
-
-
-class Recorder(pl.Callback):
-    """The subnets of every update, once an update."""
-
-    def __init__(self):
-        self.steps = []
-        self.updates = []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        for callback in trainer.callbacks:
-            if isinstance(callback, SamplingCallback):
-                self.steps.append(list(callback.sampling.architectures))
-            elif isinstance(callback, DynamicCallback):
-                training = callback.training
-                if len(self.updates) < training.updates:
-                    self.updates.append(training.last)
-
-
-def fit(strategy, evaluator, model_space=None):
-    """Train as an experiment does, without its engine."""
-    torch.manual_seed(0)
-    supernet = strategy.mutate_model(model_space or NasBench201(4, 1, 10))
-    recorder = Recorder()
-    evaluator.trainer.callbacks.append(recorder)
-    mutated = strategy.mutate_evaluator(evaluator)
-    mutated.evaluate(supernet)
-    return supernet, mutated.trainer, recorder
-
-
-def training_of(trainer):
-    return next(c for c in trainer.callbacks if isinstance(c, DynamicCallback)).training
-
-
-def same_weights(a, b):
-    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("attached", [False, True], ids=["static", "dynamic"])
@@ -233,17 +195,17 @@ def test_architecture_steps_of_proxyless_are_left_alone(classification):
     assert all(len(state) == 3 for state in architecture.state.values())
 
 
-@pytest.mark.parametrize(
-    ("strategy", "attached"),
-    [
-        (FairOneShot, False),
-        (FairOneShot, True),
-        (SandwichOneShot, True),
-        (functools.partial(FewShotOneShot, epochs=1), True),
-    ],
-    ids=["fair-static", "fair", "sandwich", "few-shot"],
-)
-def test_stopped_and_resumed_equals_straight(strategy, attached, classification, tmp_path):
+RESUMED = {
+    "random": lambda: dynamic(RandomOneShot(), seed=1, total_steps=18),
+    "fair-static": lambda: FairOneShot(seed=1),
+    "fair": lambda: dynamic(FairOneShot(seed=1), total_steps=18),
+    "sandwich": lambda: dynamic(SandwichOneShot(seed=1), total_steps=18),
+    "few-shot": lambda: dynamic(FewShotOneShot(seed=1, epochs=1), total_steps=18),
+}
+
+
+@pytest.mark.parametrize("build", RESUMED.values(), ids=RESUMED)
+def test_stopped_and_resumed_equals_straight(build, classification, tmp_path):
     def run(stop_at, resume_from=None):
         checkpoints = pl.callbacks.ModelCheckpoint(
             tmp_path, filename="{step}", every_n_train_steps=6, save_top_k=-1
@@ -253,8 +215,7 @@ def test_stopped_and_resumed_equals_straight(strategy, attached, classification,
         )
         if resume_from:
             evaluator.fit_kwargs["ckpt_path"] = str(resume_from)
-        built = strategy(seed=1)
-        return fit(dynamic(built, total_steps=18) if attached else built, evaluator)
+        return fit(build(), evaluator)
 
     straight, _, expected = run(stop_at=18)
     for checkpoint in tmp_path.glob("*.ckpt"):
@@ -371,7 +332,7 @@ def test_annealed_losses(classification):
     [
         (FairOneShot, {"group_by": len}, {}, "give the label of a choice"),
         (FairOneShot, {"group_by": "layer9"}, {}, "labels are 'cell/0_1'"),
-        (RandomOneShot, {"anneal": "loss"}, {}, "needs a strategy that weighs the losses"),
+        (RandomOneShot, {"anneal": "loss"}, {}, "needs a host that weights the losses"),
         (Proxyless, {}, {"max_steps": 4}, "counts the steps of the architecture's optimizer"),
         (lambda: FewShotOneShot(label="layer9"), {}, {}, "cannot be split on 'layer9'"),
         (
@@ -385,11 +346,6 @@ def test_annealed_losses(classification):
 def test_refusals(strategy, options, kwargs, message, classification):
     with pytest.raises(ValueError, match=message):
         fit(dynamic(strategy(), **options), classification(**kwargs))
-
-
-def test_check_of_ranks_is_refused_at_once():
-    with pytest.raises(ValueError, match="must be 1 or more, got 0"):
-        dynamic(RandomOneShot(), check_ranks_every=0)
 
 
 def test_distillation_needs_logits():

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import atexit
 import copy
+import dataclasses
+import inspect
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,48 +24,11 @@ from nni.nas.strategy import (
 )
 from torch.nn.functional import cross_entropy
 
-from nas_dynamic.adapters.nni import DynamicCallback, SandwichOneShot, activate, dynamic
+from nas_dynamic.adapters.nni import SandwichOneShot, activate, dynamic
+from nas_dynamic.host import Options
+from tests.nni.runs import callback_of, fit, same_weights, training_of
 
 pytestmark = pytest.mark.host
-
-
-class Recorder(pl.Callback):
-    """What every update used, and which parameters had a gradient ahead of it."""
-
-    def __init__(self):
-        self.updates = []
-        self.trained = []
-
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.trained.append(
-            {name for name, p in pl_module.model.named_parameters() if p.grad is not None}
-        )
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        training = callback_of(trainer).training
-        if training.last is not None and len(self.updates) < training.updates:
-            self.updates.append(training.last)
-
-
-def callback_of(trainer):
-    (callback,) = (c for c in trainer.callbacks if isinstance(c, DynamicCallback))
-    return callback
-
-
-def fit(strategy, evaluator, model_space=None, seed=0):
-    """Train as an experiment does, without its engine; returns supernet, trainer and record."""
-    torch.manual_seed(seed)
-    model_space = model_space or NasBench201(4, 1, 10)
-    recorder = Recorder()
-    evaluator.trainer.callbacks.append(recorder)
-    supernet = strategy.mutate_model(model_space)
-    mutated = strategy.mutate_evaluator(evaluator)
-    mutated.evaluate(supernet)
-    return supernet, mutated.trainer, recorder
-
-
-def same_weights(a, b):
-    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def test_one_line_in_an_experiment(classification, tmp_path):
@@ -74,7 +40,7 @@ def test_one_line_in_an_experiment(classification, tmp_path):
     experiment.run()
     experiment.stop()
     atexit.unregister(experiment.stop)  # it would log to the stream that pytest has closed
-    training = callback_of(evaluator.trainer).training
+    training = training_of(evaluator.trainer)
     assert training.updates == training.calr.total_steps == 12
     assert len(training.groups) > 1
     assert training.momentum.group_by == "cell/0_3"
@@ -84,7 +50,7 @@ def test_every_hub_space_trains_the_sampled_subnet(hub, classification):
     build, shape = hub
     evaluator = classification(shape, examples=12)
     supernet, trainer, recorder = fit(dynamic(RandomOneShot()), evaluator, build())
-    training = callback_of(trainer).training
+    training = training_of(trainer)
     assert training.updates == 3
     for update, trained in zip(recorder.updates, recorder.trained, strict=True):
         training.space.validate(update.architecture)
@@ -101,7 +67,7 @@ def test_every_hub_space_trains_the_sampled_subnet(hub, classification):
 def test_equals_one_optimizer_a_group_with_the_formula_written_out(classification, idle):
     evaluator = classification(max_epochs=3)
     supernet, trainer, recorder = fit(dynamic(RandomOneShot(), idle=idle), evaluator)
-    training = callback_of(trainer).training
+    training = training_of(trainer)
     steps = training.calr.total_steps
 
     torch.manual_seed(0)
@@ -160,37 +126,13 @@ def test_static_options_leave_the_training_alone(classification):
 def test_accumulated_batches_share_one_subnet(classification):
     evaluator = classification(accumulate_grad_batches=4, max_epochs=2)  # 6 batches: 4 + 2
     _, trainer, recorder = fit(dynamic(RandomOneShot()), evaluator)
-    assert callback_of(trainer).training.updates == 4
+    assert training_of(trainer).updates == 4
     # A second subnet in the same update would leave gradients outside of the recorded one.
     for update, trained in zip(recorder.updates, recorder.trained, strict=True):
         labels = {"layers.0.0": "cell/0_1", "layers.1.0": "cell/0_2", "layers.2.0": "cell/0_3"}
         for position, label in labels.items():
             touched = {n.split(".")[5] for n in trained if n.startswith(f"cells.0.{position}.")}
             assert touched <= {update.architecture[label]}
-
-
-def test_stopped_and_resumed_equals_straight(classification, tmp_path):
-    def run(stop_at, resume_from=None):
-        checkpoints = pl.callbacks.ModelCheckpoint(
-            tmp_path, filename="{step}", every_n_train_steps=6, save_top_k=-1
-        )
-        evaluator = classification(
-            max_epochs=3, enable_checkpointing=True, callbacks=[checkpoints], max_steps=stop_at
-        )
-        if resume_from:
-            evaluator.fit_kwargs["ckpt_path"] = str(resume_from)
-        return fit(dynamic(RandomOneShot(), total_steps=18), evaluator)
-
-    straight, _, expected = run(stop_at=18)
-    for checkpoint in tmp_path.glob("*.ckpt"):
-        checkpoint.unlink()
-    run(stop_at=12)
-    resumed, trainer, recorder = run(stop_at=18, resume_from=tmp_path / "step=12.ckpt")
-    assert callback_of(trainer).training.updates == 18
-    assert [u.architecture for u in recorder.updates] == [
-        u.architecture for u in expected.updates[12:]
-    ]
-    assert same_weights(straight, resumed)
 
 
 def test_checkpoint_is_plain_data(classification, tmp_path):
@@ -230,14 +172,14 @@ def test_logs_what_the_updates_used(classification, tmp_path):
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_precision(classification, precision):
     supernet, trainer, _ = fit(dynamic(RandomOneShot()), classification(precision=precision))
-    assert callback_of(trainer).training.updates == 6
+    assert training_of(trainer).updates == 6
     assert all(torch.isfinite(p).all() for p in supernet.parameters())
 
 
 def test_macs_and_latency_like_complexities(classification):
     macs = dynamic(RandomOneShot(), complexity="macs", group_by="cell/0_1")
     _, trainer, _ = fit(macs, classification())
-    training = callback_of(trainer).training
+    training = training_of(trainer)
     assert training.momentum.group_by == "cell/0_1"
     assert training.calr.c_max > 2 * training.calr.c_min
 
@@ -247,7 +189,7 @@ def test_macs_and_latency_like_complexities(classification):
         gamma_by="complexity",
     )
     _, trainer, _ = fit(convolutions, classification())
-    calr = callback_of(trainer).training.calr
+    calr = training_of(trainer).calr
     assert (calr.c_min, calr.c_max) == (1, 7)
 
 
@@ -321,29 +263,49 @@ def test_missing_momentum_warns_with_the_remedy(classification):
     evaluator = classification(optimizer=torch.optim.SGD)
     with pytest.warns(UserWarning, match=r"functools\.partial\(SGD, momentum=0\.9\)"):
         _, trainer, _ = fit(dynamic(RandomOneShot()), evaluator)
-    assert callback_of(trainer).training.momentum is None
+    assert training_of(trainer).momentum is None
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"group_by": "layer9"}, "labels are 'cell/0_1'"),
         ({"complexity": "flops"}, "'parameters', 'macs' or a function"),
-        ({"gamma_max": -1.0}, "gamma_max"),
+        ({"gamma_max": -1.0}, "gamma_max must be a positive number"),
         ({"curve": "linear"}, "choose one of polynomial"),
         ({"bounds": (5, 2), "gamma_by": "complexity"}, "reversed"),
         ({"gamma_by": "size"}, "gamma_by must be 'rank' or 'complexity'"),
         ({"bounds": (1, 9)}, "bounds are for γ by complexity"),
+        ({"idle": "sleep"}, "idle must be"),
+        ({"anneal": "momentum"}, "anneal must be 'lr' or 'loss'"),
+        ({"max_groups": 0}, "max_groups must be at least 1"),
+        ({"check_ranks_every": 0}, "must be 1 or more, got 0"),
     ],
 )
-def test_bad_options(classification, options, message):
+def test_bad_options_are_refused_at_once(options, message):
     with pytest.raises(ValueError, match=message):
-        fit(dynamic(RandomOneShot(), **options), classification())
+        dynamic(RandomOneShot(), **options)
+
+
+def test_every_option_is_documented():
+    table = (Path(__file__).parents[2] / "docs" / "nni.md").read_text()
+    for option in dataclasses.fields(Options):
+        assert f"`{option.name}`" in table, option.name
+        assert option.name in inspect.signature(dynamic).parameters
+
+
+def test_an_option_that_there_is_not_is_refused_at_once():
+    with pytest.raises(TypeError, match="no option 'gama_max'; did you mean gamma_max"):
+        dynamic(RandomOneShot(), gama_max=3.0)
+
+
+def test_a_label_that_there_is_not_is_refused_before_the_training(classification):
+    with pytest.raises(ValueError, match="labels are 'cell/0_1'"):
+        fit(dynamic(RandomOneShot(), group_by="layer9"), classification())
 
 
 def test_gamma_by_rank_leaves_the_mean_of_log_gamma_at_0(classification):
     _, trainer, recorder = fit(dynamic(RandomOneShot()), classification())
-    training = callback_of(trainer).training
+    training = training_of(trainer)
     generator = np.random.default_rng(1)
     gammas = [training.calr.gamma(training.space.sample(generator)) for _ in range(2000)]
     assert np.mean(np.log(gammas)) == pytest.approx(0, abs=0.1)
@@ -358,7 +320,7 @@ def test_gamma_by_rank_is_by_the_rank_among_subnets_that_pass_the_filter(classif
 
     strategy = dynamic(RandomOneShot(filter=valid))
     _, trainer, recorder = fit(strategy, classification())
-    training = callback_of(trainer).training
+    training = training_of(trainer)
     subnets = [a for a in training.space if valid(a)]
     gammas = [training.calr.gamma(architecture) for architecture in subnets]
     assert len(subnets) == 4**6
@@ -369,7 +331,7 @@ def test_gamma_by_rank_is_by_the_rank_among_subnets_that_pass_the_filter(classif
 def test_gamma_by_rank_counts_the_subnets_of_a_sampler_as_often_as_it_draws_them(classification):
     strategy = dynamic(SandwichOneShot(randoms=2), momentum=False)
     _, trainer, _ = fit(strategy, classification())
-    calr = callback_of(trainer).training.calr
+    calr = training_of(trainer).calr
     # A quarter of all subnets is the largest, so that the middle of them has the rank 7/8.
     assert calr.gamma_of(calr.c_max) == pytest.approx(4 ** (1 - 2 * 7 / 8), rel=0.01)
 

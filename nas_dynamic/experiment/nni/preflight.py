@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nas_dynamic._extras import extra
-from nas_dynamic.adapters.nni.space import activate, search_space, subnet_parameters
+from nas_dynamic.adapters.nni import activate, search_space, subnet_parameters
 from nas_dynamic.attach.training import DynamicTraining
 from nas_dynamic.complexity import Complexity, lookup
 from nas_dynamic.experiment.config import FOREIGN, Config, ConfigError, kwargs_of, refusing

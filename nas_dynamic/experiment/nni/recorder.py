@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from nas_dynamic._extras import extra
-from nas_dynamic.adapters.nni.space import subnet_parameters
-from nas_dynamic.adapters.nni.training import DynamicCallback
+from nas_dynamic.adapters.nni import DynamicCallback, subnet_parameters
 from nas_dynamic.attach.update_rule import Update
 from nas_dynamic.experiment.cost import CostMeter
 from nas_dynamic.report.records import Cost

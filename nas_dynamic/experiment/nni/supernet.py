@@ -17,13 +17,8 @@ from typing import Any
 import torch
 
 from nas_dynamic._extras import extra
-from nas_dynamic.adapters.nni.space import (
-    sample_of,
-    search_space,
-    subnet_macs,
-    subnet_parameters,
-)
-from nas_dynamic.adapters.nni.training import dynamic
+from nas_dynamic.adapters.nni import dynamic, search_space, subnet_macs, subnet_parameters
+from nas_dynamic.adapters.nni.space import sample_of
 from nas_dynamic.experiment.config import FOREIGN, Config, ConfigError, kwargs_of, refusing
 from nas_dynamic.experiment.data import ImageData, batch_loader
 from nas_dynamic.experiment.nni.checkpoint import SafeCheckpoints
