@@ -105,7 +105,7 @@ class Evolution:
             algorithm.tell(infills=bred)
 
 
-class _Redraw(Mutation):  # type: ignore[misc]
+class _Redraw(Mutation):
     """Draw each choice anew with a probability; candidates have no order to step along."""
 
     def __init__(self, widths: np.ndarray, rate: float) -> None:
@@ -117,7 +117,7 @@ class _Redraw(Mutation):  # type: ignore[misc]
         return np.where(random_state.random(X.shape) < self.rate, drawn, X)
 
 
-class _Unwanted(DuplicateElimination):  # type: ignore[misc]
+class _Unwanted(DuplicateElimination):
     """Drop offspring that was proposed before, comes twice, or is beyond a limit."""
 
     def __init__(self, problem: Problem) -> None:
