@@ -74,7 +74,7 @@ def test_dynamic_experiment_and_back_to_timm(evaluator, tmp_path):
     atexit.unregister(experiment.stop)  # it would log to the stream that pytest has closed
     (callback,) = (c for c in evaluator.trainer.callbacks if isinstance(c, DynamicCallback))
     assert callback.training.updates == 6
-    assert callback.space == supernet.space
+    assert callback.training.space == supernet.space
 
     trained = strategy.supernet
     before = supernet.state_dict()["conv_stem.weight"].clone()
