@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-try:
+from nas_dynamic._extras import extra
+
+with extra("nni"):
     # First: NNI's strategies are placeholders if nni.nas.oneshot is imported before them.
     import nni.nas.strategy  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        "nas_dynamic.adapters.nni needs NNI and Lightning: pip install 'nas-dynamic[nni]' "
-        f"(missing or broken: {error})"
-    ) from error
 
 from nas_dynamic.adapters.nni.complexity import subnet_macs, subnet_parameters
 from nas_dynamic.adapters.nni.extract import extract
