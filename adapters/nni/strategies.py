@@ -101,7 +101,7 @@ class FairOneShot(SamplerOneShot):
     def build_sampler(
         self, module: SamplerModule, space: SearchSpace, group_by: str | None
     ) -> Sampler:
-        """Return one of permutations of the candidates of each choice."""
+        """Return a sampler that permutes the candidates of each choice."""
         return FairSampler(space, self.seed, group_by, accept_of(module))
 
 
@@ -141,7 +141,7 @@ class SandwichOneShot(SamplerOneShot):
     def build_sampler(
         self, module: SamplerModule, space: SearchSpace, group_by: str | None
     ) -> Sampler:
-        """Return one of the ends of the space and random subnets."""
+        """Return a sampler of the ends of the space and of random subnets."""
         complexity = complexity_of(self.complexity, module.model, space, module.trainer)
         return SandwichSampler(
             space, complexity, self.randoms, self.seed, group_by, accept=accept_of(module)
@@ -188,7 +188,7 @@ class FewShotOneShot(SamplerOneShot):
     def build_sampler(
         self, module: SamplerModule, space: SearchSpace, group_by: str | None
     ) -> Sampler:
-        """Return one of uniformly drawn subnets."""
+        """Return a uniform sampler."""
         return UniformSampler(space, self.seed, accept_of(module))
 
     def mutate_evaluator(self, evaluator: Lightning) -> Lightning:

@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import pytorch_lightning as pl
@@ -75,13 +75,13 @@ def dynamic(strategy: Strategy, *, seed: int | None = None, **options: Any) -> S
     return attached
 
 
+@dataclass(frozen=True, eq=False)
 class _MutateEvaluator:
     """NNI's `mutate_evaluator`, and then the callbacks that attach to the training."""
 
-    def __init__(self, strategy: OneShotStrategy, options: Options, seed: int) -> None:
-        self.strategy = strategy
-        self.options = options
-        self.seed = seed
+    strategy: OneShotStrategy
+    options: Options
+    seed: int
 
     def __call__(self, evaluator: Lightning) -> Lightning:
         mutated = type(self.strategy).mutate_evaluator(self.strategy, evaluator)
