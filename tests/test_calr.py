@@ -225,7 +225,7 @@ def cosine(optimizer: torch.optim.Optimizer) -> Any:
 @pytest.mark.parametrize("schedule", [cosine, sequential, one_cycle])
 @pytest.mark.parametrize("complexity", [1, 3, 16])
 def test_the_curve_scheduler_with_schedulers_of_torch(schedule: Any, complexity: int):
-    """lr = lr_0 · s^γ after the peak; as scheduled ahead of it."""
+    """lr = lr_0 · s^γ after the peak; as scheduled before it."""
 
     def optimizer_and_schedule() -> tuple[torch.optim.Optimizer, Any]:
         parameters = [nn.Parameter(torch.ones(1)) for _ in range(2)]

@@ -33,7 +33,7 @@ STEPS = 9
 
 
 class Loop:
-    """Trains with clipping: without a scaler, or by one, ahead of `unscale_` or after it."""
+    """Trains with clipping: without a scaler, or by one, before `unscale_` or after it."""
 
     def __init__(self, optimizer: str, idle: str, scaled: bool) -> None:
         self.model = make_model(Mixed)
