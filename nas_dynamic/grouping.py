@@ -17,7 +17,7 @@ from nas_dynamic.complexity import AdditiveTable
 from nas_dynamic.complexity_scale import ROUNDING, checked_complexity
 from nas_dynamic.space import Architecture, SearchSpace
 
-__all__ = ["ComplexityBins", "Medoids", "default_label"]
+__all__ = ["ComplexityBins", "Medoids", "default_label", "default_rule"]
 
 
 class ComplexityBins:
@@ -68,7 +68,23 @@ class ComplexityBins:
         return {"edges": self.edges}
 
 
-def default_label(space: SearchSpace, complexity: Callable[[Architecture], float]) -> str:
+def default_rule(
+    space: SearchSpace, complexity: Callable[[Architecture], float], max_groups: int
+) -> str | ComplexityBins:
+    """Return how subnets are grouped where the user does not say.
+
+    By `default_label`, of the labels with at most `max_groups` candidates. Where every choice has
+    more, by four bins of the complexity.
+    """
+    few = {k: c for k, c in space.choices.items() if len(c) <= max_groups}
+    if not any(len(candidates) > 1 for candidates in few.values()) and len(few) < len(space.labels):
+        return ComplexityBins.quantiles(space, complexity, min(4, max_groups))
+    return default_label(space, complexity, max_groups)
+
+
+def default_label(
+    space: SearchSpace, complexity: Callable[[Architecture], float], most: int | None = None
+) -> str:
     """Return the label that subnets are grouped by where the user names none.
 
     The choice whose candidates differ most in complexity, measured around the first
@@ -77,9 +93,18 @@ def default_label(space: SearchSpace, complexity: Callable[[Architecture], float
     much in size send unlike gradients, which is what separate momenta are for, and the middle
     choice of a cell or of a chain of layers has other layers on both of its sides. A choice of one
     candidate makes no groups, and is taken only where there is no other.
+
+    Args:
+        space: the choices.
+        complexity: of an architecture.
+        most: candidates that the choice may have.
     """
     terms = AdditiveTable.measure(space, complexity).terms
-    real = [label for label in space.labels if len(space.choices[label]) > 1]
+    real = [
+        label
+        for label, candidates in space.choices.items()
+        if len(candidates) > 1 and (most is None or len(candidates) <= most)
+    ]
     spreads = {k: max(terms[k].values()) - min(terms[k].values()) for k in real or space.labels}
     greatest = max(spreads.values())
     widest = [

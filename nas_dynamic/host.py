@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
@@ -10,7 +11,7 @@ import torch
 from nas_dynamic.attach import DynamicTraining
 from nas_dynamic.calr import CaLR
 from nas_dynamic.complexity import Complexity, bounds, population
-from nas_dynamic.grouping import default_label
+from nas_dynamic.grouping import default_rule
 from nas_dynamic.momentum import GroupBy, MomentumSeparation
 from nas_dynamic.options import Options, takes_options
 from nas_dynamic.sampling import Sampler
@@ -78,16 +79,22 @@ def attach(host: Host, options: Options) -> DynamicTraining:
         ValueError: an option does not suit the host, or the optimizer cannot be attached to.
     """
     calr, momentum = build(host, options)
-    return DynamicTraining(
-        host.optimizer,
-        architecture=host.sampled,
-        calr=calr,
-        momentum=momentum,
-        idle=options.idle,
-        space=host.space,
-        nonfinite=options.nonfinite,
-        check_ranks_every=options.check_ranks_every,
-    )
+    with warnings.catch_warnings():
+        if not (options.calr or options.momentum):  # a static training, by two words of the user
+            warnings.filterwarnings("ignore", "neither calr nor momentum")
+        return DynamicTraining(
+            host.optimizer,
+            architecture=host.sampled,
+            calr=calr,
+            momentum=momentum,
+            idle=options.idle,
+            space=host.space,
+            nonfinite=options.nonfinite,
+            check_ranks_every=options.check_ranks_every,
+            check_sampled=options.check_sampled,
+            extend=options.extend,
+            seed=getattr(host, "seed", None),
+        )
 
 
 def build(host: Host, options: Options) -> tuple[CaLR | None, MomentumSeparation | None]:
@@ -111,13 +118,10 @@ def build(host: Host, options: Options) -> tuple[CaLR | None, MomentumSeparation
 def _momentum(space: SearchSpace, options: Options, complexity: Complexity) -> MomentumSeparation:
     group_by = options.group_by
     if group_by is None:
-        group_by = default_label(space, complexity)
-    if isinstance(group_by, str) and group_by not in space.choices:
-        raise ValueError(
-            f"group_by={group_by!r} is no label of the space; "
-            f"labels are {', '.join(map(repr, space.labels))}"
-        )
-    return MomentumSeparation(group_by, max_groups=options.max_groups)
+        group_by = default_rule(space, complexity, options.max_groups)
+    momentum = MomentumSeparation(group_by, max_groups=options.max_groups)
+    momentum.check_space(space)
+    return momentum
 
 
 def _calr(host: Host, options: Options, complexity: Complexity) -> CaLR:

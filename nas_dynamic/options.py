@@ -39,14 +39,16 @@ class Options:
             the mean lr; or `"complexity"`, the paper's γ.
         bounds: least and greatest complexity of the space, for `gamma_by="complexity"`; found by
             search if not given.
-        group_by: label or rule that groups subnets, see `MomentumSeparation`; the one of
-            `default_label` if not given.
+        group_by: label or rule that groups subnets, see `MomentumSeparation`; that of
+            `default_rule` if not given.
         max_groups: an update that would open one more momentum group is refused.
         idle: what an update does with parameters outside of the subnet; see `DynamicTraining`, as
             for the next one.
         nonfinite: what a step does whose gradients have an inf or a NaN.
         check_ranks_every: where several processes train, the steps between two checks that they
             train the same subnets and have the same weights, see `RankAgreement`; None for none.
+        check_sampled: raise where the gradients contradict the subnet that is told.
+        extend: go on with a checkpoint of fewer total steps; see `DynamicTraining`.
 
     Raises:
         ValueError: names the option and what it may be.
@@ -69,9 +71,11 @@ class Options:
     bounds: tuple[float, float] | None = None
     group_by: GroupBy | None = None
     max_groups: int = 64
-    idle: Literal["coast", "freeze"] = "coast"
+    idle: Literal["coast", "freeze"] | None = None
     nonfinite: Literal["ignore", "raise", "skip"] = "ignore"
     check_ranks_every: int | None = 100
+    check_sampled: bool = True
+    extend: bool = False
 
     def __post_init__(self) -> None:
         if not callable(self.complexity) and self.complexity not in ("parameters", "macs"):

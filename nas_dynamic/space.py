@@ -19,6 +19,7 @@ __all__ = [
     "architecture_text",
     "candidate_from_json",
     "candidate_text",
+    "hashable",
     "key",
     "name_of",
 ]
@@ -45,11 +46,12 @@ class SearchSpace:
     """A finite space of subnets: labelled choices, each with its candidates.
 
     Args:
-        choices: label → candidates of that choice. Candidates are hashable and unique within
-            their choice; their order gives the integer encoding.
+        choices: label → candidates of that choice, unique within it; their order gives the integer
+            encoding. Lists become tuples, and NumPy's numbers plain ones.
 
     Raises:
-        ValueError: no choices, a choice without candidates, or one candidate twice.
+        ValueError: no choices, a choice without candidates, one candidate twice, or a candidate
+            that is not hashable.
 
     Example:
         >>> space = SearchSpace({"layer1": ["conv3", "conv5"], "depth": [2, 3, 4]})
@@ -65,7 +67,7 @@ class SearchSpace:
         self.choices: dict[str, tuple[Hashable, ...]] = {}
         self._index: dict[str, dict[Hashable, int]] = {}
         for label, candidates in choices.items():
-            self.choices[label] = tuple(candidates)
+            self.choices[label] = tuple(hashable(candidate, label) for candidate in candidates)
             self._index[label] = {c: i for i, c in enumerate(self.choices[label])}
             if not self.choices[label]:
                 raise ValueError(f"choice {label!r} has no candidates")
@@ -217,6 +219,26 @@ class SearchSpace:
             if value > best_value:
                 best, best_value = architecture, value
         return best
+
+
+def hashable(value: Any, label: str) -> Hashable:
+    """Return a candidate as it can be looked up: lists as tuples, NumPy's numbers as plain ones.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if isinstance(value, list | tuple):
+        return tuple(hashable(element, label) for element in value)
+    if isinstance(value, np.generic):
+        return value.item()  # type: ignore[no-any-return]
+    try:
+        hash(value)
+    except TypeError:
+        raise ValueError(
+            f"candidate {value!r} of {label!r} is a {type(value).__name__}, which is not hashable; "
+            "give a name or a number for it, or a tuple"
+        ) from None
+    return value  # type: ignore[no-any-return]
 
 
 def _contains(index: Mapping[Hashable, int], candidate: Any) -> bool:

@@ -95,6 +95,8 @@ def test_every_option_reaches_what_it_is_of():
         "momentum": True,
         "anneal": "loss",
         "check_ranks_every": 7,
+        "check_sampled": False,
+        "extend": True,
     }
     assert changes.keys() == {option.name for option in dataclasses.fields(Options)}
     host = Loop(Layers())
@@ -104,6 +106,7 @@ def test_every_option_reaches_what_it_is_of():
     assert (calr.gamma_max, calr.gamma_min, calr.curve, calr.warmup_steps) == (3, 0.5, "cosine", 2)
     assert (calr.total_steps, calr.c_min, calr.c_max, calr.anneal) == (7, 10, 1000, "loss")
     assert calr.complexity({}) == 100
+    assert training.extend
     assert (momentum.group_by, momentum.max_groups, training.idle) == (bins, 5, "freeze")
     host.supernet.layers["layer1"]["a"][0].weight.grad = torch.full((2, 6), torch.nan)
     host.supernet.sampled = host.space.decode([0, 0])

@@ -77,7 +77,7 @@ def extract(supernet: ModelSpace, architecture: Architecture) -> nn.Module:
             f"{type(supernet).__name__} is no supernet; give what a one-shot strategy has trained, "
             "such as strategy.supernet"
         )
-    plain = architecture_of(architecture)
+    plain = architecture_of(architecture, supernet)
     search_space(supernet).validate(plain)
     subnet = _Extraction(sample_of(plain, supernet)).of(supernet)
     vars(subnet).pop("freeze", None)  # of a supernet that SupernetEvaluator has scored

@@ -26,7 +26,7 @@ class PolicySampling(Sampling):
     def resample(self) -> Sample:
         """Let the policy sample."""
         sample = type(self.module).resample(self.module)
-        self.architectures = [architecture_of(sample)]
+        self.architectures = [architecture_of(sample, self.module.model)]
         return sample
 
     def total_steps(self, trainer: pl.Trainer) -> float:

@@ -70,7 +70,7 @@ class MutableSampler:
         Raises:
             RuntimeError: none of 100 passes the filter.
         """
-        return architecture_of(self._module._repeat_until_valid(self._draw))
+        return architecture_of(self._module._repeat_until_valid(self._draw), self._module.model)
 
     def _draw(self) -> Sample:
         sample: Sample = {}

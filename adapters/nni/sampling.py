@@ -88,6 +88,7 @@ class SeededSampling(Sampling):
         self._group_by: str | None = None
         self._samplers: dict[str, Sampler] = {}
         self._loaded: dict[str, Any] = {}
+        self._encoded: list[list[int]] = []  # architectures of a checkpoint
 
     def training_sampler(self, group_by: str | None) -> Sampler:
         """Return a new sampler of the training, whose subnets of an update agree in a label.
@@ -130,6 +131,9 @@ class SeededSampling(Sampling):
 
     def draw(self) -> Sequence[Architecture]:
         """Return the subnets of the update: those of its first micro-batch."""
+        if self._encoded:
+            self.architectures = [self.space.decode(numbers) for numbers in self._encoded]
+            self._encoded = []
         if begins_update(self.module.trainer) or not self.architectures:
             self.architectures = self._draw("training")
         return self.architectures
@@ -156,14 +160,16 @@ class SeededSampling(Sampling):
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the samplers, and the subnets of the update at hand."""
         samplers = {stage: sampler.state_dict() for stage, sampler in self._samplers.items()}
-        return self._loaded | samplers | {"architectures": list(self.architectures)}
+        # By their numbers: candidates may be classes or functions, which no checkpoint loads.
+        numbers = [self.space.encode(a).tolist() for a in self.architectures] or self._encoded
+        return self._loaded | samplers | {"architectures": numbers}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         # Callbacks are restored before `on_fit_start`, where the samplers cannot be built yet.
         self._samplers = {}
         self._loaded = {k: state for k, state in state_dict.items() if k != "architectures"}
-        self.architectures = state_dict["architectures"]
+        self.architectures, self._encoded = (), state_dict["architectures"]
 
 
 def accept_of(module: RandomSamplingLightningModule) -> Callable[[Architecture], bool] | None:

@@ -82,7 +82,7 @@ class SupernetEvaluator(Evaluator):
         """Return the score of a subnet, looked up if it has one already."""
         if supernet is not self._supernet:
             self._supernet, self._scores = supernet, {}
-        architecture = architecture_of(sample)
+        architecture = architecture_of(sample, supernet)
         subnet = key(architecture)
         if subnet not in self._scores:
             self._scores[subnet] = self._score(supernet, activate, architecture)

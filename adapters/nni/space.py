@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from nni.mutable import Categorical, CategoricalMultiple, Sample
 from nni.mutable.annotation import Constraint
@@ -13,12 +13,12 @@ from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation
 
-from nas_dynamic.space import Architecture, SearchSpace
+from nas_dynamic.space import Architecture, SearchSpace, hashable
 
 __all__ = ["activate", "architecture_of", "mixed_arguments", "sample_of", "search_space"]
 
-_MULTIPLE: weakref.WeakKeyDictionary[ModelSpace, frozenset[str]] = weakref.WeakKeyDictionary()
-"""What `_multiple` has found: the walk takes as long as an activation, up to 100 ms."""
+_LABELS: weakref.WeakKeyDictionary[ModelSpace, _Labels] = weakref.WeakKeyDictionary()
+"""What `_labels_of` has found: the walk takes as long as an activation, up to 100 ms."""
 
 
 def search_space(model_space: ModelSpace) -> SearchSpace:
@@ -47,10 +47,13 @@ def search_space(model_space: ModelSpace) -> SearchSpace:
     return SearchSpace(choices)
 
 
-def architecture_of(sample: Mapping[str, Any]) -> dict[str, Hashable]:
-    """Return the architecture of an NNI sample: lists become sorted tuples."""
+def architecture_of(sample: Mapping[str, Any], model_space: ModelSpace) -> dict[str, Hashable]:
+    """Return the architecture of an NNI sample; of several values at once a sorted tuple."""
+    multiple = _labels_of(model_space).multiple
     return {
-        str(label): tuple(sorted(value)) if isinstance(value, list) else value
+        str(label): tuple(sorted(value))
+        if label in multiple and isinstance(value, list)
+        else hashable(value, str(label))
         for label, value in sample.items()
     }
 
@@ -58,24 +61,41 @@ def architecture_of(sample: Mapping[str, Any]) -> dict[str, Hashable]:
 def sample_of(architecture: Architecture, model_space: ModelSpace) -> Sample:
     """Return NNI's sample of an architecture: the inverse of `architecture_of`.
 
-    Choices of several values are lists; a candidate that is a tuple by itself stays one.
+    Choices of several values are lists; a candidate that is a tuple by itself stays one, and one
+    that is a list is NNI's own.
     """
-    multiple = _multiple(model_space)
+    labels = _labels_of(model_space)
     return {
-        label: list(value) if label in multiple and isinstance(value, tuple) else value
+        label: list(value)
+        if label in labels.multiple and isinstance(value, tuple)
+        else labels.lists.get((label, value), value)
         for label, value in architecture.items()
     }
 
 
-def _multiple(model_space: ModelSpace) -> frozenset[str]:
-    """Return the labels of the choices of several values at once."""
-    if model_space not in _MULTIPLE:
-        _MULTIPLE[model_space] = frozenset(
-            str(label)
-            for label, mutable in model_space.simplify().items()
-            if isinstance(mutable, CategoricalMultiple)
+class _Labels(NamedTuple):
+    """What samples have in another form than architectures."""
+
+    multiple: frozenset[str]
+    """Labels of the choices of several values at once."""
+    lists: dict[tuple[str, Hashable], Any]
+    """Label and candidate → NNI's candidate, of those that are lists."""
+
+
+def _labels_of(model_space: ModelSpace) -> _Labels:
+    if model_space not in _LABELS:
+        mutables = {str(label): m for label, m in model_space.simplify().items()}
+        _LABELS[model_space] = _Labels(
+            frozenset(k for k, m in mutables.items() if isinstance(m, CategoricalMultiple)),
+            {
+                (label, hashable(value, label)): value
+                for label, mutable in mutables.items()
+                if isinstance(mutable, Categorical)
+                for value in mutable.values
+                if isinstance(value, list)
+            },
         )
-    return _MULTIPLE[model_space]
+    return _LABELS[model_space]
 
 
 def activate(supernet: ModelSpace, architecture: Architecture) -> None:

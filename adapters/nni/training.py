@@ -138,11 +138,12 @@ class NniHost(Host):
     def total_steps(self) -> int:
         """Return the number of updates of the weights that the trainer will make."""
         steps = self.sampling.total_steps(self.trainer)
-        if not math.isfinite(steps):
+        if not (math.isfinite(steps) and steps >= 1):
             raise ValueError(
-                "the trainer has no end (max_epochs=-1), so the lr cannot decay towards it; "
-                "give max_epochs or max_steps to the evaluator, dynamic(…, total_steps=…), "
-                "or an lr scheduler and dynamic(…, curve='scheduler')"
+                "the trainer has no end that is known before (max_epochs=-1, or batches of a data "
+                "set without a length), so the lr cannot decay towards it; give max_epochs or "
+                "max_steps to the evaluator, dynamic(…, total_steps=…), or an lr scheduler and "
+                "dynamic(…, curve='scheduler')"
             )
         return int(steps)
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from nas_dynamic.attach.copies import bare_copy
+
 __all__ = ["NO_GROUP", "SCHEDULED", "GroupSnapshot", "GroupStates"]
 
 NO_GROUP: Hashable = object()
@@ -184,10 +186,9 @@ class GroupStates:
         Raises:
             ValueError: the checkpoint is of another optimizer.
         """
-        # A copy of an optimizer has its class and param groups, but no hooks.
-        loader = copy.copy(self.optimizer)
 
         def unpacked(state: Mapping[Any, Any]) -> Any:
+            loader = bare_copy(self.optimizer)  # one each: some fill the dict that they have
             loader.load_state_dict({"state": state, "param_groups": param_groups})
             return loader.state
 

@@ -32,8 +32,15 @@ class TrainingState:
         return {"definition": definition} | progress | lists | {"groups": self.groups}
 
 
-def read(state_dict: Mapping[str, Any], definition: dict[str, Any]) -> TrainingState:
+def read(
+    state_dict: Mapping[str, Any], definition: dict[str, Any], *, extend: bool = False
+) -> TrainingState:
     """Return the state of a dynamic training in the state_dict of an optimizer.
+
+    Args:
+        state_dict: of the optimizer.
+        definition: of the training that goes on.
+        extend: the training that was saved may have fewer steps in all.
 
     Raises:
         ValueError: there is none; it is of another definition, and the message names every
@@ -59,8 +66,14 @@ def read(state_dict: Mapping[str, Any], definition: dict[str, Any]) -> TrainingS
         )
     }
     differing = differences(found.pop("definition"), definition)
+    longer = [d for d in differing if d.startswith("calr.total_steps is ")]
+    if extend and longer and _is_longer(saved["definition"], definition):
+        differing.remove(longer[0])
     if differing:
-        raise ValueError("the checkpoint is of another dynamic training: " + "; ".join(differing))
+        remedy = ". To train for more steps, attach with extend=True" if longer else ""
+        raise ValueError(
+            f"the checkpoint is of another dynamic training: {'; '.join(differing)}{remedy}"
+        )
     counts = {name: found[name] for name in ("updates", "steps", "skipped")}
     for name, count in counts.items():
         _check(count >= 0, name, count)
@@ -83,6 +96,11 @@ def read(state_dict: Mapping[str, Any], definition: dict[str, Any]) -> TrainingS
         groups = expect(saved.get("groups"), dict, f"{CHECKPOINT_KEY}.groups")
         _check_groups(groups, state_dict["param_groups"])
     return TrainingState(Progress(**counts, parts=(made, parts), peak_lrs=tuple(peaks)), groups)
+
+
+def _is_longer(saved: dict[str, Any], here: dict[str, Any]) -> bool:
+    steps = [definition["calr"]["total_steps"] for definition in (saved, here)]
+    return all(type(number) is int for number in steps) and steps[0] < steps[1]
 
 
 def _check_groups(groups: dict[str, Any], param_groups: Sequence[Mapping[str, Any]]) -> None:

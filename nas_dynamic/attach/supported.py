@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Literal
+
 import torch
+
+from nas_dynamic.attach.trial import Trial
 
 __all__ = [
     "COAST_ONLY",
@@ -11,15 +16,14 @@ __all__ = [
     "check_idle",
     "check_lookahead",
     "check_supported",
+    "check_trial",
+    "default_idle",
 ]
 
-_WRAPPER = "it keeps its state in an optimizer inside of it, where groups have none of their own"
 UNSUPPORTED = {
     "LBFGS": "it evaluates the closure, and so samples a subnet, several times in one step",
     "Lookahead": "after the update it reads the gradients, which are put back by then, and keeps "
     "its slow weights in the optimizer's state, where each group would have its own",
-    "PostLocalSGDOptimizer": _WRAPPER,
-    "ZeroRedundancyOptimizer": _WRAPPER,
 }
 """Optimizer classes, by name, that cannot be attached to, and why."""
 
@@ -36,15 +40,16 @@ COAST_ONLY = {
 """Optimizers that cannot be attached to with `idle="freeze"`, and why."""
 
 
+NEVER_SPENT = 0.995
+"""Of `Trial.idle_decay`: a momentum that lasts for some 200 updates more moves by a stale step."""
+
+
 def check_supported(optimizer: torch.optim.Optimizer, idle: str) -> None:
     """Check that an optimizer can be attached to, with this `idle`.
 
     Raises:
         ValueError: names the optimizer, the reason and the remedy.
     """
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ValueError(f"optimizer must be a torch Optimizer, got {type(optimizer).__name__}")
-    check_idle(idle)
     check_lookahead(optimizer)
     for name in (base.__name__ for base in type(optimizer).__mro__):
         if name in UNSUPPORTED:
@@ -60,13 +65,74 @@ def check_supported(optimizer: torch.optim.Optimizer, idle: str) -> None:
         _check_freezes(optimizer)
 
 
-def check_idle(idle: str) -> None:
+def default_idle(optimizer: torch.optim.Optimizer, trial: Trial) -> Literal["coast", "freeze"]:
+    """Return what idle parameters do where the user does not say.
+
+    They coast, as published for SGD; but where the optimizer cannot, or where its steps have a
+    size of their own, so that a momentum would move idle parameters on and on.
+    """
+    names = {base.__name__ for base in type(optimizer).__mro__}
+    return "freeze" if names & FREEZE_ONLY.keys() or trial.idle_decay > NEVER_SPENT else "coast"
+
+
+def check_trial(
+    optimizer: torch.optim.Optimizer, trial: Trial, *, separate: bool, anneal: bool
+) -> None:
+    """Check that an optimizer does what is asked of it.
+
+    Args:
+        optimizer: that is attached to.
+        trial: of this optimizer.
+        separate: groups are to have momenta of their own.
+        anneal: the lr of `param_groups` is to count.
+
+    Raises:
+        ValueError: it does not; the message says what it does, and the remedy.
+    """
+    name = type(optimizer).__name__
+    if trial.closures > 1:
+        raise ValueError(
+            f"{name} is not supported: it evaluates the closure, and so samples a subnet, "
+            f"{trial.closures} times in one step; use another optimizer"
+        )
+    if anneal and any(group.get("lr") is None for group in optimizer.param_groups):
+        raise ValueError(
+            f"{name} has no lr in its param groups, but finds one by itself, so that CaLR cannot "
+            "set it; give it an lr, or use calr=None"
+        )
+    if anneal and not trial.uses_lr:
+        raise ValueError(
+            f"{name} does not update by the lr of its param groups, so that CaLR would change "
+            "nothing; use another optimizer, an option of this one that has it use the lr, or "
+            "calr=None"
+        )
+    if separate and trial.weights:
+        raise ValueError(
+            f"{name} keeps a copy of the weights in its state, {trial.weights!r}. With a state for "
+            "each momentum group it would hold the weights of one group's updates alone; use "
+            "another optimizer, or momentum=None for CaLR alone"
+        )
+    if separate and not trial.separates:
+        raise ValueError(
+            f"{name} keeps a part of its state outside of optimizer.state, which momentum groups "
+            "would share; use another optimizer, or momentum=None for CaLR alone"
+        )
+    if separate and trial.failure:
+        warnings.warn(
+            f"{name} could not be tried on a small copy ({trial.failure}), so whether its momentum "
+            "groups come out as by an optimizer each is not known",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def check_idle(idle: str | None) -> None:
     """Check the option of this name.
 
     Raises:
         ValueError: there is no such mode.
     """
-    if idle not in ("coast", "freeze"):
+    if idle not in ("coast", "freeze", None):
         raise ValueError(f"idle must be 'coast' or 'freeze', got {idle!r}")
 
 

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-import copy
-import sys
+import warnings
 import weakref
 from collections.abc import Callable, Hashable, Sequence
-from types import FrameType
 from typing import Any, Literal
 
 import torch
 
-from nas_dynamic.attach.gradients import by_gradient
-from nas_dynamic.attach.group_states import GroupSnapshot, GroupStates
+from nas_dynamic.attach.copies import bare_copy
+from nas_dynamic.attach.description import announce, describe
+from nas_dynamic.attach.gradients import ZeroedGradients, by_gradient
+from nas_dynamic.attach.group_states import GroupStates
 from nas_dynamic.attach.guard import Guard
+from nas_dynamic.attach.innermost import innermost
+from nas_dynamic.attach.intercept import intercept
 from nas_dynamic.attach.nonfinite import NonFiniteGuard, check_nonfinite
+from nas_dynamic.attach.outer_step import OuterStep
 from nas_dynamic.attach.ranks import RankAgreement, check_every, several_ranks
+from nas_dynamic.attach.sampled_check import SampledCheck
 from nas_dynamic.attach.state_dict import CHECKPOINT_KEY, TrainingState, read
-from nas_dynamic.attach.step_errors import on_step_error
-from nas_dynamic.attach.supported import check_lookahead, check_supported
+from nas_dynamic.attach.supported import (
+    check_idle,
+    check_lookahead,
+    check_supported,
+    check_trial,
+    default_idle,
+)
 from nas_dynamic.attach.transaction import SkippedStep, UpdateTransaction
+from nas_dynamic.attach.trial import try_updates
 from nas_dynamic.attach.update_rule import Update, UpdateRule
 from nas_dynamic.calr import CaLR
 from nas_dynamic.momentum import MomentumSeparation
@@ -49,7 +59,9 @@ class DynamicTraining:
             `"coast"`: as if their gradient were zero; weight decay and their group's momentum
             move them on, as in the paper's experiments. `"freeze"`: nothing. Either holds whether
             the host's `zero_grad` leaves None or zeros: coasting fills missing gradients with zeros
-            for the time of the update, freezing drops all gradients after it.
+            for the time of the update. By default they coast, but freeze under optimizers whose
+            steps have a size of their own, such as Lion and Muon: a momentum would move idle
+            parameters on and on.
         space: checks every architecture against a space, where given.
         nonfinite: what a step does whose gradients have an inf or a NaN. `"ignore"`: the update,
             as without dynamic training. `"raise"`: a FloatingPointError before the update.
@@ -58,6 +70,11 @@ class DynamicTraining:
             are left to it.
         check_ranks_every: where `torch.distributed` is initialised with several ranks, the steps
             between two checks that they train the same; see `RankAgreement`. None for none.
+        check_sampled: raise where the parameters that have a gradient contradict the subnet that
+            `architecture` returns; see `SampledCheck`.
+        extend: take a checkpoint of a training of fewer steps. From there on the decay is that of
+            `total_steps`, s(t / T): the lr rises to where it would be in a training of this length.
+        seed: of the sampling, for the line that says what is attached.
 
     Raises:
         ValueError: the optimizer cannot be attached to, or is attached already.
@@ -84,22 +101,39 @@ class DynamicTraining:
         *,
         calr: CaLR | None = None,
         momentum: MomentumSeparation | None = None,
-        idle: Literal["coast", "freeze"] = "coast",
+        idle: Literal["coast", "freeze"] | None = None,
         space: SearchSpace | None = None,
         nonfinite: Literal["ignore", "raise", "skip"] = "ignore",
         check_ranks_every: int | None = 100,
+        check_sampled: bool = True,
+        extend: bool = False,
+        seed: int | None = None,
     ) -> None:
-        check_supported(optimizer, idle)
+        check_idle(idle)
         check_nonfinite(nonfinite)
         check_every(check_ranks_every)
-        if optimizer in _attached:
-            raise ValueError(
-                "dynamic training is attached to this optimizer already; detach() that one first"
-            )
         if not callable(architecture):
             raise ValueError(
                 "architecture must be a callable that returns this step's architecture, "
                 f"got {type(architecture).__name__}"
+            )
+        optimizer = innermost(optimizer)
+        if optimizer in _attached:
+            raise ValueError(
+                "dynamic training is attached to this optimizer already; detach() that one first"
+            )
+        trial = try_updates(optimizer)
+        idle = idle or default_idle(optimizer, trial)
+        check_supported(optimizer, idle)
+        check_trial(optimizer, trial, separate=momentum is not None, anneal=calr is not None)
+        if momentum is not None and space is not None:
+            momentum.check_space(space)
+        if calr is None and momentum is None:
+            warnings.warn(
+                "neither calr nor momentum is given: lr and momentum stay as they are without "
+                f"dynamic training, and idle parameters {idle}",
+                UserWarning,
+                stacklevel=2,
             )
         self.optimizer = optimizer
         self.architecture = architecture
@@ -107,22 +141,29 @@ class DynamicTraining:
         self.momentum = momentum
         self.idle = idle
         self.space = space
+        self.extend = extend
+        self.seed = seed
         self._rule = UpdateRule(calr, momentum, space)
         self._states = GroupStates(optimizer, momentum.max_groups) if momentum else None
         self._update = UpdateTransaction(optimizer, self._states, idle)
         self._skip = SkippedStep(optimizer)
         self._begun: UpdateTransaction | SkippedStep | None = None
         self._guards: list[Guard] = []
+        self._trained: list[torch.Tensor] = []  # parameters with a gradient, in this step
+        self._zeroed = ZeroedGradients() if idle == "freeze" else None
+        self._sampled_check = SampledCheck() if check_sampled else None
         self._weighted: list[Architecture] = []  # whose losses were given weights
-        self._outer: FrameType | None = None  # the call of step() whose update is under way
-        self._inner = 0  # calls of super().step() in it
-        self._loading: tuple[TrainingState, GroupSnapshot | None] | None = None
+        self._outer = OuterStep()
         if nonfinite != "ignore":
             self.add_guard(NonFiniteGuard(self, nonfinite))
         if check_ranks_every is not None and several_ranks():
             RankAgreement(self, check_ranks_every)
         self._register()
         _attached.add(optimizer)
+        announce(self, trial.state_share)
+
+    def __repr__(self) -> str:
+        return describe(self)
 
     def _register(self) -> None:
         optimizer = self.optimizer
@@ -130,15 +171,14 @@ class DynamicTraining:
         # Before all others: a scheduler that is stepped by one would write to the update's lr.
         post_hooks: Any = optimizer._optimizer_step_post_hooks
         post_hooks.move_to_end(after_step.id, last=False)
-        self._handles = [
-            optimizer.register_step_pre_hook(self._before_step),
-            after_step,
-            optimizer.register_state_dict_pre_hook(lambda _: self._recover()),
-            optimizer.register_state_dict_post_hook(self._save),
-            optimizer.register_load_state_dict_pre_hook(self._check_checkpoint),
-            optimizer.register_load_state_dict_post_hook(self._load),
+        before_step = optimizer.register_step_pre_hook(self._before_step)
+        self._ends = [
+            before_step.remove,
+            after_step.remove,
+            intercept(optimizer, "step", self._step),
+            intercept(optimizer, "state_dict", self._state_dict),
+            intercept(optimizer, "load_state_dict", self._load_state_dict),
         ]
-        self._unwatch = on_step_error(optimizer, self._roll_back)
 
     @property
     def updates(self) -> int:
@@ -175,26 +215,25 @@ class DynamicTraining:
 
     def detach(self) -> None:
         """Remove the hooks. The optimizer keeps the state of the group that it updated last."""
-        if not self._handles:
+        if not self._ends:
             return
         self._recover()
-        for handle in self._handles:
-            handle.remove()
-        self._unwatch()
-        self._handles = []
+        for end in self._ends:
+            end()
+        self._ends = []
         _attached.discard(self.optimizer)
 
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if torch.compiler.is_compiling():
-            _refuse_compilation()
-        if self._outer is not None and _is_running(self._outer):
-            # A subclass has called super().step(), which torch has hooked as well, if there is a
-            # plain instance of that class anywhere.
-            self._inner += 1
+        if optimizer is not self.optimizer:
+            raise RuntimeError(
+                f"dynamic training is attached to one {type(self.optimizer).__name__}, and "
+                f"another object, a {type(optimizer).__name__} that has its hooks, is stepped; "
+                "attach to what is stepped"
+            )
+        if not self._outer.enter():
             return None
-        self._outer, self._inner = sys._getframe(1), 0
         if self._begun is not None:
             self._recover()
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -219,7 +258,10 @@ class DynamicTraining:
 
     def _begin(self) -> None:
         """Begin the update, or the step that is skipped; if this raises, nothing has changed."""
-        trained, idle = by_gradient(self.optimizer.param_groups)
+        param_groups = self.optimizer.param_groups
+        if self._zeroed is not None:
+            self._zeroed.before_update()
+        self._trained, idle = trained, idle = by_gradient(param_groups)
         allowed = bool(trained)
         for guard in self._guards:
             allowed = allowed and guard.allows_update(trained)
@@ -230,25 +272,28 @@ class DynamicTraining:
         check_lookahead(self.optimizer)  # it may have been wrapped after attachment
         progress = self._update.progress
         update = self._rule.propose(
-            self.optimizer.param_groups,
+            param_groups,
             self.architecture(),
             progress.steps,
             progress.peak_lrs,
             self._weighted,
         )
-        self._update.begin(update, trained, idle)
+        if self._sampled_check is not None:
+            self._sampled_check.look(update, param_groups)
+        self._update.begin(update, idle)
         self._begun = self._update
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if self._inner:
-            self._inner -= 1
+        if not self._outer.leave():
             return
-        self._outer = None
         begun, self._begun = self._begun, None
         if begun is self._update:
             self._end_update()
         elif begun is self._skip:
             self._end_skip()
+        if self._zeroed is not None:
+            self._zeroed.after_update(self._trained)
+        self._trained = []
         for guard in self._guards:
             guard.after_step()
 
@@ -257,7 +302,7 @@ class DynamicTraining:
         # found_inf itself. Other optimizers are not stepped at all then.
         found_inf = getattr(self.optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
-            self._update.cancel()
+            self._update.roll_back(untouched=True)
             return
         self._update.commit()
         self._weighted = []  # weights are of one update
@@ -269,19 +314,19 @@ class DynamicTraining:
             )
 
     def _end_skip(self) -> None:
-        taken = self._skip.end()
-        if taken:
-            progress = self._update.progress
-            self._update.progress = progress._replace(skipped=progress.skipped + 1)
-        if self.idle == "freeze":
-            for parameter in taken:
-                parameter.grad = None
+        progress, taken = self._update.progress, self._skip.end()
+        self._update.progress = progress._replace(skipped=progress.skipped + bool(taken))
 
-    def _roll_back(self) -> None:
-        """Undo what has begun, since the step has raised."""
-        self._outer = self._begun = None
-        self._skip.end()
-        self._update.roll_back()
+    def _step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # torch's hooks do not run where the step raises.
+        try:
+            return step(*args, **kwargs)
+        except BaseException:
+            self._begun = None
+            self._outer.reset()
+            self._skip.end()
+            self._update.roll_back()
+            raise
 
     def _recover(self) -> None:
         """Undo what a step has left that raised unseen, by a call of the class's own `step`."""
@@ -318,10 +363,7 @@ class DynamicTraining:
         for subnet in self._rule.subnets(architectures):
             group = self._rule.group([subnet])
             lists.setdefault(group, []).append(subnet.architecture)
-        progress = self._update.progress
-        begun = progress.parts[0] > 0  # GradScaler has skipped a part of the last step
-        steps = progress.steps + begun
-        self._update.progress = progress._replace(steps=steps, parts=(0, len(lists)))
+        self._update.progress = self._update.progress.split(len(lists))
         return list(lists.values())
 
     def _definition(self) -> dict[str, Any]:
@@ -333,46 +375,25 @@ class DynamicTraining:
             "momentum": self.momentum and self.momentum.definition(),
         }
 
-    def _save(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    def _state_dict(self, state_dict: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._recover()
         groups = None if self._states is None else self._states.state_dict()
-        saved = TrainingState(self._update.progress, groups)
-        state_dict[CHECKPOINT_KEY] = saved.state_dict(self._definition())
+        saved = TrainingState(self._update.progress, groups).state_dict(self._definition())
+        return state_dict(*args, **kwargs) | {CHECKPOINT_KEY: saved}
 
-    def _check_checkpoint(
-        self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]
+    def _load_state_dict(
+        self, load: Callable[..., None], state_dict: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
-        # All that can fail is done here, before any change. A copy of an optimizer has no hooks.
-        empty: Any = {"state": {}, "param_groups": state_dict["param_groups"]}
-        copy.copy(optimizer).load_state_dict(empty)
-        saved = read(state_dict, self._definition())
+        # All that can fail is done here, before any change.
+        own = {key: value for key, value in state_dict.items() if key != CHECKPOINT_KEY}
+        bare_copy(self.optimizer).load_state_dict(own | {"state": {}})
+        saved = read(state_dict, self._definition(), extend=self.extend)
         groups = None
         if self._states is not None and saved.groups is not None:
             groups = self._states.read(saved.groups, state_dict["param_groups"])
         self._recover()
-        self._loading = saved, groups
-
-    def _load(self, optimizer: torch.optim.Optimizer) -> None:
-        assert self._loading is not None
-        (saved, groups), self._loading = self._loading, None
+        load(own, *args, **kwargs)
         self._update.progress, self._update.last = saved.progress, None
         self._weighted = []
         if self._states is not None and groups is not None:
             self._states.restore(groups)
-
-
-def _is_running(frame: FrameType) -> bool:
-    """Return whether a call is among those that led here."""
-    caller: FrameType | None = sys._getframe(1)
-    while caller is not None and caller is not frame:
-        caller = caller.f_back
-    return caller is frame
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _refuse_compilation() -> None:
-    # A compiled step goes on with the state that it was traced with: the weights come out wrong.
-    raise RuntimeError(
-        "optimizer.step() is compiled, and would not follow the state of each momentum group; "
-        "compile the model, or its forward and backward, and call optimizer.step() outside of "
-        "torch.compile (fused=True makes it fast)"
-    )

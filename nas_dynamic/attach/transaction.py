@@ -37,6 +37,11 @@ class Progress(NamedTuple):
     parts: tuple[int, int] = (0, 1)
     peak_lrs: tuple[float, ...] = ()
 
+    def split(self, parts: int) -> Progress:
+        """Return the progress at the beginning of a step of so many updates."""
+        begun = self.parts[0] > 0  # GradScaler has skipped a part of the last step
+        return self._replace(steps=self.steps + begun, parts=(0, parts))
+
     def after(self, update: Update) -> Progress:
         """Return the progress once an update has been made."""
         updates, steps, skipped, (made, parts), _ = self
@@ -53,7 +58,6 @@ class _Begun:
     progress: Progress
     scheduled_lrs: list[Any]
     previous_group: Hashable
-    trained: list[torch.Tensor]
     filled: Filled = field(default_factory=list)
 
 
@@ -75,13 +79,12 @@ class UpdateTransaction:
         self.last: Update | None = None
         self._begun: _Begun | None = None
 
-    def begin(self, update: Update, trained: list[torch.Tensor], idle: list[torch.Tensor]) -> None:
+    def begin(self, update: Update, idle: list[torch.Tensor]) -> None:
         """Set lr, group and gradients of an update; if this raises, nothing has changed.
 
         Args:
             update: what it uses.
-            trained: the parameters that have a gradient.
-            idle: those that have none and could.
+            idle: the parameters that have no gradient and could.
         """
         states, param_groups = self.states, self.optimizer.param_groups
         if states is not None:
@@ -91,7 +94,6 @@ class UpdateTransaction:
             self.progress.after(update),
             [group["lr"] for group in param_groups],
             NO_GROUP if states is None else states.current,
-            trained,
         )
         try:
             if states is not None:
@@ -109,18 +111,11 @@ class UpdateTransaction:
         begun = self._begun
         assert begun is not None
         self._put_back(begun)
-        self._drop_gradients(begun)
         if self.states is not None:
             self.states.keep_counters()
             self.states.count_update()
         self.progress, self.last = begun.progress, begun.update
         self._begun = None
-
-    def cancel(self) -> None:
-        """Roll back an update that the optimizer has passed over, for gradients that are inf."""
-        if self._begun is not None:
-            self._drop_gradients(self._begun)
-        self.roll_back(untouched=True)
 
     def roll_back(self, *, untouched: bool = False, late: bool = False) -> None:
         """Put lr, group and gradients back after an update that was not made, if one has begun.
@@ -150,12 +145,6 @@ class UpdateTransaction:
             filled = [(p, zeros) for p, zeros in filled if p.grad is zeros and not zeros.any()]
         for parameter, _ in filled:
             parameter.grad = None
-
-    def _drop_gradients(self, begun: _Begun) -> None:
-        if self.idle == "freeze":
-            # A gradient that the host only zeroes would pass for one of the next subnet's.
-            for parameter in begun.trained:
-                parameter.grad = None
 
 
 class SkippedStep:

@@ -14,6 +14,9 @@ from nas_dynamic.space import Architecture, SearchSpace
 
 __all__ = ["Subnet", "Update", "UpdateRule"]
 
+UPDATES_OF_ONE, UPDATES_OF_ONE_LR = 100, 1000
+"""After so many updates of one subnet, and at one lr, a warning is given."""
+
 ParamGroups = Sequence[Mapping[str, Any]]
 
 
@@ -88,6 +91,10 @@ class UpdateRule:
         self.momentum = momentum
         self.space = space
         self._warned: set[str] = set()
+        self._first: Architecture | None = None
+        self._only_one = True  # subnet, in all updates so far
+        self._first_lrs: tuple[float, ...] | None = None
+        self._is_constant = True  # the scheduled lr
 
     def propose(
         self,
@@ -108,13 +115,18 @@ class UpdateRule:
         """
         subnets = self.subnets(architectures)
         group = self.group(subnets)
+        if self._only_one:
+            self._look_for_a_second(subnets, step)
         factors = [1.0] * len(param_groups)
         peaks: tuple[float, ...] = ()
         if self.calr is not None:
             self._check_weighted(subnets, weighted)
             lrs = _lrs(param_groups)
             peaks = _peaks(peak_lrs, lrs)
-            if not self.calr.follows_scheduler and lrs != peaks:
+            if self.calr.follows_scheduler:
+                if self._is_constant:
+                    self._look_for_a_schedule(self.calr, lrs, step)
+            elif lrs != peaks:
                 self.warn_once(
                     "decayed twice",
                     f"an lr scheduler has decayed the lr, and CaLR's {self.calr.curve!r} curve "
@@ -135,6 +147,34 @@ class UpdateRule:
             peak_lrs=peaks,
             group=group,
         )
+
+    def _look_for_a_second(self, subnets: Sequence[Subnet], step: int) -> None:
+        if self._first is None:
+            self._first = subnets[0].architecture
+        self._only_one = all(subnet.architecture == self._first for subnet in subnets) and (
+            self.space is None or self.space.size > 1
+        )
+        if self._only_one and step == UPDATES_OF_ONE - 1:
+            self.warn_once(
+                "one subnet",
+                f"all {UPDATES_OF_ONE} updates so far trained one subnet, {dict(self._first)}: "
+                "`architecture` has always returned this one. Sample a new subnet for each update, "
+                "and return the one that was trained",
+            )
+
+    def _look_for_a_schedule(self, calr: CaLR, lrs: tuple[float, ...], step: int) -> None:
+        if self._first_lrs is None:
+            self._first_lrs = lrs
+        self._is_constant = lrs == self._first_lrs
+        patience = UPDATES_OF_ONE_LR if calr.total_steps is None else calr.total_steps // 10
+        if self._is_constant and step == patience:
+            self.warn_once(
+                "constant lr",
+                f"CaLR(curve='scheduler') has changed nothing in {step} updates, since the lr has "
+                "been constant: there is no decay to bend. Give the optimizer an lr scheduler, or "
+                "CaLR a curve of its own with total_steps; or, if a scheduler steps by long "
+                "epochs, pass over this",
+            )
 
     def loss_weights(
         self,

@@ -145,6 +145,16 @@ def timm_cases() -> list[Case]:
     return cases
 
 
+KEEPS_WEIGHTS = {"ASGD": "ax", "MADGRAD": "x0"}
+"""Classes whose state has a copy of the weights, and its name: momenta cannot be separated."""
+
+
+def weights_kept(optimizer: torch.optim.Optimizer) -> str:
+    """The entry of the state that is a copy of the weights, or nothing."""
+    names = [base.__name__ for base in type(optimizer).__mro__]
+    return next((KEEPS_WEIGHTS[name] for name in names if name in KEEPS_WEIGHTS), "")
+
+
 def refusal(optimizer: torch.optim.Optimizer, idle: str) -> str | None:
     """Return the reason why an optimizer is refused according to the tables, or None."""
     for name in (base.__name__ for base in type(optimizer).__mro__):
@@ -175,6 +185,8 @@ def row(case: Case) -> tuple[str, tuple[str, str]]:
     refused = {idle: refusal(optimizer, idle) for idle in ("coast", "freeze")}
     allowed = [idle for idle, reason in refused.items() if reason is None]
     reason = next((reason for reason in refused.values() if reason), "")
+    if kept := weights_kept(optimizer):
+        return name, ("CaLR alone", f"its state keeps a copy of the weights, `{kept}`")
     if len(allowed) == 2:
         return name, ("yes", "all groups draw from one random stream" if draws(optimizer) else "")
     return name, (f'`idle="{allowed[0]}"` only' if allowed else "no", reason)
@@ -197,9 +209,8 @@ refused, it sees refused. A suffix names an option; `foreach` variants are teste
 
 Also refused, in both idle modes: `Lookahead` (around or inside the attached optimizer), since
 {UNSUPPORTED["Lookahead"]};
-`ZeroRedundancyOptimizer` and `PostLocalSGDOptimizer`, since each
-{UNSUPPORTED["ZeroRedundancyOptimizer"].replace("it keeps", "keeps")};
-and any optimizer that evaluates the closure more than once in a step, at its second evaluation.
+and any optimizer that evaluates the closure more than once in a step. What wraps another optimizer
+is attached to by that one.
 
 | Optimizer | Supported | Note |
 |---|---|---|

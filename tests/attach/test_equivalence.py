@@ -14,7 +14,14 @@ import torch
 from torch.optim import lr_scheduler
 
 from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation
-from tests.attach.optimizers import CASES, IMPLEMENTATIONS, Case, document, refusal
+from tests.attach.optimizers import (
+    CASES,
+    IMPLEMENTATIONS,
+    Case,
+    document,
+    refusal,
+    weights_kept,
+)
 from tests.attach.reference import (
     C_MAX,
     C_MIN,
@@ -54,6 +61,9 @@ def one_cycle(optimizer: torch.optim.Optimizer) -> Any:
         total_steps=STEPS + 1,
         cycle_momentum=bool({"momentum", "betas"} & optimizer.defaults.keys()),
     )
+
+
+CALR = CaLR(complexity, total_steps=TOTAL_STEPS, bounds=(C_MIN, C_MAX))
 
 
 @dataclass(frozen=True)
@@ -168,9 +178,15 @@ def test_every_optimizer(case: Case, idle: str):
     optimizer = case.build(case.groups(make_model(case.model)))
     if reason := refusal(optimizer, idle):
         with pytest.raises(ValueError, match=re.escape(reason)):
-            DynamicTraining(optimizer, architecture=dict, idle=idle)
+            DynamicTraining(optimizer, architecture=dict, calr=CALR, idle=idle)
         return
-    for host in HOSTS[:1] if case.name.endswith(IMPLEMENTATIONS) else HOSTS:
+    hosts = HOSTS[:1] if case.name.endswith(IMPLEMENTATIONS) else HOSTS
+    if kept := weights_kept(optimizer):
+        separate = MomentumSeparation("layer1")
+        with pytest.raises(ValueError, match=f"keeps a copy of the weights in its state, '{kept}'"):
+            DynamicTraining(optimizer, architecture=dict, momentum=separate, idle=idle)
+        hosts = [host for host in HOSTS if host.group_by is None]
+    for host in hosts:
         identical_after_training(case, idle, host)
 
 

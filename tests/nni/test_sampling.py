@@ -33,7 +33,7 @@ def drawn_by_nni(supernet, count, seed, stream, valid):
         for choice in supernet.simplify().values():
             choice.random(memo=sample, random_state=generator)
         if valid is None or valid(sample):
-            drawn.append(architecture_of(sample))
+            drawn.append(architecture_of(sample, supernet))
     return drawn
 
 
@@ -47,7 +47,7 @@ def test_a_seed_draws_what_nni_draws(hub, valid, classification, monkeypatch):
 
     def recorded(self):
         sample = resample(self)
-        drawn[self.module.trainer.training].append(architecture_of(sample))
+        drawn[self.module.trainer.training].append(architecture_of(sample, self.module.model))
         return sample
 
     monkeypatch.setattr(SeededSampling, "resample", recorded)

@@ -88,7 +88,7 @@ def test_sample_round_trip(hub):
     model_space = hub[0]()
     space = search_space(model_space)
     architecture = space.sample(np.random.default_rng(3))
-    assert architecture_of(sample_of(architecture, model_space)) == architecture
+    assert architecture_of(sample_of(architecture, model_space), model_space) == architecture
     space.validate(architecture)
 
 

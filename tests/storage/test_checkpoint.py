@@ -121,6 +121,7 @@ def attach(optimizer: torch.optim.Optimizer, **changes: Any) -> DynamicTraining:
         architecture=lambda: dict.fromkeys((outer["space"] or SearchSpace(CHOICES)).labels, "a"),
         calr=CaLR(**options) if calr is ... else calr,
         **outer,
+        check_sampled=False,  # the updates here are of any subnets
     )
 
 
