@@ -149,7 +149,7 @@ def test_a_training_goes_on_after_errors_at_every_call(idle: str):
         untroubled.optimizer.step()
         for scheduler in schedulers:
             scheduler.step()
-    assert failed > 80
+    assert failed > 60
     assert_identical(troubled.everything(), untroubled.everything())
 
 
