@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -32,6 +33,17 @@ _MEMO_LIMIT = 16384
 Count = Callable[[Architecture], int]
 
 
+class _How(NamedTuple):
+    """What is counted: of a parameter, by what a subnet uses of it."""
+
+    space: SearchSpace
+    size: Callable[[torch.Tensor, torch.Tensor], int]
+
+
+def _is(one: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], int]:
+    return lambda parameter, used: int(parameter is one)
+
+
 def subnet_parameters(supernet: ModelSpace) -> Count:
     """Return a count of the parameters of a stand-alone subnet, without building it.
 
@@ -50,8 +62,18 @@ def subnet_parameters(supernet: ModelSpace) -> Count:
     Raises:
         TypeError: a supernet module of a kind that is not known here.
     """
-    count, _ = _compile(supernet, search_space(supernet))
-    return count
+    space = search_space(supernet)
+    count, _ = _compile(supernet, _How(space, lambda p, used: used.numel() * p.requires_grad))
+    # Of a tensor that stands in several places the subnet has one, where it has any.
+    places = Counter(p for _, p in supernet.named_parameters(remove_duplicate=False))
+    tied = [p for p, number in places.items() if number > 1 and p.requires_grad]
+    if not tied:
+        return count
+    uses = [_compile(supernet, _How(space, _is(w)))[0] for w in tied]
+    return lambda a: (
+        count(a)
+        - sum([w.numel() * max(0, used(a) - 1) for w, used in zip(tied, uses, strict=True)])
+    )
 
 
 def subnet_macs(supernet: ModelSpace, *inputs: torch.Tensor) -> Complexity:
@@ -114,21 +136,21 @@ def _first_inputs(trainer: pl.Trainer) -> torch.Tensor:
     return inputs
 
 
-def _compile(module: nn.Module, space: SearchSpace) -> tuple[Count, frozenset[str]]:
+def _compile(module: nn.Module, how: _How) -> tuple[Count, frozenset[str]]:
     """Return the count of a part of the supernet, and the labels that it depends on."""
-    count, labels = _count_of(module, space)
-    return _memoised(count, labels, space), labels
+    count, labels = _count_of(module, how)
+    return _memoised(count, labels, how), labels
 
 
-def _count_of(module: nn.Module, space: SearchSpace) -> tuple[Count, frozenset[str]]:
+def _count_of(module: nn.Module, how: _How) -> tuple[Count, frozenset[str]]:
     if isinstance(module, MixedOperation):
-        return _mixed_operation(module)
+        return _mixed_operation(module, how)
     if isinstance(module, PathSamplingCell):
-        return _cell(module, space)
+        return _cell(module, how)
     if isinstance(module, PathSamplingRepeat):
-        return _repeat(module, space)
+        return _repeat(module, how)
     if isinstance(module, LayerChoice):
-        return _layer_choice(module, space)
+        return _layer_choice(module, how)
     if isinstance(module, ProxylessMixedInput):
         return lambda a: 0, frozenset()
     if isinstance(module, BaseSuperNetModule) and not isinstance(
@@ -138,17 +160,15 @@ def _count_of(module: nn.Module, space: SearchSpace) -> tuple[Count, frozenset[s
             f"{type(module).__name__} is a supernet module whose parameters are not known how to "
             "count; give dynamic(…, complexity=function of an architecture)"
         )
-    own = sum(p.numel() for p in module.parameters(recurse=False) if p.requires_grad)
-    return _sum(own, list(module.children()), space)
+    own = sum(how.size(p, p) for p in module.parameters(recurse=False))
+    return _sum(own, list(module.children()), how)
 
 
-def _sum(
-    constant: int, modules: list[nn.Module], space: SearchSpace
-) -> tuple[Count, frozenset[str]]:
+def _sum(constant: int, modules: list[nn.Module], how: _How) -> tuple[Count, frozenset[str]]:
     terms: list[Count] = []
     labels: frozenset[str] = frozenset()
     for module in modules:
-        count, used = _compile(module, space)
+        count, used = _compile(module, how)
         if used:
             terms.append(count)
             labels |= used
@@ -157,8 +177,8 @@ def _sum(
     return lambda a: sum([term(a) for term in terms], constant), labels
 
 
-def _memoised(count: Count, labels: frozenset[str], space: SearchSpace) -> Count:
-    if not labels or math.prod(len(space.choices[label]) for label in labels) > _MEMO_LIMIT:
+def _memoised(count: Count, labels: frozenset[str], how: _How) -> Count:
+    if not labels or math.prod(len(how.space.choices[label]) for label in labels) > _MEMO_LIMIT:
         return count
     ordered = sorted(labels)
     memo: dict[tuple[Hashable, ...], int] = {}
@@ -173,29 +193,29 @@ def _memoised(count: Count, labels: frozenset[str], space: SearchSpace) -> Count
     return look_up
 
 
-def _layer_choice(module: LayerChoice, space: SearchSpace) -> tuple[Count, frozenset[str]]:
+def _layer_choice(module: LayerChoice, how: _How) -> tuple[Count, frozenset[str]]:
     branches = {}
     labels = frozenset([module.label])
     for name in module.names:
-        branches[name], used = _compile(module[name], space)
+        branches[name], used = _compile(module[name], how)
         labels |= used
     return lambda a: sum(branches[name](a) for name in _chosen(a[module.label])), labels
 
 
-def _repeat(module: PathSamplingRepeat, space: SearchSpace) -> tuple[Count, frozenset[str]]:
+def _repeat(module: PathSamplingRepeat, how: _How) -> tuple[Count, frozenset[str]]:
     depth_labels = frozenset(module.depth_choice.simplify())
     blocks = []
     labels = depth_labels
     for block in module.blocks:
-        count, used = _compile(block, space)
+        count, used = _compile(block, how)
         blocks.append(count)
         labels |= used
     # Of NDS only: applied to the output of a stage of a single cell.
     transformation = getattr(module, "first_cell_transformation", None)
-    single, used = _sum(0, [transformation] if transformation is not None else [], space)
+    single, used = _sum(0, [transformation] if transformation is not None else [], how)
     labels |= used
 
-    depth = _memoised(lambda a: module.depth_choice.freeze(dict(a)), depth_labels, space)
+    depth = _memoised(lambda a: module.depth_choice.freeze(dict(a)), depth_labels, how)
 
     def count_blocks(architecture: Architecture) -> int:
         deep = depth(architecture)
@@ -205,8 +225,8 @@ def _repeat(module: PathSamplingRepeat, space: SearchSpace) -> tuple[Count, froz
     return count_blocks, labels
 
 
-def _cell(module: PathSamplingCell, space: SearchSpace) -> tuple[Count, frozenset[str]]:
-    fixed, labels = _sum(0, [module.preprocessor, module.postprocessor], space)
+def _cell(module: PathSamplingCell, how: _How) -> tuple[Count, frozenset[str]]:
+    fixed, labels = _sum(0, [module.preprocessor, module.postprocessor], how)
     # [node][predecessor][operation]; the stand-alone cell has an operation of its own for each
     # of a node's inputs, also where the supernet's share one.
     operations: list[list[dict[str, Count]]] = []
@@ -215,7 +235,7 @@ def _cell(module: PathSamplingCell, space: SearchSpace) -> tuple[Count, frozense
         for edge in node:
             counts = {}
             for name, operation in edge.items():
-                counts[name], used = _compile(operation, space)
+                counts[name], used = _compile(operation, how)
                 labels |= used
             operations[-1].append(counts)
     picks = []
@@ -234,14 +254,14 @@ def _cell(module: PathSamplingCell, space: SearchSpace) -> tuple[Count, frozense
     return count, labels
 
 
-def _mixed_operation(module: MixedOperation) -> tuple[Count, frozenset[str]]:
+def _mixed_operation(module: MixedOperation, how: _How) -> tuple[Count, frozenset[str]]:
     def count(architecture: Architecture) -> int:
         sliced = module.freeze_weight(**mixed_arguments(module, dict(architecture)))
-        trainable = {name for name, p in module.named_parameters() if p.requires_grad}
+        parameters = dict(module.named_parameters())
         return sum(
-            tensor.numel()
+            how.size(parameters[name], tensor)
             for name, tensor in sliced.items()
-            if name in trainable and tensor is not None
+            if name in parameters and tensor is not None
         )
 
     return count, frozenset(module.simplify())

@@ -14,7 +14,7 @@ from nni.nas.strategy import RandomOneShot
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
-from nas_dynamic.adapters.nni import dynamic
+from nas_dynamic.adapters.nni import dynamic, search_space, subnet_parameters
 from tests.attach.reference import assert_identical
 
 pytestmark = pytest.mark.host
@@ -115,3 +115,29 @@ def test_a_training_whose_length_is_not_known_says_so(tmp_path):
     )
     with pytest.raises(ValueError, match="has no end that is known before"):
         NasExperiment(Objects(), evaluator, dynamic(RandomOneShot())).run()
+
+
+class Tied(ModelSpace):
+    """An embedding that is the output layer as well, and a block that is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(50, 8)
+        wide = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+        self.block = LayerChoice({"plain": nn.Linear(8, 8), "wide": wide}, label="block")
+        self.twice = nn.Sequential(self.block, nn.Tanh())
+        other = nn.Linear(8, 8)
+        self.other = LayerChoice({"one": other, "same": other, "none": nn.Tanh()}, label="other")
+        self.out = nn.Linear(8, 50, bias=False)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.out(self.other(self.twice(self.block(self.embedding(x)))))
+
+
+def test_tied_and_reused_weights_are_counted_once():
+    supernet = RandomOneShot().mutate_model(Tied())
+    count, space = subnet_parameters(supernet), search_space(supernet)
+    for architecture in space:
+        alone = Tied().freeze(dict(architecture))
+        assert count(architecture) == sum(p.numel() for p in alone.parameters()), architecture
