@@ -71,7 +71,7 @@ class Options:
     bounds: tuple[float, float] | None = None
     group_by: GroupBy | None = None
     max_groups: int = 64
-    idle: Literal["coast", "freeze"] | None = None
+    idle: Literal["auto", "coast", "freeze"] = "auto"
     nonfinite: Literal["ignore", "raise", "skip"] = "ignore"
     check_ranks_every: int | None = 100
     check_sampled: bool = True

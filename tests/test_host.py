@@ -137,7 +137,7 @@ def test_parts_that_are_off_are_not_attached():
         ({"bounds": (2, 1), "gamma_by": "complexity"}, "which is reversed"),
         ({"group_by": 3}, "group_by must be a label or a callable, got int"),
         ({"max_groups": 0}, "max_groups must be at least 1"),
-        ({"idle": "sleep"}, "idle must be 'coast' or 'freeze'"),
+        ({"idle": "sleep"}, "idle must be 'auto', 'coast' or 'freeze'"),
         ({"nonfinite": "clip"}, "nonfinite must be 'ignore', 'raise' or 'skip'"),
         ({"check_ranks_every": 0}, "must be 1 or more"),
     ],

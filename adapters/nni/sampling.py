@@ -161,7 +161,9 @@ class SeededSampling(Sampling):
         """Return the state of the samplers, and the subnets of the update at hand."""
         samplers = {stage: sampler.state_dict() for stage, sampler in self._samplers.items()}
         # By their numbers: candidates may be classes or functions, which no checkpoint loads.
-        numbers = [self.space.encode(a).tolist() for a in self.architectures] or self._encoded
+        # Those of another supernet, which the module had before, are of no use.
+        known = [a for a in self.architectures if a in self.space]
+        numbers = [self.space.encode(a).tolist() for a in known] or self._encoded
         return self._loaded | samplers | {"architectures": numbers}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -55,6 +55,7 @@ class Training:
             calr=CaLR(lambda a: 2.0 + a["layer1"], total_steps=10**9, bounds=(1, 100)),
             momentum=MomentumSeparation("layer1", max_groups=self.groups),
             idle=self.idle,
+            check_sampled=False,  # gradients here are of no subnet
         )
 
     def prepare(self, zeros: bool) -> None:

@@ -126,14 +126,14 @@ def check_trial(
         )
 
 
-def check_idle(idle: str | None) -> None:
+def check_idle(idle: str) -> None:
     """Check the option of this name.
 
     Raises:
         ValueError: there is no such mode.
     """
-    if idle not in ("coast", "freeze", None):
-        raise ValueError(f"idle must be 'coast' or 'freeze', got {idle!r}")
+    if idle not in ("auto", "coast", "freeze"):
+        raise ValueError(f"idle must be 'auto', 'coast' or 'freeze', got {idle!r}")
 
 
 def _check_freezes(optimizer: torch.optim.Optimizer) -> None:

@@ -59,7 +59,7 @@ class DynamicTraining:
             `"coast"`: as if their gradient were zero; weight decay and their group's momentum
             move them on, as in the paper's experiments. `"freeze"`: nothing. Either holds whether
             the host's `zero_grad` leaves None or zeros: coasting fills missing gradients with zeros
-            for the time of the update. By default they coast, but freeze under optimizers whose
+            for the time of the update. `"auto"`: they coast, but freeze under optimizers whose
             steps have a size of their own, such as Lion and Muon: a momentum would move idle
             parameters on and on.
         space: checks every architecture against a space, where given.
@@ -101,7 +101,7 @@ class DynamicTraining:
         *,
         calr: CaLR | None = None,
         momentum: MomentumSeparation | None = None,
-        idle: Literal["coast", "freeze"] | None = None,
+        idle: Literal["auto", "coast", "freeze"] = "auto",
         space: SearchSpace | None = None,
         nonfinite: Literal["ignore", "raise", "skip"] = "ignore",
         check_ranks_every: int | None = 100,
@@ -123,7 +123,8 @@ class DynamicTraining:
                 "dynamic training is attached to this optimizer already; detach() that one first"
             )
         trial = try_updates(optimizer)
-        idle = idle or default_idle(optimizer, trial)
+        if idle == "auto":
+            idle = default_idle(optimizer, trial)
         check_supported(optimizer, idle)
         check_trial(optimizer, trial, separate=momentum is not None, anneal=calr is not None)
         if momentum is not None and space is not None:

@@ -193,12 +193,12 @@ def skipped_by_one(rank: int, ranks: int) -> list[Any]:
 def refusals() -> dict[str, str]:
     """Return what is said of attachments that would train something else."""
     flat = FullyShardedDataParallel(nn.Linear(4, 4), device_id=torch.device("cpu"))
-    plain = nn.Linear(4, 4).parameters()
+    plain = [*nn.Linear(4, 4).parameters()]
     averager = PeriodicModelAverager(period=2)
     optimizers: dict[str, Any] = {
         "flat": torch.optim.SGD(flat.parameters(), lr=0.1),
         "zero": ZeroRedundancyOptimizer(plain, torch.optim.SGD, lr=0.1),
-        "local": PostLocalSGDOptimizer(torch.optim.SGD(flat.parameters(), lr=0.1), averager),
+        "local": PostLocalSGDOptimizer(torch.optim.SGD(plain, lr=0.1), averager),
     }
     messages = {}
     for name, optimizer in optimizers.items():

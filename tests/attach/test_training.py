@@ -646,7 +646,10 @@ def test_bad_arguments_are_refused_before_anything_is_attached():
     loop = Loop(attach=False)
     for arguments, message in [
         ({"architecture": {"layer1": "a"}}, "must be a callable that returns"),
-        ({"architecture": dict, "idle": "sleep"}, "idle must be 'coast' or 'freeze', got 'sleep'"),
+        (
+            {"architecture": dict, "idle": "sleep"},
+            "idle must be 'auto', 'coast' or 'freeze', got 's",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             DynamicTraining(loop.optimizer, **arguments)

@@ -97,7 +97,7 @@ def test_runs_side_by_side_say_what_differs(pages):
     assert rows == {
         "dynamic.calr": ["false", "true"],
         "dynamic.momentum": ["false", "true"],
-        "dynamic.idle": ["freeze", "coast"],
+        "dynamic.idle": ["freeze", "auto"],
         "scheduler.name": ["CosineAnnealingLR", "none"],
         "scheduler.kwargs.T_max": ["4", "none"],
         "scheduler.interval": ["epoch", "none"],
