@@ -15,9 +15,10 @@ import numpy as np
 
 from nas_dynamic.complexity import AdditiveTable
 from nas_dynamic.complexity_scale import ROUNDING, checked_complexity
+from nas_dynamic.momentum import GroupBy
 from nas_dynamic.space import Architecture, SearchSpace
 
-__all__ = ["ComplexityBins", "Medoids", "default_label", "default_rule"]
+__all__ = ["ComplexityBins", "Medoids", "check_rule", "default_label", "default_rule"]
 
 
 class ComplexityBins:
@@ -66,6 +67,28 @@ class ComplexityBins:
     def definition(self) -> dict[str, Any]:
         """Return the edges, for comparison between runs."""
         return {"edges": self.edges}
+
+
+def check_rule(space: SearchSpace, group_by: GroupBy, max_groups: int) -> None:
+    """Check that subnets of a space can be grouped by a rule, if that is a label.
+
+    Raises:
+        ValueError: the space has no such label, or more than `max_groups` candidates there.
+    """
+    if not isinstance(label := group_by, str):
+        return
+    if label not in space.choices:
+        raise ValueError(
+            f"group_by={label!r} is no label of the space; "
+            f"labels are {', '.join(map(repr, space.labels))}"
+        )
+    count = len(space.choices[label])
+    if count > max_groups:
+        raise ValueError(
+            f"{label!r} has {count} candidates, which would be {count} momentum groups with a "
+            f"state of their own, and max_groups is {max_groups}; group by another label or by "
+            "nas_dynamic.grouping.ComplexityBins, or raise max_groups"
+        )
 
 
 def default_rule(

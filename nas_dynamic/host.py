@@ -11,7 +11,7 @@ import torch
 from nas_dynamic.attach import DynamicTraining
 from nas_dynamic.calr import CaLR
 from nas_dynamic.complexity import Complexity, bounds, population
-from nas_dynamic.grouping import default_rule
+from nas_dynamic.grouping import check_rule, default_rule
 from nas_dynamic.momentum import GroupBy, MomentumSeparation
 from nas_dynamic.options import Options, takes_options
 from nas_dynamic.sampling import Sampler
@@ -64,7 +64,7 @@ class Host(Protocol):
         ...
 
     def constrain(self, group_by: GroupBy | None) -> None:
-        """Sample the subnets of one update from one momentum group, from the first draw on."""
+        """Sample the subnets of one update from one momentum group; called before `sampler`."""
         return
 
     def sampler(self) -> Sampler | None:
@@ -119,9 +119,8 @@ def _momentum(space: SearchSpace, options: Options, complexity: Complexity) -> M
     group_by = options.group_by
     if group_by is None:
         group_by = default_rule(space, complexity, options.max_groups)
-    momentum = MomentumSeparation(group_by, max_groups=options.max_groups)
-    momentum.check_space(space)
-    return momentum
+    check_rule(space, group_by, options.max_groups)
+    return MomentumSeparation(group_by, max_groups=options.max_groups)
 
 
 def _calr(host: Host, options: Options, complexity: Complexity) -> CaLR:

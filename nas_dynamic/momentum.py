@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from nas_dynamic.space import Architecture, SearchSpace, candidate_text, name_of
+from nas_dynamic.space import Architecture, candidate_text, name_of
 
 __all__ = ["GroupBy", "MomentumSeparation", "is_plain"]
 
@@ -77,27 +77,6 @@ class MomentumSeparation:
             f"a group must be a str, int, float, bool, None or a tuple of those, "
             f"so that it can be saved; got {key!r}"
         )
-
-    def check_space(self, space: SearchSpace) -> None:
-        """Check that a space has the label, and not more candidates there than groups may be.
-
-        Raises:
-            ValueError: it has not, or has more.
-        """
-        if not isinstance(self.group_by, str):
-            return
-        if self.group_by not in space.choices:
-            raise ValueError(
-                f"group_by={self.group_by!r} is no label of the space; "
-                f"labels are {', '.join(map(repr, space.labels))}"
-            )
-        count = len(space.choices[self.group_by])
-        if count > self.max_groups:
-            raise ValueError(
-                f"{self.group_by!r} has {count} candidates, which would be {count} momentum groups "
-                f"with a state of their own, and max_groups is {self.max_groups}; group by another "
-                "label or by nas_dynamic.grouping.ComplexityBins, or raise max_groups"
-            )
 
     def definition(self) -> dict[str, Any]:
         """Return what decides the groups, as plain data: checkpoints are refused by it."""

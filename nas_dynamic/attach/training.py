@@ -32,6 +32,7 @@ from nas_dynamic.attach.transaction import SkippedStep, UpdateTransaction
 from nas_dynamic.attach.trial import try_updates
 from nas_dynamic.attach.update_rule import Update, UpdateRule
 from nas_dynamic.calr import CaLR
+from nas_dynamic.grouping import check_rule
 from nas_dynamic.momentum import MomentumSeparation
 from nas_dynamic.space import Architecture, SearchSpace, candidate_text
 
@@ -123,12 +124,11 @@ class DynamicTraining:
                 "dynamic training is attached to this optimizer already; detach() that one first"
             )
         trial = try_updates(optimizer)
-        if idle == "auto":
-            idle = default_idle(optimizer, trial)
+        idle = default_idle(optimizer, trial) if idle == "auto" else idle
         check_supported(optimizer, idle)
         check_trial(optimizer, trial, separate=momentum is not None, anneal=calr is not None)
         if momentum is not None and space is not None:
-            momentum.check_space(space)
+            check_rule(space, momentum.group_by, momentum.max_groups)
         if calr is None and momentum is None:
             warnings.warn(
                 "neither calr nor momentum is given: lr and momentum stay as they are without "
