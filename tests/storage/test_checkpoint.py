@@ -57,6 +57,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
 
 
 @pytest.mark.process
+@pytest.mark.xdist_group("resumed")
 @pytest.mark.parametrize("name", RUNS)
 def test_a_new_process_continues_to_the_bit(name: str, resumed: Mapping[str, Any]):
     straight = Run(name)
@@ -64,6 +65,8 @@ def test_a_new_process_continues_to_the_bit(name: str, resumed: Mapping[str, Any
     assert_identical(resumed[name], straight.state_dict())
 
 
+@pytest.mark.process
+@pytest.mark.xdist_group("resumed")
 @pytest.mark.parametrize("name", LATE)
 def test_groups_that_come_after_the_checkpoint_start_from_the_state_at_attachment(
     name: str, resumed: Mapping[str, Any]

@@ -15,6 +15,8 @@ from tests.timm.loop import (
     tiny_supernet,
 )
 
+pytestmark = pytest.mark.host
+
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):

@@ -17,6 +17,8 @@ from nas_dynamic.complexity import population
 from nas_dynamic.evaluation import evaluate
 from tests.timm.loop import random_subnets, tiny_supernet
 
+pytestmark = pytest.mark.host
+
 
 @functools.cache
 def built(kind):

@@ -28,6 +28,8 @@ from tests.timm.loop import (
     train_by_hand,
 )
 
+pytestmark = pytest.mark.host
+
 SWITCHES = {
     "sched_on_updates": (False, True),
     "scaler": (False, True),
@@ -62,7 +64,6 @@ def shown(options: Options) -> str:
     return ",".join(differ) or "plain"
 
 
-@pytest.mark.host
 @pytest.mark.parametrize("options", [*COMBINATIONS, *OTHERS], ids=shown)
 def test_equals_one_optimizer_a_group_with_the_formula_written_out(options, tmp_path):
     data = batches(3)

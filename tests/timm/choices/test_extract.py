@@ -19,6 +19,8 @@ from nas_dynamic.adapters.timm import build, fuse, mobile_supernet
 from tests.timm.choices.supernets import BUILDERS, SMALL_ARCH_DEF, built, images
 from tests.timm.loop import random_subnets
 
+pytestmark = pytest.mark.host
+
 DOCS = Path(__file__).parents[3] / "docs"
 
 
@@ -76,7 +78,6 @@ for subnet in torch.load({str(tmp_path / "subnets.pt")!r}):
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.host
 @pytest.mark.parametrize("name", ["MBConv", "MobileNetV3-SE", "ResNet", "ConvNeXt"])
 def test_onnx_export_computes_the_same(name, supernet, tmp_path):
     pytest.importorskip("onnxscript", reason="ONNX export needs onnxscript")

@@ -13,6 +13,8 @@ from torch import nn
 from nas_dynamic.adapters.timm import fuse, mobile_supernet
 from tests.timm.choices.supernets import SMALL_ARCH_DEF, built
 
+pytestmark = pytest.mark.host
+
 
 def resnet18(*layers: int) -> dict[str, object]:
     return {"model_name": "resnet18", "layers": layers}

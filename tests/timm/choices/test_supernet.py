@@ -15,6 +15,8 @@ from nas_dynamic.adapters.timm import fuse, mobile_supernet
 from tests.timm.choices.supernets import SMALL_ARCH_DEF, built, images
 from tests.timm.loop import random_subnets
 
+pytestmark = pytest.mark.host
+
 
 def test_supernet_is_a_model_of_timms_class(supernet, name):
     assert isinstance(supernet, supernet.timm_class)

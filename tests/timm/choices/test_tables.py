@@ -6,12 +6,15 @@ import copy
 import timeit
 
 import numpy as np
+import pytest
 import torch
 
 from nas_dynamic.adapters.timm import fuse
 from nas_dynamic.complexity import count_macs, count_parameters, measure_latency
 from tests.timm.choices.supernets import SIZE, built
 from tests.timm.loop import random_subnets
+
+pytestmark = pytest.mark.host
 
 
 def test_tables_equal_direct_counts(name, supernet):

@@ -9,6 +9,8 @@ from torch import nn
 
 from nas_dynamic.adapters.timm.vit.attention import LinearAttention
 
+pytestmark = pytest.mark.host
+
 
 def test_linear_attention_is_normalised_kernel_attention():
     attention = LinearAttention(24, num_heads=2, attn_head_dim=5, qkv_bias=True)

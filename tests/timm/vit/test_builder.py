@@ -19,6 +19,8 @@ from nas_dynamic.complexity import count_parameters
 from tests.timm.loop import random_subnets
 from tests.timm.vit.models import SIZES, images, tiny
 
+pytestmark = pytest.mark.host
+
 VARIANTS = {
     "norms everywhere": {"qk_norm": True, "scale_attn_norm": True, "scale_mlp_norm": True},
     "layer scale, registers, average": {

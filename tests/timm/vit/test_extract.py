@@ -21,6 +21,8 @@ from nas_dynamic.adapters.timm.recipe import build
 from tests.timm.loop import random_subnets
 from tests.timm.vit.models import SIZES, SPACES, images, tiny
 
+pytestmark = pytest.mark.host
+
 
 @pytest.mark.parametrize("choices", SPACES.values(), ids=SPACES)
 def test_extracted_subnets_are_identical(choices):
@@ -127,7 +129,6 @@ def test_extraction_copies_and_keeps_mode_dtype_and_active_subnet():
     assert torch.equal(supernet(x), before)
 
 
-@pytest.mark.host
 @pytest.mark.parametrize("choices", SPACES.values(), ids=SPACES)
 def test_onnx_export_of_a_subnet(choices, tmp_path):
     pytest.importorskip("onnxscript", reason="torch.onnx.export needs onnxscript")

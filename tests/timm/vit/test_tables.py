@@ -12,6 +12,8 @@ from nas_dynamic.complexity import bounds, count_macs, count_parameters, measure
 from tests.timm.loop import random_subnets
 from tests.timm.vit.models import SIZES, SPACES, images, tiny
 
+pytestmark = pytest.mark.host
+
 
 @pytest.mark.parametrize(
     ("choices", "count"),

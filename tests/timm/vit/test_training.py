@@ -17,6 +17,8 @@ from nas_dynamic.complexity import bounds, count_parameters
 from tests.timm.loop import random_subnets
 from tests.timm.vit.models import SIZES, images, tiny
 
+pytestmark = pytest.mark.host
+
 
 def padded(name, gradient, shape):
     """The gradient of a slice in a tensor of zeros of the whole shape."""
