@@ -285,6 +285,9 @@ def _idle_decay(workshop: _Workshop) -> float:
     """Return what the motion by a momentum is multiplied by in an update of zero gradient."""
     weights = workshop.weights()
     copied = workshop.copy(weights)
+    for group in copied.param_groups:  # which moves weights too, for as long as there are any
+        if "weight_decay" in group:
+            group["weight_decay"] = 0.0
     moved = []
     for number in range(TRAINED + IDLE_UPDATES):
         before = [p.detach().clone() for p in weights.values()]

@@ -83,6 +83,22 @@ def test_plain_optimizers_are_as_they_are_known():
 
 
 @pytest.mark.parametrize(
+    "make",
+    [
+        functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9),
+        functools.partial(torch.optim.RMSprop, lr=0.01, momentum=0.9),
+        functools.partial(torch.optim.Adam, lr=0.01),
+        functools.partial(torch.optim.AdamW, lr=0.01),
+        functools.partial(timm.optim.Lion, lr=0.01),
+    ],
+    ids=lambda make: make.func.__name__,
+)
+def test_weight_decay_is_no_momentum(make: Any):
+    without, with_ = (tried(functools.partial(make, weight_decay=wd)) for wd in (0.0, 0.3))
+    assert with_.idle_decay == pytest.approx(without.idle_decay, abs=0.02)
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
         (
