@@ -387,7 +387,7 @@ class DynamicTraining:
     ) -> None:
         # All that can fail is done here, before any change.
         own = {key: value for key, value in state_dict.items() if key != CHECKPOINT_KEY}
-        bare_copy(self.optimizer).load_state_dict(own | {"state": {}})
+        bare_copy(self.optimizer).load_state_dict(own)
         saved = read(state_dict, self._definition(), extend=self.extend)
         groups = None
         if self._states is not None and saved.groups is not None:

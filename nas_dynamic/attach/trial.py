@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from nas_dynamic.attach.copies import bare_copy
@@ -171,15 +173,21 @@ class _Workshop:
                 self.give(p, torch.zeros_like(noise) if zero(number) else noise)
             return torch.ones((), device=parameters[0].device)
 
-        torch.manual_seed(seed)
+        _seed(seed)
         closure()
         try:
             copied.step()
         except (TypeError, AssertionError, RuntimeError, ValueError):
             generator, evaluations = torch.Generator().manual_seed(seed), 0
-            torch.manual_seed(seed)
+            _seed(seed)
             copied.step(closure)  # type: ignore[arg-type]
             self.closures = max(self.closures, evaluations)
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
 
 
 Give = Callable[[torch.Tensor, torch.Tensor], None]
@@ -310,6 +318,11 @@ def _quiet(optimizer: torch.optim.Optimizer) -> Iterator[Any]:
     devices = {p.device for p in parameters if p.device.type == "cuda"}
     # What an optimizer compiles, it would compile for these sizes, and once more for its own.
     eager = torch.compiler.set_stance("force_eager")
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
     with warnings.catch_warnings(), torch.random.fork_rng(devices), eager:
         warnings.simplefilter("ignore")
-        yield
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import random
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import timm.optim
 import torch
@@ -168,13 +170,30 @@ def test_idle_parameters_coast_by_default_where_a_momentum_is_spent(make: Any):
     assert DynamicTraining(optimizer, dict, momentum=SEPARATE).idle == "coast"
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "adan"])
+class Drawing(torch.optim.SGD):
+    """Draws from every stream of random numbers that there is."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        super().step()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.mul_(1 + random.random() * np.random.random() * torch.rand(()) / 100)  # noqa: NPY002
+
+
+def test_what_draws_random_numbers_separates():
+    assert tried(functools.partial(Drawing, lr=0.1, momentum=0.9)).separates
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "adan", "drawing"])
 def test_a_trial_leaves_optimizer_weights_and_random_numbers_as_they_were(name: str):
     model = make_model(Mixed)
     make = {
         "sgd": functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9),
         "adamw": torch.optim.AdamW,
         "adan": functools.partial(timm.optim.Adan, lr=0.1),
+        "drawing": functools.partial(Drawing, lr=0.1),
     }[name]
     optimizer = make(model.parameters())
     optimizer.mine = [torch.ones(2)]  # it has attributes of its own, so the trial is a new one
@@ -183,11 +202,13 @@ def test_a_trial_leaves_optimizer_weights_and_random_numbers_as_they_were(name: 
         optimizer.step()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     gradients = [p.grad for p in model.parameters()]
-    state, random = optimizer.state_dict(), torch.get_rng_state()
+    state = optimizer.state_dict()
+    streams = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
     try_updates(optimizer)
     assert_identical({n: p.detach() for n, p in model.named_parameters()}, before)
     assert_identical(optimizer.state_dict(), state)
-    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(torch.get_rng_state(), streams[0])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == streams[1:]  # noqa: NPY002
     assert all(p.grad is g for p, g in zip(model.parameters(), gradients, strict=True))
 
 

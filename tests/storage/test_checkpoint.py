@@ -107,6 +107,37 @@ def test_a_plain_optimizer_loads_the_state_of_the_last_group():
     assert_identical(plain.optimizer.state_dict()["state"], run.optimizer.state_dict()["state"])
 
 
+class ReadsItsState(torch.optim.SGD):
+    """Takes for granted, as pytorch_optimizer's SaRA, that a checkpoint has states."""
+
+    def __init__(self, parameters: Any, **options: Any) -> None:
+        super().__init__(parameters, **options)
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["mask"] = torch.ones_like(p)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["mask"] = self.state[p]["mask"].bool()
+
+
+def test_an_optimizer_that_reads_its_state_when_it_loads_resumes():
+    def made() -> tuple[torch.optim.Optimizer, DynamicTraining]:
+        weight = torch.nn.Parameter(torch.ones(3))
+        optimizer = ReadsItsState([weight], lr=0.1, momentum=0.9)
+        return optimizer, attach(optimizer)
+
+    (optimizer, _), (resumed, dynamic) = made(), made()
+    for _ in range(3):
+        optimizer.param_groups[0]["params"][0].grad = torch.ones(3)
+        optimizer.step()
+    resumed.load_state_dict(optimizer.state_dict())
+    assert dynamic.updates == 3
+    assert_identical(resumed.state_dict()["state"], optimizer.state_dict()["state"])
+
+
 def attach(optimizer: torch.optim.Optimizer, **changes: Any) -> DynamicTraining:
     """Attach with one definition, of which some entries are changed."""
     options: dict[str, Any] = {
