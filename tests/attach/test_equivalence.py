@@ -93,6 +93,10 @@ ALL_HOSTS = [
         (cosine, exponential, one_cycle), ("layer1", None), (True, False), (True, False)
     )
 ]
+# An optimizer is tried once in a process: see nas_dynamic/attach/trial.py.
+ONE_BY_ONE = [
+    pytest.param(case, id=case.name, marks=pytest.mark.xdist_group(case.name)) for case in CASES
+]
 THOROUGH = ("torch.SGD-nesterov-foreach", "torch.AdamW", "torch.Adam-fused", "timm.adan")
 
 
@@ -171,7 +175,7 @@ def _eager():
 
 
 @pytest.mark.parametrize("idle", ["coast", "freeze"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", ONE_BY_ONE)
 def test_every_optimizer(case: Case, idle: str):
     if case.unbuildable:
         pytest.skip(f"cannot be built here: {case.unbuildable}")
