@@ -9,7 +9,7 @@ import copy
 import functools
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -173,19 +173,26 @@ class _Workshop:
                 self.give(p, torch.zeros_like(noise) if zero(number) else noise)
             return torch.ones((), device=parameters[0].device)
 
-        _seed(seed)
+        _seed(seed, parameters)
         closure()
         try:
             copied.step()
         except (TypeError, AssertionError, RuntimeError, ValueError):
             generator, evaluations = torch.Generator().manual_seed(seed), 0
-            _seed(seed)
+            _seed(seed, parameters)
             copied.step(closure)  # type: ignore[arg-type]
             self.closures = max(self.closures, evaluations)
 
 
-def _seed(seed: int) -> None:
-    torch.manual_seed(seed)
+def _gpus(parameters: Iterable[torch.Tensor]) -> set[torch.device]:
+    return {p.device for p in parameters if p.device.type == "cuda"}
+
+
+def _seed(seed: int, parameters: Iterable[torch.Tensor]) -> None:
+    """Seed the generators that `_quiet` puts back: torch.manual_seed seeds those of all devices."""
+    torch.default_generator.manual_seed(seed)
+    for device in _gpus(parameters):
+        torch.cuda.default_generators[device.index].manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
 
@@ -314,8 +321,7 @@ def _idle_decay(workshop: _Workshop) -> float:
 
 @contextmanager
 def _quiet(optimizer: torch.optim.Optimizer) -> Iterator[Any]:
-    parameters = (p for group in optimizer.param_groups for p in group["params"])
-    devices = {p.device for p in parameters if p.device.type == "cuda"}
+    devices = _gpus(p for group in optimizer.param_groups for p in group["params"])
     # What an optimizer compiles, it would compile for these sizes, and once more for its own.
     eager = torch.compiler.set_stance("force_eager")
     states = random.getstate(), np.random.get_state()  # noqa: NPY002

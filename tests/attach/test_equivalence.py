@@ -119,7 +119,7 @@ def identical_after_training(case: Case, idle: str, host: Host) -> None:
         idle=idle,
     )
     second_order = getattr(optimizer, "is_second_order", False)
-    torch.manual_seed(2)
+    torch.default_generator.manual_seed(2)
     for x, y, architecture in batches():
 
         def closure(x=x, y=y, architecture=architecture) -> torch.Tensor:
@@ -142,7 +142,7 @@ def identical_after_training(case: Case, idle: str, host: Host) -> None:
         host.schedule,
         idle,
     )
-    torch.manual_seed(2)
+    torch.default_generator.manual_seed(2)
     for step, (x, y, architecture) in enumerate(batches()):
         backward(there, x, y, architecture, second_order)
         reference.update(architecture, step, TOTAL_STEPS)
