@@ -262,12 +262,12 @@ class DynamicTraining:
         param_groups = self.optimizer.param_groups
         if self._zeroed is not None:
             self._zeroed.before_update()
-        self._trained, idle = trained, idle = by_gradient(param_groups)
-        allowed = bool(trained)
+        self._trained, idle = by_gradient(param_groups)
+        allowed = bool(self._trained)
         for guard in self._guards:
-            allowed = allowed and guard.allows_update(trained)
+            allowed = allowed and guard.allows_update(self._trained)
         if not allowed:
-            self._skip.begin(trained)
+            self._skip.begin(self._trained)
             self._begun = self._skip
             return
         check_lookahead(self.optimizer)  # it may have been wrapped after attachment
