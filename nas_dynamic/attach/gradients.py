@@ -2,47 +2,103 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 
-__all__ = ["Filled", "ZeroedGradients", "by_gradient", "fill_missing_grads"]
+__all__ = ["Filled", "LentZeros", "StepGradients", "ZeroedGradients"]
 
 Filled = list[tuple[torch.Tensor, torch.Tensor]]
 """Parameters, and the zeros that they were given for a gradient."""
 
 
-def by_gradient(
-    param_groups: list[dict[str, Any]],
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Return the parameters with a gradient, and those without that could have one."""
-    trained, idle = [], []
-    for group in param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                trained.append(parameter)
-            elif parameter.requires_grad:
-                idle.append(parameter)
-    return trained, idle
+class StepGradients:
+    """Which parameters have a gradient in a step; looked for only as far as someone asks.
 
+    Attributes:
+        param_groups: of the optimizer.
+    """
 
-def fill_missing_grads(parameters: list[torch.Tensor]) -> Filled:
-    """Give each parameter a gradient of zeros; either all of them, or none and an error."""
-    if not parameters:
+    def __init__(self, param_groups: list[dict[str, Any]]) -> None:
+        self.param_groups = param_groups
+
+    @functools.cached_property
+    def first(self) -> list[torch.Tensor]:
+        """The first parameter that has a gradient, in a list; empty if none has."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    return [parameter]
         return []
-    # One buffer each: foreach SGD with Nesterov adds the momentum into the gradients in place.
-    zeros = [torch.empty_like(parameter) for parameter in parameters]
-    torch._foreach_zero_(zeros)  # one kernel on an accelerator
-    filled = list(zip(parameters, zeros, strict=True))
-    try:
-        for parameter, gradient in filled:
-            parameter.grad = gradient
-    except BaseException:
-        for parameter, gradient in filled:
-            if parameter.grad is gradient:
+
+    @functools.cached_property
+    def trained(self) -> list[torch.Tensor]:
+        """The parameters that have a gradient."""
+        return [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+
+    @functools.cached_property
+    def idle(self) -> list[torch.Tensor]:
+        """The parameters that have none, and could have one."""
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is None]
+        return [p for p in parameters if p.requires_grad]
+
+
+class LentZeros:
+    """Gradients of zeros, which parameters without one are lent for the time of an update.
+
+    They are kept from one update to the next, since to make them takes longer than the update of
+    a small parameter: once every parameter has been idle they take as much memory as the weights.
+    """
+
+    def __init__(self) -> None:
+        # One buffer each: foreach SGD with Nesterov adds the momentum into the gradients in place.
+        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by id of the parameter
+
+    def lend(self, parameters: list[torch.Tensor]) -> Filled:
+        """Give each parameter a gradient of zeros; either all of them, or none and an error."""
+        if not parameters:
+            return []
+        kept = self._kept
+        for parameter in parameters:
+            if id(parameter) not in kept:
+                kept[id(parameter)] = parameter, torch.empty_like(parameter)
+        filled = [kept[id(parameter)] for parameter in parameters]
+        torch._foreach_zero_([zeros for _, zeros in filled])  # one kernel on an accelerator
+        try:
+            for parameter, zeros in filled:
+                parameter.grad = zeros
+        except BaseException as error:
+            self.take_back(filled)
+            if isinstance(error, RuntimeError) and self._forget_changed(filled):
+                return self.lend(parameters)
+            raise
+        return filled
+
+    def take_back(self, filled: Filled, *, late: bool = False) -> None:
+        """Take back what was lent.
+
+        Args:
+            filled: what `lend` gave.
+            late: the host has run since, and may have accumulated gradients into it: such stay.
+        """
+        for parameter, zeros in filled:
+            if not late or (parameter.grad is zeros and not zeros.any()):
                 parameter.grad = None
-        raise
-    return filled
+            elif parameter.grad is zeros:
+                del self._kept[id(parameter)]
+
+    def _forget_changed(self, filled: Filled) -> bool:
+        """Forget zeros of parameters that have been moved or cast since; return if there are."""
+        changed = [
+            parameter
+            for parameter, zeros in filled
+            if (parameter.shape, parameter.dtype, parameter.device)
+            != (zeros.shape, zeros.dtype, zeros.device)
+        ]
+        for parameter in changed:
+            del self._kept[id(parameter)]
+        return bool(changed)
 
 
 class ZeroedGradients:
@@ -67,15 +123,15 @@ class ZeroedGradients:
             if parameter.grad is not None and not parameter.grad.any():
                 parameter.grad = None
 
-    def after_update(self, trained: list[torch.Tensor]) -> None:
+    def after_update(self, gradients: StepGradients) -> None:
         """Look whether these gradients are there still before the next update."""
         if self._are_zeroed:
-            for parameter in trained:
+            for parameter in gradients.trained:
                 parameter.grad = None
             return
         self._updates += 1
         # What a host does shows in its first updates; from then on one gradient is a sample.
-        self._marked = trained if self._updates <= FIRST else trained[:1]
+        self._marked = gradients.trained if self._updates <= FIRST else gradients.first
         for parameter in self._marked:
             # An attribute lasts as long as the tensor, and holds none alive.
             setattr(parameter.grad, MARK, True)

@@ -13,7 +13,7 @@ import torch
 
 from nas_dynamic.attach.copies import bare_copy
 
-__all__ = ["NO_GROUP", "SCHEDULED", "GroupSnapshot", "GroupStates"]
+__all__ = ["NO_GROUP", "SCHEDULED", "Counters", "GroupSnapshot", "GroupStates"]
 
 NO_GROUP: Hashable = object()
 """In place of a group before the first update."""
@@ -104,6 +104,11 @@ class GroupStates:
     def count_update(self) -> None:
         """Count an update of the group in use."""
         self._groups[self.current].updates += 1
+
+    def discount_update(self, group: Hashable, counters: Counters) -> None:
+        """Take back what `keep_counters` and `count_update` did for an update of a group."""
+        self._groups[group].updates -= 1
+        self._groups[group].counters = counters
 
     def return_to(self, previous: Hashable, *, drop: Hashable = NO_GROUP) -> None:
         """Go back to the group before an update that was not made.

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import torch
+from nas_dynamic.attach.gradients import StepGradients
 
 __all__ = ["Guard"]
 
 
 class Guard:
-    """A check of every step; the defaults check nothing."""
+    """A check of every step; the defaults check nothing.
 
-    def allows_update(self, trained: list[torch.Tensor]) -> bool:
+    Attributes:
+        left_to_device: whether it has left the update at hand to the optimizer's own kernels,
+            which leave it out where `optimizer.found_inf` is not zero.
+    """
+
+    left_to_device = False
+
+    def allows_update(self, gradients: StepGradients) -> bool:
         """Return whether the update is made; raise to stop the training before it.
 
         Args:
-            trained: the parameters that have a gradient, at least one.
+            gradients: of the step; at least one parameter has one.
         """
         return True
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.distributed as dist
 
+from nas_dynamic.attach.device_flag import DeviceFlag
+from nas_dynamic.attach.gradients import StepGradients
 from nas_dynamic.attach.guard import Guard
 
 if TYPE_CHECKING:
@@ -19,7 +21,8 @@ __all__ = ["NonFiniteGuard", "all_finite", "check_nonfinite"]
 class NonFiniteGuard(Guard):
     """Raises for a step whose gradients are not all finite, or skips it.
 
-    Waits for the device once a step. Steps under GradScaler are left to it.
+    Waits for the device once a step, but where a fused optimizer can skip by itself: then the
+    device is asked in the step after. Steps under GradScaler are left to it.
 
     Args:
         dynamic: whose steps are looked at.
@@ -30,11 +33,22 @@ class NonFiniteGuard(Guard):
         self.dynamic = dynamic
         self.policy = policy
         self._warned = False
+        self._asked: tuple[DeviceFlag, int, Any] | None = None
 
-    def allows_update(self, trained: list[torch.Tensor]) -> bool:
+    def allows_update(self, gradients: StepGradients) -> bool:
         """Return whether all gradients are finite; raise where the policy says so."""
+        optimizer: Any = self.dynamic.optimizer
+        self._warn_of_the_last()
         # GradScaler has looked itself, where it has left this on a fused optimizer.
-        if getattr(self.dynamic.optimizer, "found_inf", None) is not None or all_finite(trained):
+        if getattr(optimizer, "found_inf", None) is not None:
+            return True
+        if self.policy == "skip" and getattr(optimizer, "_step_supports_amp_scaling", False):
+            found_inf = found_nonfinite(gradients.trained)
+            if found_inf is not None:
+                self._asked = DeviceFlag(found_inf), self.dynamic.steps, self.dynamic.architecture()
+                optimizer.found_inf, self.left_to_device = found_inf, True
+                return True
+        if all_finite(gradients.trained):
             return True
         step, subnet = self.dynamic.steps, self.dynamic.architecture()
         if self.policy == "raise":
@@ -43,6 +57,21 @@ class NonFiniteGuard(Guard):
                 "weights and optimizer are as they were. Lower the lr, clip gradients, or pass "
                 "over such steps by nonfinite='skip'"
             )
+        self._warn(step, subnet)
+        return False
+
+    def after_step(self) -> None:
+        """Take back what was left on the optimizer."""
+        if self.left_to_device:
+            del self.dynamic.optimizer.found_inf  # type: ignore[attr-defined]
+            self.left_to_device = False
+
+    def _warn_of_the_last(self) -> None:
+        asked, self._asked = self._asked, None
+        if asked is not None and not self._warned and asked[0]:
+            self._warn(*asked[1:])
+
+    def _warn(self, step: int, subnet: Any) -> None:
         if not self._warned:
             self._warned = True
             warnings.warn(
@@ -51,7 +80,6 @@ class NonFiniteGuard(Guard):
                 UserWarning,
                 stacklevel=2,
             )
-        return False
 
 
 def check_nonfinite(policy: str) -> None:
@@ -62,6 +90,32 @@ def check_nonfinite(policy: str) -> None:
     """
     if policy not in ("ignore", "raise", "skip"):
         raise ValueError(f"nonfinite must be 'ignore', 'raise' or 'skip', got {policy!r}")
+
+
+def found_nonfinite(parameters: list[torch.Tensor]) -> torch.Tensor | None:
+    """Return 1 on the device if a gradient has an inf or a NaN, else 0; it waits for nothing.
+
+    None where several devices would have to agree.
+    """
+    gradients: Any = [parameter.grad for parameter in parameters]
+    kinds: dict[torch.dtype, list[torch.Tensor]] = {}
+    for gradient in gradients:
+        if hasattr(gradient, "device_mesh") or gradient.is_sparse:
+            return None
+        if gradient.device != gradients[0].device:
+            return None
+        if gradient.numel():
+            kinds.setdefault(gradient.dtype, []).append(gradient.detach())
+    finite = [_are_finite(same) for same in kinds.values()]
+    if not finite:
+        return None
+    return (~torch.stack(finite).all()).float()
+
+
+def _are_finite(gradients: list[torch.Tensor]) -> torch.Tensor:
+    # The greatest absolute value is NaN where there is one, and never overflows, as a sum does.
+    norms = torch.stack(list(torch._foreach_norm(gradients, float("inf"))))
+    return norms.isfinite().all()
 
 
 def all_finite(parameters: list[torch.Tensor]) -> bool:
@@ -84,9 +138,7 @@ def all_finite(parameters: list[torch.Tensor]) -> bool:
             kinds.setdefault((gradient.device, gradient.dtype), []).append(gradient)
     finite = True
     for gradients in kinds.values():
-        # The greatest absolute value is NaN where there is one, and never overflows, as a sum does.
-        norms = torch.stack(list(torch._foreach_norm(gradients, float("inf"))))
-        finite = finite and bool(norms.isfinite().all())
+        finite = finite and bool(_are_finite(gradients))
     for mesh in meshes:
         finite = _on_all_ranks(finite, mesh)
     return finite

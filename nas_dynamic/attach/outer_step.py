@@ -25,6 +25,12 @@ class OuterStep:
         """Note a call, in its pre-hook; return whether it is the host's."""
         if torch.compiler.is_compiling():
             _refuse_compilation()
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "optimizer.step() is captured into a CUDA graph, which would replay the lr and the "
+                "momentum group of this one subnet for ever; capture forward and backward alone, "
+                "such as by torch.cuda.make_graphed_callables, and call optimizer.step() outside"
+            )
         if self._outer is not None and _is_running(self._outer):
             self._inner += 1
             return False

@@ -76,24 +76,17 @@ class SampledCheck:
     def _note(self, told: Architecture, has: np.ndarray) -> None:
         for pair in told.items():
             self._columns.setdefault(pair, len(self._columns))
-        shape = len(has), len(self._columns)
-        if self._seen.shape != shape:
-            grown = np.zeros(shape, dtype=bool)
-            rows, columns = self._seen.shape
-            grown[:rows, :columns] = self._seen
-            self._seen = grown
-            self._overall = np.append(self._overall, np.zeros(shape[1] - columns, dtype=bool))
-            more = np.zeros(shape[0] - rows, dtype=int)
-            self._counts = np.append(self._counts, more)
-            self._departures = np.append(self._departures, more)
-            self._last = np.append(self._last, more > 0)
-        chosen = np.zeros(shape[1], dtype=bool)
+        rows, columns = len(has), len(self._columns)
+        chosen = np.zeros(columns, dtype=bool)
         chosen[[self._columns[pair] for pair in told.items()]] = True
-        self._seen |= has[:, None] & chosen
-        self._overall |= chosen
-        self._counts += has
-        self._departures += self._last & ~has
-        self._last = has
+        last = _grown(self._last, rows)
+        seen = _grown(self._seen, rows, columns) | (has[:, None] & chosen)
+        overall = _grown(self._overall, columns) | chosen
+        counts = _grown(self._counts, rows) + has
+        departures = _grown(self._departures, rows) + (last & ~has)
+        # All at once, so that an error on the way leaves what was.
+        self._seen, self._overall, self._counts = seen, overall, counts
+        self._departures, self._last = departures, has
         self._looked += 1
 
     def _compare_with_the_choices(self, told: Architecture) -> None:
@@ -120,3 +113,10 @@ def _numbers(chosen: np.ndarray) -> str:
     if not found:
         return "none"
     return ", ".join(map(str, found[:6])) + (f", … ({len(found)} in all)" if len(found) > 6 else "")
+
+
+def _grown(array: np.ndarray, *shape: int) -> np.ndarray:
+    """Return an array with zeros added, for parameters and candidates that are new."""
+    if array.shape == shape:
+        return array
+    return np.pad(array, [(0, new - old) for old, new in zip(array.shape, shape, strict=True)])

@@ -11,7 +11,8 @@ import torch
 
 from nas_dynamic.attach.copies import bare_copy
 from nas_dynamic.attach.description import announce, describe
-from nas_dynamic.attach.gradients import ZeroedGradients, by_gradient
+from nas_dynamic.attach.device_flag import DeviceFlag
+from nas_dynamic.attach.gradients import StepGradients, ZeroedGradients
 from nas_dynamic.attach.group_states import GroupStates
 from nas_dynamic.attach.guard import Guard
 from nas_dynamic.attach.innermost import innermost
@@ -67,8 +68,8 @@ class DynamicTraining:
         nonfinite: what a step does whose gradients have an inf or a NaN. `"ignore"`: the update,
             as without dynamic training. `"raise"`: a FloatingPointError before the update.
             `"skip"`: no update, and `skipped` counts it. Either of these leaves weights, state
-            and count as they were, and waits for the device once a step. Steps under GradScaler
-            are left to it.
+            and count as they were, and waits for the device once a step, but for `"skip"` with
+            an optimizer that is fused. Steps under GradScaler are left to it.
         check_ranks_every: where `torch.distributed` is initialised with several ranks, the steps
             between two checks that they train the same; see `RankAgreement`. None for none.
         check_sampled: raise where the parameters that have a gradient contradict the subnet that
@@ -150,7 +151,7 @@ class DynamicTraining:
         self._skip = SkippedStep(optimizer)
         self._begun: UpdateTransaction | SkippedStep | None = None
         self._guards: list[Guard] = []
-        self._trained: list[torch.Tensor] = []  # parameters with a gradient, in this step
+        self._gradients = StepGradients([])  # of this step
         self._zeroed = ZeroedGradients() if idle == "freeze" else None
         self._sampled_check = SampledCheck() if check_sampled else None
         self._weighted: list[Architecture] = []  # whose losses were given weights
@@ -204,6 +205,7 @@ class DynamicTraining:
     @property
     def groups(self) -> list[Hashable]:
         """The momentum groups that have been updated so far, in the order of appearance."""
+        self._update.settle()
         return [] if self._states is None else list(self._states.updates())
 
     def add_guard(self, guard: Guard) -> None:
@@ -262,26 +264,22 @@ class DynamicTraining:
         param_groups = self.optimizer.param_groups
         if self._zeroed is not None:
             self._zeroed.before_update()
-        self._trained, idle = by_gradient(param_groups)
-        allowed = bool(self._trained)
+        self._gradients = gradients = StepGradients(param_groups)
+        allowed = bool(gradients.first)
         for guard in self._guards:
-            allowed = allowed and guard.allows_update(self._trained)
+            allowed = allowed and guard.allows_update(gradients)
         if not allowed:
-            self._skip.begin(self._trained)
+            self._skip.begin(gradients.trained)
             self._begun = self._skip
             return
         check_lookahead(self.optimizer)  # it may have been wrapped after attachment
-        progress = self._update.progress
+        told, progress = self.architecture(), self._update.progress
         update = self._rule.propose(
-            param_groups,
-            self.architecture(),
-            progress.steps,
-            progress.peak_lrs,
-            self._weighted,
+            param_groups, told, progress.steps, progress.peak_lrs, self._weighted
         )
         if self._sampled_check is not None:
             self._sampled_check.look(update, param_groups)
-        self._update.begin(update, idle)
+        self._update.begin(update, gradients)
         self._begun = self._update
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -293,19 +291,18 @@ class DynamicTraining:
         elif begun is self._skip:
             self._end_skip()
         if self._zeroed is not None:
-            self._zeroed.after_update(self._trained)
-        self._trained = []
+            self._zeroed.after_update(self._gradients)
+        self._gradients = StepGradients([])
         for guard in self._guards:
             guard.after_step()
 
     def _end_update(self) -> None:
-        # A fused optimizer is stepped by GradScaler even where gradients are inf, and tests
-        # found_inf itself. Other optimizers are not stepped at all then.
+        # A fused optimizer is stepped even where gradients are inf, and tests found_inf itself.
         found_inf = getattr(self.optimizer, "found_inf", None)
-        if found_inf is not None and bool(found_inf):
-            self._update.roll_back(untouched=True)
-            return
-        self._update.commit()
+        self._update.commit(
+            None if found_inf is None else DeviceFlag(found_inf),
+            skipped=any(guard.left_to_device for guard in self._guards),
+        )
         self._weighted = []  # weights are of one update
         if self.momentum is not None and not any(self.optimizer.state.values()):
             self._rule.warn_once(
@@ -394,7 +391,8 @@ class DynamicTraining:
             groups = self._states.read(saved.groups, state_dict["param_groups"])
         self._recover()
         load(own, *args, **kwargs)
-        self._update.progress, self._update.last = saved.progress, None
+        self._update.progress = saved.progress
+        self._update.forget_last()
         self._weighted = []
         if self._states is not None and groups is not None:
             self._states.restore(groups)

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nas_dynamic.attach.gradients import Filled, fill_missing_grads
-from nas_dynamic.attach.group_states import NO_GROUP, SCHEDULED, GroupStates
+from nas_dynamic.attach.device_flag import DeviceFlag
+from nas_dynamic.attach.gradients import Filled, LentZeros, StepGradients
+from nas_dynamic.attach.group_states import NO_GROUP, SCHEDULED, Counters, GroupStates
 from nas_dynamic.attach.update_rule import Update
 
 __all__ = ["Progress", "SkippedStep", "UpdateTransaction"]
@@ -50,6 +51,25 @@ class Progress(NamedTuple):
         return Progress(updates + 1, steps + 1, skipped, (0, 1), update.peak_lrs)
 
 
+class _StateBefore:
+    """Which parameters had a state before an update that a fused optimizer may leave out.
+
+    It allocates their state all the same: zeros, or SGD's momenta uninitialised.
+    """
+
+    def __init__(self, state: dict[Any, dict[str, Any]]) -> None:
+        self._state = state
+        self._known = len(state)
+        self._empty = [known for known in state.values() if not known]
+
+    def restore(self) -> None:
+        """Take away the state of all others."""
+        for parameter in [*self._state][self._known :]:
+            del self._state[parameter]
+        for empty in self._empty:
+            empty.clear()
+
+
 @dataclass(slots=True, eq=False)
 class _Begun:
     """What an update that has begun goes back to, or goes on to."""
@@ -59,14 +79,25 @@ class _Begun:
     scheduled_lrs: list[Any]
     previous_group: Hashable
     filled: Filled = field(default_factory=list)
+    state: _StateBefore | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Unsettled:
+    """An update that is counted as made, until the device says otherwise."""
+
+    not_made: DeviceFlag
+    begun: _Begun
+    progress: Progress
+    last: Update | None
+    counters: Counters
 
 
 class UpdateTransaction:
     """The updates of one optimizer, one at a time: begin, then commit or roll back.
 
-    Attributes:
-        progress: after the updates that have been made.
-        last: the last one of them.
+    Where the device alone knows whether it has made an update, `commit` counts it, and `settle`
+    takes that back if it has not; to ask for `progress` or `last` settles.
     """
 
     def __init__(
@@ -75,17 +106,36 @@ class UpdateTransaction:
         self.optimizer = optimizer
         self.states = states
         self.idle = idle
-        self.progress = Progress()
-        self.last: Update | None = None
+        self._progress = Progress()
+        self._last: Update | None = None
         self._begun: _Begun | None = None
+        self._unsettled: _Unsettled | None = None
+        self._zeros = LentZeros()
 
-    def begin(self, update: Update, idle: list[torch.Tensor]) -> None:
-        """Set lr, group and gradients of an update; if this raises, nothing has changed.
+    @property
+    def progress(self) -> Progress:
+        """How far the training is, after the updates that have been made."""
+        self.settle()
+        return self._progress
 
-        Args:
-            update: what it uses.
-            idle: the parameters that have no gradient and could.
-        """
+    @progress.setter
+    def progress(self, progress: Progress) -> None:
+        self.settle()
+        self._progress = progress
+
+    @property
+    def last(self) -> Update | None:
+        """The last update that has been made; None before the first."""
+        self.settle()
+        return self._last
+
+    def forget_last(self) -> None:
+        """Have no last update, as before the first."""
+        self.settle()
+        self._last = None
+
+    def begin(self, update: Update, gradients: StepGradients) -> None:
+        """Set lr, group and gradients of an update; if this raises, nothing has changed."""
         states, param_groups = self.states, self.optimizer.param_groups
         if states is not None:
             states.check_room(update.group)
@@ -98,24 +148,49 @@ class UpdateTransaction:
         try:
             if states is not None:
                 states.select(update.group)
+            if getattr(self.optimizer, "found_inf", None) is not None:
+                begun.state = _StateBefore(self.optimizer.state)
             for group, lr in zip(param_groups, update.lr, strict=True):
                 group["lr"] = lr
             if self.idle == "coast":
-                begun.filled = fill_missing_grads(idle)
+                begun.filled = self._zeros.lend(gradients.idle)
         except BaseException:
             self.roll_back(untouched=True)
             raise
 
-    def commit(self) -> None:
-        """Put lr and gradients back after the optimizer's own update, and count it."""
+    def commit(self, not_made: DeviceFlag | None = None, *, skipped: bool = False) -> None:
+        """Put lr and gradients back after the optimizer's own update, and count it.
+
+        Args:
+            not_made: whether the device has left it out, if that is for the device to say.
+            skipped: count it as skipped then.
+        """
         begun = self._begun
         assert begun is not None
         self._put_back(begun)
-        if self.states is not None:
-            self.states.keep_counters()
-            self.states.count_update()
-        self.progress, self.last = begun.progress, begun.update
+        states = self.states
+        counters = [] if states is None else states.counters(begun.update.group)
+        if states is not None:
+            states.keep_counters()
+            states.count_update()
+        if not_made is not None:
+            progress = self._progress._replace(skipped=self._progress.skipped + skipped)
+            self._unsettled = _Unsettled(not_made, begun, progress, self._last, counters)
+        self._progress, self._last = begun.progress, begun.update
         self._begun = None
+
+    def settle(self) -> None:
+        """Wait for the device's word on the last update; take it back if it was not made."""
+        unsettled, self._unsettled = self._unsettled, None
+        if unsettled is None or not unsettled.not_made:
+            return
+        self._progress, self._last = unsettled.progress, unsettled.last
+        if unsettled.begun.state is not None:
+            unsettled.begun.state.restore()
+        if self.states is not None:
+            group = unsettled.begun.update.group
+            self.states.discount_update(group, unsettled.counters)
+            self.states.return_to(unsettled.begun.previous_group, drop=group)
 
     def roll_back(self, *, untouched: bool = False, late: bool = False) -> None:
         """Put lr, group and gradients back after an update that was not made, if one has begun.
@@ -124,6 +199,7 @@ class UpdateTransaction:
             untouched: the optimizer has written nothing to the state of the group.
             late: the host has run since, and may have accumulated gradients into the filled ones.
         """
+        self.settle()
         begun = self._begun
         if begun is None:
             return
@@ -140,11 +216,7 @@ class UpdateTransaction:
         # After an update that raised there may be further param groups by now.
         for group, lr in zip(self.optimizer.param_groups, begun.scheduled_lrs, strict=False):
             group["lr"] = lr
-        filled = begun.filled
-        if late:
-            filled = [(p, zeros) for p, zeros in filled if p.grad is zeros and not zeros.any()]
-        for parameter, _ in filled:
-            parameter.grad = None
+        self._zeros.take_back(begun.filled, late=late)
 
 
 class SkippedStep:

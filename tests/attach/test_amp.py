@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import nas_dynamic
 from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation
 from tests.attach.reference import (
     C_MAX,
@@ -35,7 +42,9 @@ STEPS = 9
 class Loop:
     """Trains with clipping: without a scaler, or by one, before `unscale_` or after it."""
 
-    def __init__(self, optimizer: str, idle: str, scaled: bool) -> None:
+    def __init__(
+        self, optimizer: str, idle: str, scaled: bool, momentum: bool = True, **options: Any
+    ) -> None:
         self.model = make_model(Mixed)
         self.optimizer = OPTIMIZERS[optimizer](param_groups(self.model, 0.05, 0.05), lr=0.05)
         self.scaler = torch.amp.GradScaler(
@@ -47,8 +56,9 @@ class Loop:
             self.optimizer,
             architecture=lambda: self.architecture,
             calr=CaLR(complexity, total_steps=20, bounds=(C_MIN, C_MAX)),
-            momentum=MomentumSeparation("layer1"),
+            momentum=MomentumSeparation("layer1") if momentum else None,
             idle=idle,
+            **options,
         )
 
     def step(self, batch: Any, clip: str = "after", inf: bool = False) -> None:
@@ -122,3 +132,73 @@ def test_a_skipped_step_with_clipping_leaves_no_trace(name: str, idle: str, clip
         untroubled.step(batch)
         assert_identical(loop.everything(), untroubled.everything())
     assert loop.dynamic.updates == STEPS
+
+
+@pytest.mark.parametrize("momentum", [True, False])
+def test_a_parameter_first_met_in_a_skipped_step_has_no_state_after_it(
+    name: str, idle: str, momentum: bool
+):
+    """A fused optimizer allocates it; SGD's is whatever was in the memory then."""
+    loop, untroubled = (Loop(name, idle, True, momentum) for _ in range(2))
+    known = batches(1)[0]
+    for step in range(2):
+        other = (known[0] + step, known[1], known[2] | {"layer2": "ab"[step]})
+        with poisoned_memory():
+            loop.step(other, inf=True)
+        assert_identical(loop.everything(), untroubled.everything())
+        loop.step(other)
+        untroubled.step(other)
+        assert_identical(loop.everything(), untroubled.everything())
+
+
+@contextlib.contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Give memory that is not initialised a content that no zeros have."""
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = before
+
+
+class OwnReads(TorchDispatchMode):
+    """Counts the numbers that the package reads out of tensors, and so would wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+        if function is torch.ops.aten._local_scalar_dense.default:
+            frame: Any = sys._getframe()
+            rooms = (nas_dynamic, torch.optim, torch.amp)
+            while not (of := [r for r in rooms if frame.f_code.co_filename.startswith(folder(r))]):
+                frame = frame.f_back
+            self.count += of == [nas_dynamic]
+        return function(*args, **(kwargs or {}))
+
+
+def folder(package: Any) -> str:
+    return str(Path(package.__file__).parent) + os.sep
+
+
+@pytest.mark.parametrize("nonfinite", ["ignore", "skip"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_an_update_waits_for_no_number_of_the_device(
+    name: str, idle: str, scaled: bool, nonfinite: str
+):
+    if nonfinite == "skip" and "fused" not in name:
+        pytest.skip("waits for the device, as documented")
+    loop, reads = Loop(name, idle, scaled, nonfinite=nonfinite), []
+    for batch in batches(STEPS):
+        with OwnReads() as mode:
+            loop.step(batch, clip="")
+        reads.append(mode.count)
+    # Whether an update was made is asked for in the next step, or by who wants to know.
+    late = 0 if "fused" not in name or (not scaled and nonfinite == "ignore") else 1 + (not scaled)
+    assert reads == [0] + [late] * (STEPS - 1)
+    with OwnReads() as mode:
+        assert loop.dynamic.updates == loop.dynamic.updates == STEPS
+    assert mode.count == bool(late)
