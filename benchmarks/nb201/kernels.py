@@ -65,6 +65,9 @@ class _Torch:
         return F.batch_norm(x, None, None, training=True) if normalize else x
 
     def average_pool(self, x: torch.Tensor) -> torch.Tensor:
+        if x.is_cuda:
+            # Some releases of torch forget the padding in the gradient of channels_last.
+            x = x.contiguous()
         return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
     def halve(self, x: torch.Tensor) -> torch.Tensor:

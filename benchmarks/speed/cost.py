@@ -4,7 +4,8 @@ Steps of training the NAS-Bench-201 supernet (C=16, N=5, batch 64 by default) by
 static; MS with an optimizer for each group, the usual way to write it; this package with MS; and
 this package with CaLR and MS. Every step is made by all ways in turn, on the same images and the
 same subnet, in one process; printed is the median of the ratios to the static step, with a
-bootstrap interval. Peak memory is of a process for each way (Linux), after as many steps.
+bootstrap interval. Peak memory is of a process for each way (Linux), after as many steps; on a
+GPU it is what torch has allocated there.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Training:
     def __init__(self, way: str, options: argparse.Namespace) -> None:
         kernels = {"torch": TORCH, "simd": SIMD}[options.kernels]
         self.supernet = Supernet(options.channels, options.cells, seed=0, kernels=kernels)
+        self.supernet.to(options.device)
         self.weights = list(self.supernet.parameters())
         # The package makes idle parameters coast whatever zero_grad does; the others need zeros.
         self.leaves_zeros = options.idle == "coast" and not way.startswith("package")
@@ -68,12 +70,19 @@ class Training:
 
     def __call__(self, images: torch.Tensor, classes: torch.Tensor) -> float:
         """Return the seconds of one whole step of training."""
+        _wait(images.device)
         started = time.perf_counter()
         F.cross_entropy(self.supernet(images, self.architecture), classes).backward()
         torch.nn.utils.clip_grad_norm_(self.weights, 5.0)
         self.step()
         self.optimizers[0].zero_grad(set_to_none=not self.leaves_zeros)
+        _wait(images.device)
         return time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def main() -> None:
@@ -81,11 +90,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.way is not None:
         _train(options)
-        print(_own_peak_memory())
+        gpu = options.device != "cpu"
+        print(torch.cuda.max_memory_allocated() / 2**20 if gpu else _own_peak_memory())
         return
     print(
         f"C={options.channels}, N={options.cells}, batch {options.batch}, {options.size} pixels, "
-        f"idle parameters {options.idle}, {options.steps} steps, {options.threads} threads"
+        f"idle parameters {options.idle}, {options.steps} steps, {options.threads} threads, "
+        f"{options.device}"
     )
     seconds = _paired(options)
     static = seconds[WAYS[0]]
@@ -107,7 +118,7 @@ def main() -> None:
 def _paired(options: argparse.Namespace) -> dict[str, np.ndarray]:
     trainings = {way: Training(way, options) for way in WAYS}
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    for number, (architecture, images, classes) in enumerate(_steps(options)):
+    for number, (architecture, images, classes) in enumerate(steps(options)):
         ways = WAYS[number % len(WAYS) :] + WAYS[: number % len(WAYS)]
         for way in ways:
             trainings[way].architecture = architecture
@@ -119,17 +130,18 @@ def _paired(options: argparse.Namespace) -> dict[str, np.ndarray]:
 
 def _train(options: argparse.Namespace) -> None:
     training = Training(options.way, options)
-    for architecture, images, classes in _steps(options):
+    for architecture, images, classes in steps(options):
         training.architecture = architecture
         training(images, classes)
 
 
-def _steps(options: argparse.Namespace):
+def steps(options: argparse.Namespace):
     generator = torch.Generator().manual_seed(0)
     sampler = UniformSampler(SPACE, seed=0)
     for _ in range(options.warm_up + options.steps):
         images = torch.randn(options.batch, 3, options.size, options.size, generator=generator)
-        yield sampler.sample(), images, torch.randint(10, (options.batch,), generator=generator)
+        classes = torch.randint(10, (options.batch,), generator=generator)
+        yield sampler.sample(), images.to(options.device), classes.to(options.device)
 
 
 def _peak_memory(way: str) -> float:
@@ -156,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--warm-up", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--kernels", choices=("torch", "simd"), default="torch")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--way", choices=WAYS, help="train in one way, print the peak memory")
     return parser
 

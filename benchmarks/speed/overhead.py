@@ -25,11 +25,12 @@ from scipy import stats
 from torch import nn
 
 from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation
+from nas_dynamic.attach.sampled_check import FIRST
 
 CANDIDATES = 5
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4),
-    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-3),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True),
 }
 
 
@@ -44,7 +45,7 @@ class Training:
         self.gradients = [torch.randn_like(p) for p in self.parameters]
         self.optimizer = OPTIMIZERS[args.optimizer](self.parameters)
         self.groups, self.idle, self.active = groups, idle, active
-        self.sampled = {"layer1": 0}
+        self.sampled = {"layer1": 0, "path": 0}
         self.step = 0
 
     def attach(self) -> DynamicTraining:
@@ -55,13 +56,12 @@ class Training:
             calr=CaLR(lambda a: 2.0 + a["layer1"], total_steps=10**9, bounds=(1, 100)),
             momentum=MomentumSeparation("layer1", max_groups=self.groups),
             idle=self.idle,
-            check_sampled=False,  # gradients here are of no subnet
         )
 
     def prepare(self, zeros: bool) -> None:
         """Leave what forward and backward do: gradients of this step's subnet."""
-        self.sampled = {"layer1": self.step % self.groups}
         path = self.step % CANDIDATES
+        self.sampled = {"layer1": self.step % self.groups, "path": path}
         for i, (parameter, gradient) in enumerate(
             zip(self.parameters, self.gradients, strict=True)
         ):
@@ -99,7 +99,8 @@ def time_updates(
     plain = Training(args, tensors, groups, idle, active)
     zeros = idle == "coast" and args.against == "zeros"
     times = []
-    warmup = groups + CANDIDATES  # every group has its state by then
+    # By then each group has met each path, and so has all of its state.
+    warmup = max(groups * CANDIDATES, FIRST)
     for step in range(warmup + args.updates):
         pair = {}
         # Who goes first alternates, so that neither is always the one that warms the caches.
@@ -128,6 +129,7 @@ def main() -> None:
     )
     parser.add_argument("--tensors", type=int, nargs="+", default=[50, 500, 5000])
     parser.add_argument("--groups", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--active", nargs="+", default=["all", "fifth"], help="parameters trained")
     parser.add_argument("--numel", type=int, default=64, help="elements of a tensor")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd")
     parser.add_argument("--against", choices=["zeros", "bare"], default="zeros")
@@ -146,7 +148,7 @@ def main() -> None:
     for tensors in args.tensors:
         for groups in args.groups:
             for idle in ("coast", "freeze"):
-                for active in ("all", "fifth"):
+                for active in args.active:
                     row = time_updates(args, tensors, groups, idle, active)
                     times.append(row)
                     low, high = row["overhead_us_95"]

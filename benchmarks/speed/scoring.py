@@ -37,7 +37,7 @@ def main() -> None:
     options = _parser().parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    supernet = _supernet()
+    supernet = _supernet().to(options.device)
     generator = np.random.default_rng(0)
     architectures = [supernet.space.sample(generator) for _ in range(options.subnets)]
     with tempfile.TemporaryDirectory() as folder:
@@ -50,14 +50,14 @@ def main() -> None:
             batches=images,
             calibration=calibration,
         )
+        shared = partial(ours, layers=supernet.layer_labels)
         ways: dict[str, Callable[[list[Architecture]], Iterator[Score]]] = {
             "score_subnets": ours,
-            "… and shared layers": partial(ours, layers=supernet.layer_labels),
-            "… and two threads": partial(ours, layers=supernet.layer_labels, devices=["cpu"] * 2),
-            "… and bf16": partial(
-                ours, layers=supernet.layer_labels, devices=["cpu"] * 2, precision="bf16-mixed"
-            ),
+            "… and shared layers": shared,
         }
+        if options.device == "cpu":
+            shared = ways["… and two threads"] = partial(shared, devices=["cpu"] * 2)
+        ways["… and bf16"] = partial(shared, precision="bf16-mixed")
         _print(supernet, images, calibration, architectures, ways, options)
 
 
@@ -98,6 +98,7 @@ def _plain_loop(
 ) -> list[Score]:
     """Score as one does without this package."""
     scores = []
+    device = next(supernet.parameters()).device
     norms = [m for m in supernet.modules() if isinstance(m, nn.BatchNorm2d)]
     for architecture in architectures:
         supernet.activate(architecture)
@@ -107,10 +108,11 @@ def _plain_loop(
         with torch.no_grad():
             supernet.train()
             for x, _ in calibration:
-                supernet(x)
+                supernet(x.to(device))
             supernet.eval()
             loss, right = 0.0, 0
             for x, y in images:
+                x, y = x.to(device), y.to(device)
                 logits = supernet(x)
                 loss += nn.functional.cross_entropy(logits, y, reduction="sum").item()
                 right += int((logits.argmax(1) == y).sum())
@@ -168,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--calibration", type=int, default=512, help="images to recalibrate on")
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--device", default="cpu")
     return parser
 
 

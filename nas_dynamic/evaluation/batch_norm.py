@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nas_dynamic.evaluation.inference import Batches, autocast, evaluation_mode, images_on
+from nas_dynamic.evaluation.inference import Batches, at_once, autocast, evaluation_mode
 
 __all__ = [
     "BatchNormMode",
@@ -55,33 +55,41 @@ def recalibrate(model: nn.Module, batches: Batches, *, precision: str = "32") ->
     """
     device = next(model.parameters()).device
     statistics: defaultdict[nn.Module, list[torch.Tensor]] = defaultdict(list)
+    parts = 0  # batches that are computed at once
 
     # The layer then normalises by the buffers: a mean is much faster than the layer's own
     # statistics on a CPU. It need not heed its `momentum` either: NNI's sliced BN does not.
-    def track(bn: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        x = inputs[0].float()
-        dims = [d for d in range(x.dim()) if d != 1]
+    def track(bn: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        x = inputs[0].float().unflatten(0, (parts, -1))
+        dims = [d for d in range(1, x.dim()) if d != 2]
         mean = x.mean(dims, keepdim=True)
-        variance = (x - mean).square_().mean(dims)
-        mean = mean.flatten()
-        _set_statistics(bn, mean, variance)
-        count = x.numel() // len(mean)
-        statistics[bn].append(torch.stack([mean, variance * (count / max(count - 1, 1))]))
+        variance = (x - mean).square_().mean(dims, keepdim=True)
+        channels = x.shape[2]
+        count = x[0].numel() // channels
+        unbiased = variance * (count / max(count - 1, 1))
+        statistics[bn].append(torch.stack([mean.flatten(1), unbiased.flatten(1)], 1))
+        if parts == 1:
+            _set_statistics(bn, channels, mean.flatten(), variance.flatten())
+            return None
+        # The buffers hold one mean and one variance, so each batch is normalised ahead of it.
+        _set_statistics(bn, channels, 0.0, 1.0 - float(bn.eps))  # type: ignore[arg-type]
+        normalised = (x - mean) * (variance + bn.eps).rsqrt_()
+        return (normalised.flatten(0, 1).to(inputs[0].dtype), *inputs[1:])
 
     handles = [bn.register_forward_pre_hook(track) for bn in batch_norm_layers(model)]
     try:
         with evaluation_mode(model), autocast(device, precision):
-            empty = True
-            for images, _ in batches:
-                model(images_on(device, images))
-                empty = False
+            for images, _, together in at_once(batches, device):
+                parts = together
+                model(images)
     finally:
         for handle in handles:
             handle.remove()
-    if empty:
+    if not parts:
         raise ValueError("there is no image to recalibrate on: the batches are empty")
     for bn, of_batches in statistics.items():
-        _set_statistics(bn, *torch.stack(of_batches).mean(0))
+        mean, variance = torch.cat(of_batches).mean(0)
+        _set_statistics(bn, len(mean), mean, variance)
 
 
 def batch_norm_layers(model: nn.Module) -> list[_BatchNorm]:
@@ -106,6 +114,8 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-def _set_statistics(bn: nn.Module, mean: torch.Tensor, variance: torch.Tensor) -> None:
-    bn.get_buffer("running_mean")[: len(mean)] = mean
-    bn.get_buffer("running_var")[: len(variance)] = variance
+def _set_statistics(
+    bn: nn.Module, channels: int, mean: torch.Tensor | float, variance: torch.Tensor | float
+) -> None:
+    bn.get_buffer("running_mean")[:channels] = mean
+    bn.get_buffer("running_var")[:channels] = variance

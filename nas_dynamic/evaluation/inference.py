@@ -8,7 +8,15 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
-__all__ = ["PRECISIONS", "Batches", "autocast", "evaluation_mode", "images_on", "placed"]
+__all__ = [
+    "PRECISIONS",
+    "Batches",
+    "at_once",
+    "autocast",
+    "evaluation_mode",
+    "images_on",
+    "placed",
+]
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 """Batches of (images, labels)."""
@@ -19,6 +27,9 @@ PRECISIONS: dict[str, torch.dtype | None] = {
     "16-mixed": torch.float16,
 }
 """Precision by Lightning's name → the dtype of autocast, None for none."""
+
+AT_ONCE = {"cuda": 64 * 2**20}
+"""Kind of device → bytes of images that it computes at once; elsewhere a batch at a time."""
 
 
 @contextlib.contextmanager
@@ -55,3 +66,31 @@ def images_on(device: torch.device, images: torch.Tensor) -> torch.Tensor:
 def placed(batches: Batches, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Move batches to a device, as `images_on` does; what is there already is not copied."""
     return [(images_on(device, images), labels.to(device)) for images, labels in batches]
+
+
+def at_once(
+    batches: Batches, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+    """Yield (images, labels, number of batches that they are) on a device.
+
+    A GPU takes as long to be told of a layer as to compute it for some thousand small images, so
+    consecutive batches of one size go there together. An image alone decides what it comes out as
+    in evaluation mode, and so does a batch for its statistics.
+    """
+    limit = AT_ONCE.get(device.type, 0)
+    waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def together() -> tuple[torch.Tensor, torch.Tensor, int]:
+        if len(waiting) == 1:
+            return *waiting[0], 1
+        images, labels = (torch.cat(tensors) for tensors in zip(*waiting, strict=True))
+        return images, labels, len(waiting)
+
+    for images, labels in placed(batches, device):
+        size = images.element_size() * images.numel() * (len(waiting) + 1)
+        if waiting and (images.shape != waiting[0][0].shape or size > limit):
+            yield together()
+            waiting.clear()
+        waiting.append((images, labels))
+    if waiting:
+        yield together()

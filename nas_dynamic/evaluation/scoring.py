@@ -20,6 +20,7 @@ from nas_dynamic.evaluation.batch_norm import (
 )
 from nas_dynamic.evaluation.inference import (
     Batches,
+    at_once,
     autocast,
     evaluation_mode,
     images_on,
@@ -143,15 +144,26 @@ def evaluate(
         if batch_statistics:
             for bn in batch_norm_layers(model):
                 bn.train()
-        for images, labels in batches:
-            labels = labels.to(device)
-            logits = model(images_on(device, images)).float()
+        for images, labels in _passes(batches, device, batch_statistics):
+            logits = model(images).float()
             loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
             correct += (logits.argmax(1) == labels).sum()
             count += len(labels)
     if not count:
         raise ValueError("there is no image to evaluate on: the batches are empty")
-    return correct.item() / count, loss.item() / count
+    right, total = torch.stack([correct, loss]).tolist()  # waits for the device once
+    return right / count, total / count
+
+
+def _passes(
+    batches: Batches, device: torch.device, one_by_one: bool
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    if one_by_one:
+        for images, labels in batches:
+            yield images_on(device, images), labels.to(device)
+    else:
+        for images, labels, _ in at_once(batches, device):
+            yield images, labels
 
 
 def _count(batches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> int:

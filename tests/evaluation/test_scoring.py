@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from nas_dynamic.evaluation import evaluate, recalibrate, score_subnets
+from nas_dynamic.evaluation import evaluate, inference, recalibrate, score_subnets
 
 IMAGES = 48
 
@@ -58,6 +58,12 @@ def supernet() -> Supernet:
     return supernet.train()
 
 
+@pytest.fixture(params=[1, 2, 100], ids=lambda n: f"{n} batches at once")
+def at_once(request, monkeypatch) -> None:
+    """As on a GPU, which takes as many batches together as are worth its while."""
+    monkeypatch.setitem(inference.AT_ONCE, "cpu", request.param * 20 * 3 * 8 * 8 * 4)
+
+
 def batches(seed: int, size: int = 16):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(IMAGES, 3, 8, 8, generator=generator) * 2 + 1
@@ -83,7 +89,7 @@ def standalone(supernet: Supernet, branch: int, calibration) -> tuple[float, flo
     return (logits.argmax(1) == labels).float().mean().item(), loss
 
 
-def test_scores_are_those_of_the_stand_alone_subnet(supernet):
+def test_scores_are_those_of_the_stand_alone_subnet(supernet, at_once):
     calibration = batches(2, size=20)  # the last batch is smaller, and counts the same
     architectures = [{"branch": 0}, {"branch": 1}, {"branch": 0}]
     scores = list(
@@ -129,7 +135,7 @@ def test_buffers_are_restored_when_scoring_fails(supernet):
     assert all(torch.equal(value, before[name]) for name, value in supernet.state_dict().items())
 
 
-def test_batch_statistics_are_those_of_training_mode(supernet):
+def test_batch_statistics_are_those_of_training_mode(supernet, at_once):
     supernet.dropout.p = 0.0
     (score,) = score_subnets(
         supernet, Supernet.activate, [{"branch": 1}], batches(1), batch_norm="batch"
@@ -141,7 +147,7 @@ def test_batch_statistics_are_those_of_training_mode(supernet):
     assert score.loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
-def test_recalibration_leaves_layers_alone_that_the_subnet_does_not_use(supernet):
+def test_recalibration_leaves_layers_alone_that_the_subnet_does_not_use(supernet, at_once):
     idle = copy.deepcopy(supernet.branches[1].state_dict())
     recalibrate(supernet, batches(2))
     assert all(
@@ -149,7 +155,7 @@ def test_recalibration_leaves_layers_alone_that_the_subnet_does_not_use(supernet
     )
 
 
-def test_recalibration_of_a_sliced_layer_reaches_only_its_channels():
+def test_recalibration_of_a_sliced_layer_reaches_only_its_channels(at_once):
     class Sliced(nn.BatchNorm2d):
         """Uses its first channels, at a momentum of its own, like NNI's."""
 
@@ -166,6 +172,8 @@ def test_recalibration_of_a_sliced_layer_reaches_only_its_channels():
         inputs = [model[0](images) for images, _ in calibration]
     expected = torch.stack([x.mean((0, 2, 3)) for x in inputs]).mean(0)
     torch.testing.assert_close(model[1].running_mean[:4], expected)
+    variances = torch.stack([x.var((0, 2, 3)) for x in inputs]).mean(0)
+    torch.testing.assert_close(model[1].running_var[:4], variances)
     assert torch.equal(model[1].running_mean[4:], torch.zeros(2))
     assert torch.equal(model[1].running_var[4:], torch.ones(2))
 
