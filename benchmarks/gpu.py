@@ -27,7 +27,7 @@ RESULTS = Path(__file__).parent / "results" / "gpu.json"
 OVERHEAD = "-m benchmarks.speed.overhead --device cuda --against bare --groups 8 --active fifth"
 # name → its arguments, and seconds that it may take
 PARTS = {
-    "tests": ("-m pytest -q -n 0 tests/gpu", 180),
+    "tests": ("-m pytest -q -n 0 -rs tests/gpu", 180),
     "update, SGD": (f"{OVERHEAD} --tensors 500 5000", 60),
     "update, AdamW fused": (f"{OVERHEAD} --tensors 500 5000 --optimizer adamw", 60),
     "step": ("-m benchmarks.gpu step", 120),

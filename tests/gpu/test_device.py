@@ -88,7 +88,11 @@ def test_a_step_that_the_device_leaves_out_is_no_update(by: str):
         if number in (0, 3):
             loop.backward(batch, scaler)
             loop.model.head.weight.grad[1, 2] = float("nan")
-            loop.optimizer.step() if scaler is None else scaler.step(loop.optimizer)
+            if scaler is None:
+                loop.optimizer.step()
+            else:
+                scaler.step(loop.optimizer)
+                scaler.update()
         loop.backward(batch)
         loop.optimizer.step()
         untroubled.backward(batch)
