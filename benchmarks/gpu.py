@@ -2,8 +2,8 @@
 
 Each part is a process of its own with a time limit: the tests of `tests/gpu`, what an update
 costs, what a whole step of training costs, scoring, and what `nas-dynamic doctor` says. Printed is
-what each part prints, then a table; `benchmarks/results/gpu.json` keeps both. Without a CUDA
-device nothing is run.
+what each part prints, then a table; `benchmarks/results/gpu.json` keeps the last of each part, with
+the card. Without a CUDA device nothing is run.
 """
 
 from __future__ import annotations
@@ -56,20 +56,20 @@ def main() -> None:
 
 def run_parts(names: list[str], path: Path) -> None:
     """Run the parts, print what they print, and keep it."""
-    results: dict[str, Any] = {
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    machine = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "parts": {},
     }
     for name in names:
         print(f"--- {name}", flush=True)
-        results["parts"][name] = part = _run(*PARTS[name])
-        print(part["output"], flush=True)
+        results[name] = machine | _run(*PARTS[name])
+        print(results[name]["output"], flush=True)
         path.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"--- {results['device']}, torch {results['torch']}")
-    for name, part in results["parts"].items():
-        print(f"{name:22} {part['state']:10} {part['seconds']:5.0f} s")
+    print(f"--- {machine['device']}, torch {machine['torch']}")
+    for name in names:
+        print(f"{name:22} {results[name]['state']:10} {results[name]['seconds']:5.0f} s")
 
 
 def _run(arguments: str, limit: float) -> dict[str, Any]:

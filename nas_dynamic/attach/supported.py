@@ -40,10 +40,6 @@ COAST_ONLY = {
 """Optimizers that cannot be attached to with `idle="freeze"`, and why."""
 
 
-NEVER_SPENT = 0.995
-"""Of `Trial.idle_decay`: a momentum that lasts for some 200 updates more moves by a stale step."""
-
-
 def check_supported(optimizer: torch.optim.Optimizer, idle: str) -> None:
     """Check that an optimizer can be attached to, with this `idle`.
 
@@ -61,18 +57,14 @@ def check_supported(optimizer: torch.optim.Optimizer, idle: str) -> None:
             f"{type(optimizer).__name__} of this version of timm keeps the sizes of steps, with "
             "the lr of another subnet in them; install timm 1.0.31 or later, or use torch's RAdam"
         )
-    if idle == "freeze":
-        _check_freezes(optimizer)
+    reason = _why_not_freeze(optimizer)
+    if idle == "freeze" and reason:
+        raise ValueError(reason)
 
 
-def default_idle(optimizer: torch.optim.Optimizer, trial: Trial) -> Literal["coast", "freeze"]:
-    """Return what idle parameters do where the user does not say.
-
-    They coast, as published for SGD; but where the optimizer cannot, or where its steps have a
-    size of their own, so that a momentum would move idle parameters on and on.
-    """
-    names = {base.__name__ for base in type(optimizer).__mro__}
-    return "freeze" if names & FREEZE_ONLY.keys() or trial.idle_decay > NEVER_SPENT else "coast"
+def default_idle(optimizer: torch.optim.Optimizer) -> Literal["coast", "freeze"]:
+    """Return what idle parameters do where the user does not say: freeze, but where none can."""
+    return "coast" if _why_not_freeze(optimizer) else "freeze"
 
 
 def check_trial(
@@ -136,10 +128,10 @@ def check_idle(idle: str) -> None:
         raise ValueError(f"idle must be 'auto', 'coast' or 'freeze', got {idle!r}")
 
 
-def _check_freezes(optimizer: torch.optim.Optimizer) -> None:
+def _why_not_freeze(optimizer: torch.optim.Optimizer) -> str:
     parameters = (p for group in optimizer.param_groups for p in group["params"])
     if any(getattr(p, "_fsdp_flattened", False) for p in parameters):
-        raise ValueError(
+        return (
             "FullyShardedDataParallel cannot freeze: it gives zeros to idle parameters for a "
             "gradient; use torch.distributed.fsdp.fully_shard, or idle='coast'"
         )
@@ -147,9 +139,8 @@ def _check_freezes(optimizer: torch.optim.Optimizer) -> None:
         for group in optimizer.param_groups:
             if group["fused"] and group["momentum"]:
                 name, reason = next(iter(COAST_ONLY.items()))
-                raise ValueError(
-                    f"{name} cannot freeze: {reason}; use fused=False, or idle='coast'"
-                )
+                return f"{name} cannot freeze: {reason}; use fused=False, or idle='coast'"
+    return ""
 
 
 def check_lookahead(optimizer: torch.optim.Optimizer) -> None:

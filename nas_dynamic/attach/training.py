@@ -58,12 +58,11 @@ class DynamicTraining:
         calr: the lr of each subnet, or None to leave the lr alone.
         momentum: the groups of subnets with a momentum of their own, or None for one momentum.
         idle: what an update does with the parameters outside of the subnet.
-            `"coast"`: as if their gradient were zero; weight decay and their group's momentum
-            move them on, as in the paper's experiments. `"freeze"`: nothing. Either holds whether
-            the host's `zero_grad` leaves None or zeros: coasting fills missing gradients with zeros
-            for the time of the update. `"auto"`: they coast, but freeze under optimizers whose
-            steps have a size of their own, such as Lion and Muon: a momentum would move idle
-            parameters on and on.
+            `"freeze"`: nothing, as by torch itself. `"coast"`: as if their gradient were zero;
+            weight decay and their group's momentum move them on, as in the paper's experiments.
+            Either holds whether the host's `zero_grad` leaves None or zeros: coasting fills missing
+            gradients with zeros for the time of the update. `"auto"`: they freeze, but coast under
+            the few optimizers that cannot: SGD(fused=True) with a momentum, FSDP's first version.
         space: checks every architecture against a space, where given.
         nonfinite: what a step does whose gradients have an inf or a NaN. `"ignore"`: the update,
             as without dynamic training. `"raise"`: a FloatingPointError before the update.
@@ -125,7 +124,7 @@ class DynamicTraining:
                 "dynamic training is attached to this optimizer already; detach() that one first"
             )
         trial = try_updates(optimizer)
-        idle = default_idle(optimizer, trial) if idle == "auto" else idle
+        idle = default_idle(optimizer) if idle == "auto" else idle
         check_supported(optimizer, idle)
         check_trial(optimizer, trial, separate=momentum is not None, anneal=calr is not None)
         if momentum is not None and space is not None:

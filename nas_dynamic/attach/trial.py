@@ -28,7 +28,6 @@ SEQUENCE = "abaacb"
 
 LR, SHRUNK = 0.01, 3
 SEED = 2503  # of weights; gradients have small ones, and must not be equal to weights
-TRAINED, IDLE_UPDATES = 16, 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +40,6 @@ class Trial:
         separates: whether each group comes out as by an optimizer of its own.
         weights: the entry of its state that is a copy of the weights; empty if there is none.
         uses_lr: whether it updates by the lr of `param_groups`.
-        idle_decay: what a parameter's motion by its momentum is multiplied by in an update of zero
-            gradient: some .9 for SGD and Adam, 1 for optimizers whose steps have a size of their
-            own, such as those by a sign, which never spend a momentum.
         state_share: size of the state, in bytes, as a share of that of the parameters.
     """
 
@@ -52,7 +48,6 @@ class Trial:
     separates: bool = True
     weights: str = ""
     uses_lr: bool = True
-    idle_decay: float = 0.0
     state_share: float = 0.0
 
 
@@ -105,7 +100,6 @@ def _tried(workshop: _Workshop) -> Trial:
         # One that has not moved yet, such as in a warm-up of its own, may use it later.
         uses_lr=not any(m.any() for m in moved)
         or any(not torch.equal(a, b) for a, b in zip(moved, moved_less, strict=True)),
-        idle_decay=_idle_decay(workshop),
         state_share=state_share,
         closures=workshop.closures,
     )
@@ -290,33 +284,6 @@ def _separates(workshop: _Workshop) -> bool:
 
 def _every_third(offset: int, number: int) -> bool:
     return (number + offset) % 3 == 0
-
-
-def _all_or_none(all_: bool, number: int) -> bool:
-    return all_
-
-
-def _idle_decay(workshop: _Workshop) -> float:
-    """Return what the motion by a momentum is multiplied by in an update of zero gradient."""
-    weights = workshop.weights()
-    copied = workshop.copy(weights)
-    for group in copied.param_groups:  # which moves weights too, for as long as there are any
-        if "weight_decay" in group:
-            group["weight_decay"] = 0.0
-    moved = []
-    for number in range(TRAINED + IDLE_UPDATES):
-        before = [p.detach().clone() for p in weights.values()]
-        workshop.update(copied, number, zero=functools.partial(_all_or_none, number >= TRAINED))
-        after = [p.detach() for p in weights.values()]
-        distances = [(a - b).double().norm() for a, b in zip(after, before, strict=True)]
-        moved.append(torch.stack(distances).tolist())
-    middle = TRAINED + IDLE_UPDATES // 3
-    decays = [
-        (end / start) ** (1 / (len(moved) - 1 - middle))
-        for trained, start, end in zip(moved[TRAINED - 1], moved[middle], moved[-1], strict=True)
-        if end > 0.05 * trained > 0 and start > 0
-    ]
-    return max(decays, default=0.0)
 
 
 @contextmanager

@@ -80,24 +80,6 @@ def test_plain_optimizers_are_as_they_are_known():
         assert trial.uses_lr
     assert tried(torch.optim.AdamW).state_share == pytest.approx(2, rel=0.1)
     assert tried(functools.partial(torch.optim.SGD, lr=1)).state_share == 0
-    assert tried(functools.partial(torch.optim.SGD, lr=1, momentum=0.9)).idle_decay < 0.95
-    assert tried(functools.partial(timm.optim.Lion, lr=1e-3)).idle_decay > 0.999
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9),
-        functools.partial(torch.optim.RMSprop, lr=0.01, momentum=0.9),
-        functools.partial(torch.optim.Adam, lr=0.01),
-        functools.partial(torch.optim.AdamW, lr=0.01),
-        functools.partial(timm.optim.Lion, lr=0.01),
-    ],
-    ids=lambda make: make.func.__name__,
-)
-def test_weight_decay_is_no_momentum(make: Any):
-    without, with_ = (tried(functools.partial(make, weight_decay=wd)) for wd in (0.0, 0.3))
-    assert with_.idle_decay == pytest.approx(without.idle_decay, abs=0.02)
 
 
 @pytest.mark.parametrize(
@@ -147,27 +129,23 @@ def test_pytorch_optimizer_keeps_weights_under_other_names(name: str):
         DynamicTraining(optimizer, architecture=dict, momentum=SEPARATE)
 
 
-SIGNED = {
-    "lion": functools.partial(timm.optim.Lion, lr=1e-3),
-    "muon": lambda ps: torch.optim.Muon([p for p in ps if p.dim() == 2], lr=1e-3),
-}
-
-
-@pytest.mark.parametrize("name", SIGNED)
-def test_idle_parameters_freeze_by_default_where_steps_have_a_size_of_their_own(name: str):
-    dynamic = DynamicTraining(SIGNED[name](make_model(Mixed).parameters()), dict, momentum=SEPARATE)
-    assert dynamic.idle == "freeze"
-    dynamic.detach()
-    optimizer = SIGNED[name](make_model(Mixed).parameters())
-    assert DynamicTraining(optimizer, dict, momentum=SEPARATE, idle="coast").idle == "coast"
-
-
 @pytest.mark.parametrize(
-    "make", [functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9), torch.optim.AdamW]
+    ("make", "idle"),
+    [
+        (functools.partial(torch.optim.SGD, momentum=0.9), "freeze"),
+        (torch.optim.AdamW, "freeze"),
+        (timm.optim.Lion, "freeze"),
+        (functools.partial(torch.optim.SGD, fused=True), "freeze"),
+        (functools.partial(torch.optim.SGD, momentum=0.9, fused=True), "coast"),
+    ],
+    ids=["sgd", "adamw", "lion", "fused sgd without momentum", "fused sgd"],
 )
-def test_idle_parameters_coast_by_default_where_a_momentum_is_spent(make: Any):
-    optimizer = make(make_model(Mixed).parameters())
-    assert DynamicTraining(optimizer, dict, momentum=SEPARATE).idle == "coast"
+def test_idle_parameters_freeze_by_default_where_they_can(make: Any, idle: str):
+    dynamic = DynamicTraining(make(make_model(Mixed).parameters(), lr=1e-3), dict, calr=CALR)
+    assert dynamic.idle == idle
+    dynamic.detach()
+    optimizer = make(make_model(Mixed).parameters(), lr=1e-3)
+    assert DynamicTraining(optimizer, dict, calr=CALR, idle="coast").idle == "coast"
 
 
 class Drawing(torch.optim.SGD):

@@ -53,7 +53,7 @@ class Attached:
 
 
 def reference(update: Callable[[torch.optim.Optimizer, nn.Module, Any], None] | None = None) -> Any:
-    """One optimizer a group, the lr by hand, zeros for idle parameters."""
+    """One optimizer a group, the lr by hand."""
     model = make_model(Mixed)
     optimizers: dict[str, torch.optim.Optimizer] = {}
     for step, batch in enumerate(batches(STEPS)):
@@ -62,8 +62,6 @@ def reference(update: Callable[[torch.optim.Optimizer, nn.Module, Any], None] | 
             group["lr"] = LR * calr_factor(batch[2], step, TOTAL_STEPS)
         model.zero_grad()
         loss_of(model, batch).backward()
-        for p in model.parameters():
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         optimizer.step()
     return model.state_dict()
 
@@ -222,13 +220,10 @@ def test_sam_in_two_steps_separates_the_momenta_of_its_base():
             if not dynamic:
                 for group in sam.base_optimizer.param_groups:
                     group["lr"] = LR * calr_factor(batch[2], step, TOTAL_STEPS)
-                idle = [p for p in model.parameters() if p.grad is None]
                 with torch.no_grad():
                     for p in model.parameters():
                         if p.grad is not None:
                             p.copy_(sam.state[p]["old"])
-                for p in idle:
-                    p.grad = torch.zeros_like(p)
                 sam.base_optimizer.step()
             else:
                 sam.second_step()
