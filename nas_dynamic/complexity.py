@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,11 +116,19 @@ class AdditiveTable(LookupTable):
     Args:
         constant: what all subnets share.
         terms: label → candidate → what that candidate adds. Any unit, one for all.
+        shared: what candidates of several choices share, such as tied weights: an amount, and the
+            (label, candidate) pairs of which any one adds it, once.
     """
 
-    def __init__(self, constant: float, terms: Mapping[str, Mapping[Hashable, float]]) -> None:
+    def __init__(
+        self,
+        constant: float,
+        terms: Mapping[str, Mapping[Hashable, float]],
+        shared: Iterable[tuple[float, Collection[tuple[str, Hashable]]]] = (),
+    ) -> None:
         self.constant = constant
         self.terms = {label: dict(candidates) for label, candidates in terms.items()}
+        self.shared = [(amount, tuple(users)) for amount, users in shared]
 
     @classmethod
     def measure(cls, space: SearchSpace, complexity: Complexity) -> AdditiveTable:
@@ -142,7 +150,7 @@ class AdditiveTable(LookupTable):
     def __call__(self, architecture: Architecture) -> float:
         """Look the complexity up."""
         try:
-            return sum(
+            total = sum(
                 [term[architecture[label]] for label, term in self.terms.items()], self.constant
             )
         except KeyError as error:
@@ -150,6 +158,10 @@ class AdditiveTable(LookupTable):
                 f"the table has no entry for {error.args[0]!r} of architecture "
                 f"{dict(architecture)}; it was made for the labels {', '.join(self.terms)}"
             ) from None
+        for amount, users in self.shared:
+            if any(architecture[label] == candidate for label, candidate in users):
+                total += amount
+        return total
 
     def __repr__(self) -> str:
         return f"AdditiveTable({len(self.terms)} choices)"
@@ -157,7 +169,10 @@ class AdditiveTable(LookupTable):
     def save(self, path: str | Path) -> None:
         """Write the table as JSON. Candidates are saved as JSON values: tuples become lists."""
         rows = {label: [[c, t] for c, t in term.items()] for label, term in self.terms.items()}
-        Path(path).write_text(json.dumps({"constant": self.constant, "terms": rows}, indent=1))
+        content: dict[str, Any] = {"constant": self.constant, "terms": rows}
+        if self.shared:
+            content["shared"] = self.shared
+        Path(path).write_text(json.dumps(content, indent=1))
 
     @classmethod
     def load(cls, path: str | Path) -> AdditiveTable:
@@ -168,7 +183,11 @@ class AdditiveTable(LookupTable):
                 label: {candidate_from_json(candidate): float(term) for candidate, term in rows}
                 for label, rows in content["terms"].items()
             }
-            return cls(float(content["constant"]), terms)
+            shared = [
+                (float(amount), [(label, candidate_from_json(c)) for label, c in users])
+                for amount, users in content.get("shared", ())
+            ]
+            return cls(float(content["constant"]), terms, shared)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"{path} is no complexity table, "

@@ -25,5 +25,7 @@ def example_images(
     config = getattr(model, "pretrained_cfg", None) or {}
     channels, *size = config.get("input_size") or (3, 224, 224)
     channels = getattr(model, "in_chans", channels)
-    own = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    modules = dict(model.named_modules())
+    embeddings = [modules.get(f"{inner}patch_embed") for inner in ("", "model.", "body.")]
+    own = next(filter(None, [getattr(embed, "img_size", None) for embed in embeddings]), None)
     return torch.zeros(1, channels, *to_2tuple(image_size or own or size), device="meta")

@@ -163,6 +163,13 @@ class Supernet(nn.Module):
     def _filled(self, subnet: Model, architecture: Architecture) -> Model:
         # Clones keep the memory format, which decides the kernels and so the last bit.
         weights = {name: tensor.clone() for name, tensor in self._weights(architecture).items()}
+        # A parameter with several names stays one, although new ones are assigned.
+        names: dict[nn.Parameter, str] = {}
+        for name, parameter in subnet.named_parameters(remove_duplicate=False):
+            if name == names.setdefault(parameter, name):
+                weights[name] = nn.Parameter(weights[name], requires_grad=parameter.requires_grad)
+            else:
+                weights[name] = weights[names[parameter]]
         subnet.load_state_dict(weights, strict=True, assign=True)
         copy_data_config(self, subnet)
         return subnet.train(self.training)

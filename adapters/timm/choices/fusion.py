@@ -13,10 +13,12 @@ from timm.models.resnet import ResNet
 from torch import nn
 
 from nas_dynamic.adapters.timm.choices.choice import SKIP, Skip
+from nas_dynamic.adapters.timm.choices.features import extracted_models, layers_inside
 from nas_dynamic.adapters.timm.choices.layers import (
     Shapes,
     described,
     differences,
+    hooked,
     layer_paths,
     layer_shapes,
     may_skip,
@@ -92,7 +94,9 @@ def fuse(
     arguments = {name: _arguments(model) | kwargs for name, model in given.items()}
     for name, each in arguments.items():
         to_json(each, name)  # what a recipe cannot hold is refused now, not after the training
-    built = {name: timm.create_model(**each) for name, each in arguments.items()}
+    with extracted_models() as extracted:
+        built = {name: timm.create_model(**each) for name, each in arguments.items()}
+    layers = layers or layers_inside(extracted)
     for each in arguments.values():
         for source in ("pretrained", "checkpoint_path"):
             each.pop(source, None)  # an extracted model has the weights of the supernet
@@ -105,6 +109,7 @@ def fuse_models(
     *,
     skip: bool | Collection[str] = False,
     layers: str | None = None,
+    offered: Callable[[str], Collection[str]] | None = None,
 ) -> LayerChoiceSupernet:
     """Fuse models that are built, and become parts of the supernet; see `fuse`.
 
@@ -113,6 +118,8 @@ def fuse_models(
         recipe: architecture → how timm builds it, if that is known.
         skip: as for `fuse`.
         layers: as for `fuse`.
+        offered: path of a layer → names of the models whose layer is a candidate; all of them by
+            default.
     """
     paths = {name: layer_paths(model, layers) for name, model in models.items()}
     host_name = _host(models, layers)
@@ -140,12 +147,15 @@ def fuse_models(
         if len(having) < len(models):
             _check_skip(host, path, shapes[host_name][path])
         _check_shapes(path, {name: shapes[name][path] for name in having})
-        candidates = _distinct({n: model.get_submodule(path) for n, model in having.items()})
-        chosen = next((n for n, (_, users) in candidates.items() if first in users), SKIP)
+        names = [name for name in (offered(path) if offered else having) if name in having]
+        candidates = _distinct({name: having[name].get_submodule(path) for name in names})
         options = {name: module for name, (module, _) in candidates.items()}
+        alike = [name for name, (_, users) in candidates.items() if first in users]
+        chosen = SKIP if first not in having else (alike or list(options))[0]
         if len(having) < len(models) or path in skipped:
             options[SKIP] = Skip()
         if len(options) > 1:
+            _check_replaceable(host, path)
             choices[path], base[path] = options, chosen
     if not choices:
         able, remedy = (", none of which can be left out", "") if skip else ("", ", or skip=True")
@@ -272,6 +282,24 @@ def _check_skip(model: nn.Module, path: str, shapes: Shapes) -> None:
         raise ValueError(
             f"some of the models lack layer {path!r}, but it cannot be left out: it {reason}. "
             "Give models that have it"
+        )
+
+
+def _check_replaceable(model: nn.Module, path: str) -> None:
+    """Check that a choice in the place of a layer is all that the model needs to compute it."""
+    layer = model.get_submodule(path)
+    if hooked(layer):
+        raise ValueError(
+            f"layer {path!r} has a hook, as features are taken from inside of it, which other "
+            "candidates have not. Take features from outputs of stages: by feature_cls='list' or "
+            "'getter', or by feature_location='bottleneck'"
+        )
+    modules = model.named_modules(remove_duplicate=False)
+    places = [place for place, module in modules if module is layer]
+    if len(places) > 1:
+        raise ValueError(
+            f"layer {path!r} is used in more than one place: {_listed(places)}. A choice needs a "
+            "layer of its own; build the models with copies"
         )
 
 

@@ -6,23 +6,40 @@ import copy
 import functools
 import re
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import DropPath
+from timm.models._efficientnet_blocks import MobileAttention
+from timm.models._features import FeatureGetterNet
+from timm.models.efficientnet import EfficientNet, EfficientNetFeatures
+from timm.models.mobilenetv3 import MobileNetV3, MobileNetV3Features
 from torch import nn
 
 from nas_dynamic.adapters.timm.images import example_images
 
 __all__ = [
+    "Call",
     "differences",
-    "layer_inputs",
+    "layer_calls",
     "layer_paths",
     "layer_shapes",
     "may_skip",
 ]
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+class Call(NamedTuple):
+    """One call of a layer in a forward pass."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: torch.Tensor
+
+
+# Feature extractors that are no wrappers have the layers of these models.
+_FEATURES_OF = {EfficientNetFeatures: EfficientNet, MobileNetV3Features: MobileNetV3}
 
 # Of pretrained weights and of feature extraction; and what decides about stochastic depth only.
 _IGNORED = {"training", "pretrained_cfg", "default_cfg", "feature_info"}
@@ -65,30 +82,33 @@ def layer_paths(model: nn.Module, pattern: str | None = None) -> list[str]:
 
 def _groups(model: Any) -> Any:
     """Return timm's division into layers: of some models a function of a path, of some none."""
-    return model.group_matcher(coarse=False) if hasattr(model, "group_matcher") else None
+    cls: Any = _FEATURES_OF.get(type(model), type(model))
+    return cls.group_matcher(model, coarse=False) if hasattr(cls, "group_matcher") else None
 
 
-def layer_inputs(
+def layer_calls(
     model: nn.Module, paths: Collection[str], images: torch.Tensor
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Return input and output of layers in one forward pass in evaluation mode.
+) -> dict[str, list[Call]]:
+    """Return all calls of layers in one forward pass in evaluation mode, by path.
 
     Raises:
-        ValueError: a layer does not map a tensor to a tensor.
+        ValueError: a layer does not map a tensor to a tensor, or is not called.
     """
-    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    calls: dict[str, list[Call]] = {path: [] for path in paths}
 
-    def record(path: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        if not (inputs and torch.is_tensor(inputs[0]) and torch.is_tensor(output)):
+    def record(path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not (args and torch.is_tensor(args[0]) and torch.is_tensor(output)):
             raise ValueError(
                 f"layer {path!r} of {type(model).__name__} does not map a tensor to a tensor, so "
                 "there is no choice of it. Give layers=, a regular expression of the paths of "
                 "layers that do, if it has such"
             )
-        seen[path] = inputs[0].detach(), output
+        calls[path].append(Call(args, kwargs, output))
 
     handles = [
-        model.get_submodule(path).register_forward_hook(functools.partial(record, path))
+        model.get_submodule(path).register_forward_hook(
+            functools.partial(record, path), with_kwargs=True
+        )
         for path in paths
     ]
     training = model.training
@@ -100,26 +120,56 @@ def layer_inputs(
         model.train(training)
         for handle in handles:
             handle.remove()
-    return {path: seen[path] for path in paths}
+    for path, own in calls.items():
+        if not own:
+            raise ValueError(
+                f"layer {path!r} of {type(model).__name__} is not computed in its forward pass; "
+                "give layers=, a regular expression of the paths of layers that are"
+            )
+    return calls
 
 
 def layer_shapes(model: nn.Module, paths: Collection[str]) -> dict[str, Shapes]:
     """Return the shapes, without the batch, that layers map from and to; on the meta device."""
     shadow = copy.deepcopy(model).to("meta")
-    passed = layer_inputs(shadow, paths, example_images(model))
-    return {path: (tuple(x.shape[1:]), tuple(y.shape[1:])) for path, (x, y) in passed.items()}
+    first = {p: calls[0] for p, calls in layer_calls(shadow, paths, example_images(model)).items()}
+    return {
+        path: (tuple(call.args[0].shape[1:]), tuple(call.output.shape[1:]))
+        for path, call in first.items()
+    }
 
 
 def may_skip(model: nn.Module, path: str, shapes: Shapes) -> str | None:
     """Return why a layer cannot be left out; None if it can."""
     parent, _, index = path.rpartition(".")
-    if not isinstance(model.get_submodule(parent), nn.Sequential):
+    stage = model.get_submodule(parent)
+    if not isinstance(stage, nn.Sequential):
         return "is no element of an nn.Sequential"
     if index == "0":
         return "is the first layer of its stage, which timm cannot build without one"
     if shapes[0] != shapes[1]:
         return f"maps {described(shapes)}, so what comes after it needs it"
+    features = {entry.get("module") for entry in getattr(model, "feature_info", None) or ()}
+    if hooked(stage) or _counted(model, parent, features):
+        return "is of the layers by whose number timm finds features, which would be other ones"
+    attention = any(isinstance(layer, MobileAttention) for layer in stage)
+    if attention and parent in features and int(index) == len(stage) - 1:
+        return "is the last layer of a stage that has attention, with which timm can build no end"
     return None
+
+
+def hooked(module: nn.Module) -> bool:
+    """Tell whether a module, or a part of it, has hooks, as of timm's feature extractors."""
+    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+
+
+def _counted(model: nn.Module, parent: str, features: Collection[str | None]) -> bool:
+    """Tell whether features are taken from the layers of a parent by their number."""
+    inside = parent.removeprefix("model.")
+    layers = model.get_submodule(parent).named_children()
+    return isinstance(model, FeatureGetterNet) and any(
+        f"{inside}.{n}" in features for n, _ in layers
+    )
 
 
 def described(shapes: Shapes) -> str:

@@ -1,4 +1,4 @@
-"""`mobile_supernet`: choices of kernel, expansion, SE and activation for MBConv models."""
+"""`mobile_supernet`: choices of kernels, expansion, SE and activation for mobile models."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import timm
 from timm.layers import get_act_layer
 from timm.models._efficientnet_builder import decode_arch_def
-from timm.models.efficientnet import EfficientNet
-from timm.models.mobilenetv3 import MobileNetV3
+from timm.models.efficientnet import EfficientNet, EfficientNetFeatures
+from timm.models.mobilenetv3 import MobileNetV3, MobileNetV3Features
 from torch import nn
 
 from nas_dynamic.adapters.timm.choices.choice import SKIP
@@ -26,8 +26,15 @@ __all__ = ["mobile_supernet"]
 ArchDef = Sequence[Sequence[str]]
 Block = dict[str, Any]
 
-KERNEL_ARGUMENTS = {"ir": "dw_kernel_size", "er": "exp_kernel_size"}
-"""Types of blocks that become choices, those with an expansion, and the argument of the kernel."""
+MODEL_CLASSES = (EfficientNet, MobileNetV3, EfficientNetFeatures, MobileNetV3Features)
+
+_COMMON = {"expansion": "exp_ratio", "se": "se_ratio", "activation": "act_layer"}
+ARGUMENTS = {
+    "ir": {"kernel": "dw_kernel_size", **_COMMON},
+    "er": {"kernel": "exp_kernel_size", **_COMMON},
+    "uir": {"start_kernel": "dw_kernel_size_start", "kernel": "dw_kernel_size_mid", **_COMMON},
+}
+"""Types of blocks that become choices, those with an expansion: option → argument of the block."""
 
 UNCHANGED = "keep"
 """The candidate that is the base's own layer, where only `skip` makes a choice."""
@@ -40,6 +47,7 @@ def mobile_supernet(
     base: str | ArchDef,
     *,
     kernel: Sequence[int] = (),
+    start_kernel: Sequence[int] = (),
     expansion: Sequence[float] = (),
     se: Sequence[float] = (),
     activation: Sequence[str] = (),
@@ -47,22 +55,30 @@ def mobile_supernet(
     model_class: type[nn.Module] = EfficientNet,
     **kwargs: Any,
 ) -> LayerChoiceSupernet:
-    """Make a supernet of an EfficientNet, MobileNetV3 or MnasNet.
+    """Make a supernet of an EfficientNet, MobileNetV3, MobileNetV4 or MnasNet.
 
-    Every inverted residual (`ir`) and edge residual (`er`) becomes a choice of all combinations
-    of what is given; what is not given stays as it is in `base`. Candidates are named as an
-    arch_def writes them, such as "k3_e6"; a point is written p, as in "se0p25". All other layers
-    are shared.
+    Every inverted residual (`ir`), edge residual (`er`) and universal inverted residual (`uir`,
+    the UIB of MobileNetV4) becomes a choice of all combinations of what is given; what is not
+    given stays as it is in `base`. Candidates are named as an arch_def writes them, such as
+    "k3_e6" and "a3_k5_e4"; a point is written p, as in "se0p25". All other layers are shared.
+
+    In `uir` both depthwise kernels may be absent, which is written 0 and gives the four kinds of
+    that block: a3_k3 is ExtraDW, a3_k0 is like ConvNext, a0_k3 is the inverted bottleneck, a0_k0
+    the FFN. A block with a stride cannot be an FFN, and has no such candidate.
 
     Args:
         base: a model name of timm, or an arch_def.
-        kernel: sizes of the depthwise kernel (of the expanding one in `er`).
+        kernel: sizes of the depthwise kernel: in `er` of the expanding one, in `uir` of the one
+            after the expansion, where 0 is none.
+        start_kernel: sizes of the depthwise kernel before the expansion, in `uir`; 0 for none.
         expansion: ratios of the expansion.
         se: ratios of squeeze-and-excitation, 0 for none.
         activation: names of activations: relu, relu6, hard_swish, swish, mish.
         skip: whether layers may be left out; see `fuse`.
-        model_class: for an arch_def: EfficientNet or MobileNetV3.
-        kwargs: arguments of `timm.create_model`; or of `model_class` for an arch_def.
+        model_class: for an arch_def: EfficientNet or MobileNetV3, or timm's `EfficientNetFeatures`
+            or `MobileNetV3Features`, which return a list of feature maps.
+        kwargs: arguments of `timm.create_model`, such as `features_only`; or of `model_class` for
+            an arch_def.
 
     Returns:
         The supernet, which is also a model of timm's class. If the base is one of the subnets it
@@ -71,15 +87,29 @@ def mobile_supernet(
     Raises:
         ValueError: the base is no such model, or the request is illegal.
 
+    Source: of `uir`, Qin et al., "MobileNetV4: Universal Models for the Mobile Ecosystem", ECCV
+        2024, arXiv 2404.10518.
+
     Example:
         >>> supernet = mobile_supernet("mobilenetv3_small_050", kernel=(3, 5), expansion=(3, 6))
         >>> supernet.space.choices["blocks.1.0"]
         ('k3_e3', 'k3_e6', 'k5_e3', 'k5_e6')
     """
-    options = _checked_options(kernel, expansion, se, activation)
-    model, recipes = _base_and_recipes(base, model_class, kwargs, _operations(options))
-    supernet = fuse_models({n: recipes.uniform(n) for n in recipes.operations}, recipes, skip=skip)
-    own = recipes.own_architecture(supernet.space)
+    model, model_class, arguments = _built(base, model_class, kwargs)
+    block_args: list[list[Block]] = arguments.pop("block_args")
+    options = {
+        "start_kernel": start_kernel,
+        "kernel": kernel,
+        "expansion": expansion,
+        "se": se,
+        "activation": activation,
+    }
+    _check_options(options, base, {block["block_type"] for row in block_args for block in row})
+    recipes = MobileRecipes(model_class, arguments, _candidates(block_args, options))
+    supernet = fuse_models(
+        recipes.uniform_models(), recipes, skip=skip, offered=recipes.candidates.__getitem__
+    )
+    own = recipes.architecture_of(block_args, supernet.space)
     if own is not None:
         supernet.base = own
         supernet.activate(own)
@@ -98,57 +128,50 @@ class MobileRecipes:
     """Recipes of subnets: one call of the constructor, with a block_args of their own.
 
     Attributes:
-        model_class: EfficientNet or MobileNetV3.
+        model_class: one of `MODEL_CLASSES`.
         arguments: of its constructor, but for `block_args`.
-        block_args: of the base: arguments of the blocks, stage by stage.
-        operations: candidate → what it sets in a block.
+        candidates: path of a layer → candidate → arguments of that block; of all layers, in
+            their order.
     """
 
     model_class: type[nn.Module]
     arguments: Mapping[str, Any]
-    block_args: Sequence[Sequence[Block]]
-    operations: Mapping[str, Mapping[str, Any]]
+    candidates: Mapping[str, Mapping[str, Block]]
 
     def __call__(self, architecture: Architecture) -> Recipe:
         """Return the recipe of a subnet."""
-        # Where there is no choice all operations are alike.
-        first = next(iter(self.operations))
-        return self._recipe(lambda path: str(architecture.get(path, first)))
-
-    def uniform(self, operation: str) -> nn.Module:
-        """Build the model that has one operation in all its layers."""
-        return build(self._recipe(lambda path: operation))
-
-    def own_architecture(self, space: SearchSpace) -> dict[str, Hashable] | None:
-        """Return the architecture of the base, if it is one."""
-        own = {}
-        for path, candidates in space.choices.items():
-            _, stage, index = path.split(".")
-            block = self._explicit(self.block_args[int(stage)][int(index)])
-            alike = [c for c in candidates if c != SKIP and self._changed(block, str(c)) == block]
-            if not alike:
-                return None
-            own[path] = alike[0]
-        return own
-
-    def _recipe(self, candidate_of: Callable[[str], str]) -> Recipe:
-        stages: list[list[Block]] = []
-        for i, blocks in enumerate(self.block_args):
-            stages.append([])
-            for j, block in enumerate(blocks):
-                candidate = candidate_of(f"blocks.{i}.{j}")
-                if candidate != SKIP:
-                    stages[-1].append(self._changed(block, candidate))
-        arguments = {"block_args": stages, **self.arguments}
+        stages: dict[str, list[Block]] = {}
+        for path, blocks in self.candidates.items():
+            _, stage, _ = path.split(".")
+            # Where there is no choice all candidates are alike.
+            candidate = architecture.get(path, next(iter(blocks)))
+            if candidate != SKIP:
+                stages.setdefault(stage, []).append(blocks[str(candidate)])
+        arguments = {"block_args": [*stages.values()], **self.arguments}
         return {"model": {**to_json(self.model_class), "with": to_json(arguments)}}
 
-    def _changed(self, block: Block, candidate: str) -> Block:
-        if block["block_type"] not in KERNEL_ARGUMENTS:
-            return block
-        operation = dict(self.operations[candidate])
-        if "kernel" in operation:
-            operation[KERNEL_ARGUMENTS[block["block_type"]]] = operation.pop("kernel")
-        return {**block, **operation}
+    def uniform_models(self) -> dict[str, nn.Module]:
+        """Build, for every candidate, the model that has it in all layers that offer it."""
+        names = dict.fromkeys(itertools.chain.from_iterable(self.candidates.values()))
+        return {
+            name: build(self({path: name for path, own in self.candidates.items() if name in own}))
+            for name in names
+        }
+
+    def architecture_of(
+        self, block_args: Sequence[Sequence[Block]], space: SearchSpace
+    ) -> dict[str, Hashable] | None:
+        """Return the architecture that has the given blocks, if there is one."""
+        found: dict[str, Hashable] = {}
+        for path, candidates in space.choices.items():
+            _, stage, index = path.split(".")
+            block = self._explicit(block_args[int(stage)][int(index)])
+            blocks = self.candidates[path]
+            alike = [c for c in candidates if c != SKIP and self._explicit(blocks[str(c)]) == block]
+            if not alike:
+                return None
+            found[path] = alike[0]
+        return found
 
     def _explicit(self, block: Block) -> Block:
         """Return a block with the activation that it has by default."""
@@ -156,79 +179,111 @@ class MobileRecipes:
         return {**block, "act_layer": block["act_layer"] or default}
 
 
-def _base_and_recipes(
-    base: str | ArchDef,
-    model_class: type[nn.Module],
-    kwargs: Mapping[str, Any],
-    operations: Mapping[str, Mapping[str, Any]],
-) -> tuple[nn.Module, MobileRecipes]:
-    with constructor_calls(EfficientNet, MobileNetV3) as calls:
+def _built(
+    base: str | ArchDef, model_class: type[nn.Module], kwargs: Mapping[str, Any]
+) -> tuple[nn.Module, type[nn.Module], dict[str, Any]]:
+    """Build the base; return it with its class and the arguments of its constructor."""
+    with constructor_calls(*MODEL_CLASSES) as calls:
         if isinstance(base, str):
             model = timm.create_model(base, **kwargs)
-        elif model_class in (EfficientNet, MobileNetV3):
+        elif model_class in MODEL_CLASSES:
             model = model_class(block_args=decode_arch_def([list(s) for s in base]), **kwargs)
         else:
             raise ValueError(
-                f"model_class must be EfficientNet or MobileNetV3, got {model_class.__name__}"
+                f"model_class must be one of {', '.join(c.__name__ for c in MODEL_CLASSES)}, got "
+                f"{model_class.__name__}"
             )
     if not calls:
         raise ValueError(
             f"{base!r} is a {type(model).__name__}; mobile_supernet() takes EfficientNet, "
-            "MobileNetV3 and MnasNet models. Use fuse() for others"
+            "MobileNetV3, MobileNetV4 and MnasNet models. Use fuse() for others"
         )
     cls, arguments = calls[-1]
-    block_args = arguments.pop("block_args")
-    types = {block["block_type"] for blocks in block_args for block in blocks}
-    if not types & KERNEL_ARGUMENTS.keys():
+    if type(model) is not cls:
         raise ValueError(
-            f"{base!r} has blocks of type {', '.join(sorted(types))} only; choices are made of "
-            f"{' and '.join(KERNEL_ARGUMENTS)}"
+            f"{base!r} is a {type(model).__name__} about a {cls.__name__}; leave feature_cls and "
+            f"feature_cfg out, so that timm builds {cls.__name__}Features, with the same features"
         )
-    return model, MobileRecipes(cls, arguments, block_args, operations)
+    return model, cls, arguments
 
 
-def _operations(options: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
-    """Return candidate → what it sets in a block, for all combinations of the options."""
-    operations = {}
-    for values in itertools.product(*options.values()):
-        operation = dict(zip(options, values, strict=True))
-        name = "_".join(_token(*item) for item in operation.items()) or UNCHANGED
-        if "act_layer" in operation:
-            operation["act_layer"] = get_act_layer(operation["act_layer"])
-        operations[name] = operation
-    return operations
+def _candidates(
+    block_args: Sequence[Sequence[Block]], options: Mapping[str, Sequence[Any]]
+) -> dict[str, dict[str, Block]]:
+    """Return path of a layer → candidate → arguments of the block, all that timm can build."""
+    return {
+        f"blocks.{i}.{j}": _combinations(f"blocks.{i}.{j}", block, options, strided=j == 0)
+        for i, blocks in enumerate(block_args)
+        for j, block in enumerate(blocks)
+    }
+
+
+def _combinations(
+    path: str, block: Block, options: Mapping[str, Sequence[Any]], strided: bool
+) -> dict[str, Block]:
+    kind = block["block_type"]
+    arguments = {o: a for o, a in ARGUMENTS.get(kind, {}).items() if options[o]}
+    found = {}
+    for values in itertools.product(*(options[option] for option in arguments)):
+        chosen = dict(zip(arguments, values, strict=True))
+        changed = block | {
+            argument: get_act_layer(chosen[option]) if option == "activation" else chosen[option]
+            for option, argument in arguments.items()
+        }
+        # timm gives only the first block of a stage its stride.
+        if _has_kernel(changed, strided and block["stride"] > 1):
+            found["_".join(_token(*item) for item in chosen.items()) or UNCHANGED] = changed
+    if not found:
+        raise ValueError(
+            f"layer {path!r}, of type {kind} and stride {block['stride']}, needs a kernel, and "
+            "none is given that is not 0; add a size to kernel"
+        )
+    return found
+
+
+def _has_kernel(block: Block, strided: bool) -> bool:
+    """Tell whether a block has the depthwise kernels that it cannot do without."""
+    if block["block_type"] == "uir":
+        kernels = ("dw_kernel_size_start", "dw_kernel_size_mid", "dw_kernel_size_end")
+        return not strided or any(block[kernel] for kernel in kernels)
+    return block.get(ARGUMENTS.get(block["block_type"], {}).get("kernel", "")) != 0
 
 
 def _token(option: str, value: Any) -> str:
-    if option == "act_layer":
+    """Return a value of an option as an arch_def writes it."""
+    if option == "activation":
         return f"n{ACTIVATIONS[value]}"
-    prefix = {"kernel": "k", "exp_ratio": "e", "se_ratio": "se"}[option]
+    prefix = {"start_kernel": "a", "kernel": "k", "expansion": "e", "se": "se"}[option]
     return f"{prefix}{value:g}".replace(".", "p")  # a name of a module cannot have a point
 
 
-def _checked_options(
-    kernel: Sequence[int],
-    expansion: Sequence[float],
-    se: Sequence[float],
-    activation: Sequence[str],
-) -> dict[str, Sequence[Any]]:
-    """Check options; return those that are given, by their names in a block's arguments."""
-    rules: list[tuple[str, str, Sequence[Any], Callable[[Any], bool], str]] = [
-        ("kernel", "kernel", kernel, lambda k: k > 0 and k % 2 == 1, "odd sizes"),
-        ("expansion", "exp_ratio", expansion, lambda e: e > 0, "positive ratios"),
-        ("se", "se_ratio", se, lambda r: 0 <= r <= 1, "ratios in [0, 1]"),
-        (
-            "activation",
-            "act_layer",
-            activation,
-            lambda a: a in ACTIVATIONS,
-            f"names among {', '.join(ACTIVATIONS)}",
-        ),
-    ]
-    options = {}
-    for name, argument, values, holds, rule in rules:
+def _check_options(
+    options: Mapping[str, Sequence[Any]], base: str | ArchDef, types: Collection[str]
+) -> None:
+    """Check the options against a base with blocks of some types."""
+    if not types & ARGUMENTS.keys():
+        raise ValueError(
+            f"{base!r} has blocks of type {', '.join(sorted(types))} only; choices are made of "
+            f"{', '.join(ARGUMENTS)}"
+        )
+    if options["start_kernel"] and "uir" not in types:
+        raise ValueError(
+            f"start_kernel is of uir blocks, the UIB of MobileNetV4, and {base!r} has none; "
+            "leave it out"
+        )
+    none = "uir" in types
+    odd: tuple[Callable[[Any], bool], str] = (
+        lambda k: (none and k == 0) or (k > 0 and k % 2 == 1),
+        "odd sizes, or 0 for none" if none else "odd sizes",
+    )
+    rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "start_kernel": odd,
+        "kernel": odd,
+        "expansion": (lambda e: e > 0, "positive ratios"),
+        "se": (lambda r: 0 <= r <= 1, "ratios in [0, 1]"),
+        "activation": (lambda a: a in ACTIVATIONS, f"names among {', '.join(ACTIVATIONS)}"),
+    }
+    for name, (holds, rule) in rules.items():
+        values = options[name]
         if isinstance(values, str) or not all(map(holds, values)):
             raise ValueError(f"{name} must be a sequence of {rule}, got {values!r}")
-        if values:
-            options[argument] = values
-    return options

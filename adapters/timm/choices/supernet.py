@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from nas_dynamic.adapters.timm.choices.choice import SKIP, LayerChoice
-from nas_dynamic.adapters.timm.choices.layers import layer_inputs
+from nas_dynamic.adapters.timm.choices.layers import Call, layer_calls
 from nas_dynamic.adapters.timm.choices.weights import check_weights, crop_into
 from nas_dynamic.adapters.timm.recipe import Recipe, build, remove_layers
 from nas_dynamic.adapters.timm.supernet import Measure, Supernet
-from nas_dynamic.complexity import AdditiveTable, count_parameters
+from nas_dynamic.complexity import AdditiveTable
 from nas_dynamic.space import Architecture, SearchSpace
 
 __all__ = ["LayerChoiceSupernet", "make_supernet"]
@@ -46,7 +46,9 @@ class LayerChoiceSupernet(Supernet):
         )
         stem = (getattr(self, "pretrained_cfg", None) or {}).get("first_conv")
         paths = [path for path, _ in self.named_modules() if like_choices.fullmatch(path)]
-        layers: dict[str, tuple[str, ...]] = {stem: ()} if isinstance(stem, str) else {}
+        # A feature extractor may have its stem by another name.
+        modules = dict(self.named_modules())
+        layers: dict[str, tuple[str, ...]] = {path: () for path in modules if path == stem}
         return layers | {path: (path,) if path in self.space.choices else () for path in paths}
 
     def inherit(
@@ -86,12 +88,22 @@ class LayerChoiceSupernet(Supernet):
 
     def subnet_parameters(self) -> AdditiveTable:
         """Return architecture → number of parameters of the stand-alone subnet; exact."""
+        constant = 0.0
         terms: dict[str, dict[Hashable, float]] = {
-            label: {name: count_parameters(layer) for name, layer in choice.items()}
-            for label, choice in self.choices().items()
+            label: dict.fromkeys(candidates, 0.0)
+            for label, candidates in self.space.choices.items()
         }
-        in_choices = sum(sum(term.values()) for term in terms.values())
-        return AdditiveTable(count_parameters(self) - in_choices, terms)
+        shared: dict[frozenset[tuple[str, Hashable]], float] = {}
+        for parameter, users in self._users().items():
+            size = parameter.numel() if parameter.requires_grad else 0
+            if None in users:
+                constant += size
+            elif len({label for label, _ in users}) == 1:
+                for label, candidate in users:
+                    terms[label][candidate] += size
+            else:
+                shared[frozenset(users)] = shared.get(frozenset(users), 0.0) + size
+        return AdditiveTable(constant, terms, [(size, users) for users, size in shared.items()])
 
     def plain_copy(self) -> nn.Module:
         """Return a copy that is a plain model of `timm_class`, whose layers are still choices."""
@@ -106,6 +118,15 @@ class LayerChoiceSupernet(Supernet):
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # The class of a supernet has no importable name.
         return _empty_supernet, (self.timm_class,), self.__getstate__()
+
+    def _users(self) -> dict[nn.Parameter, set[Any]]:
+        """Return parameter → (label, candidate) of all that use it; None for what is no choice."""
+        users: dict[nn.Parameter, set[Any]] = {}
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            label = next((label for label in self.space.labels if name.startswith(f"{label}.")), "")
+            candidate = name.removeprefix(f"{label}.").partition(".")[0]
+            users.setdefault(parameter, set()).add((label, candidate) if label else None)
+        return users
 
     def _select(self, architecture: Architecture) -> None:
         for label, choice in self.choices().items():
@@ -159,16 +180,32 @@ class LayerChoiceSupernet(Supernet):
     def _table(self, measure: Measure, images: torch.Tensor) -> AdditiveTable:
         model = copy.deepcopy(self).to("meta") if images.is_meta else self
         choices = model.choices()
-        inputs = {path: x for path, (x, _) in layer_inputs(model, choices, images).items()}
+        calls = layer_calls(model, choices, images)
         terms: dict[str, dict[Hashable, float]] = {
             label: {
-                name: 0.0 if name == SKIP else measure(layer, inputs[label])
+                name: 0.0 if name == SKIP else _measured(measure, layer, calls[label])
                 for name, layer in choice.items()
             }
             for label, choice in choices.items()
         }
         chosen = sum(terms[label][name] for label, name in self.architecture.items())
         return AdditiveTable(measure(model, images) - chosen, terms)
+
+
+class _Call(nn.Module):
+    """A layer with the arguments, beside the first, that the model calls it with."""
+
+    def __init__(self, layer: nn.Module, call: Call) -> None:
+        super().__init__()
+        self.layer, self.call = layer, call
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.layer(x, *self.call.args[1:], **self.call.kwargs)
+
+
+def _measured(measure: Measure, layer: nn.Module, calls: Sequence[Call]) -> float:
+    """Return the measure of a layer in the place of another one, as often as that is called."""
+    return sum(measure(_Call(layer, call), call.args[0]) for call in calls)
 
 
 def make_supernet(
