@@ -149,6 +149,19 @@ def test_a_space_that_is_not_additive_gets_a_cache():
     assert len(calls) == SPACE.size, "the cache has computed nothing again"
 
 
+def test_what_choices_share_counts_once(tmp_path):
+    terms = {"layer1": {"a": 1.0, "b": 2.0}, "layer2": {"a": 4.0, "b": 8.0}}
+    tied = [(16.0, [("layer1", "b"), ("layer2", "b")]), (32.0, [("layer1", "a"), ("layer2", "b")])]
+    table = AdditiveTable(0.0, terms, tied)
+    expected = {"aa": 5 + 32, "ab": 9 + 16 + 32, "ba": 6 + 16, "bb": 10 + 16 + 32}
+    table.save(tmp_path / "table.json")
+    for known in (table, AdditiveTable.load(tmp_path / "table.json")):
+        found = {one + two: known({"layer1": one, "layer2": two}) for one, two in expected}
+        assert found == expected
+    space = SearchSpace({label: list(term) for label, term in terms.items()})
+    assert isinstance(lookup(space, table), CachedComplexity), "no table of terms alone is exact"
+
+
 @st.composite
 def terms(draw):
     candidates = st.one_of(st.integers(), st.text(max_size=3), st.tuples(st.integers(), st.text()))

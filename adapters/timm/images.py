@@ -25,7 +25,6 @@ def example_images(
     config = getattr(model, "pretrained_cfg", None) or {}
     channels, *size = config.get("input_size") or (3, 224, 224)
     channels = getattr(model, "in_chans", channels)
-    modules = dict(model.named_modules())
-    embeddings = [modules.get(f"{inner}patch_embed") for inner in ("", "model.", "body.")]
-    own = next(filter(None, [getattr(embed, "img_size", None) for embed in embeddings]), None)
+    sizes = (getattr(module, "img_size", None) for module in model.modules())
+    own = next(filter(None, sizes), None)  # of the first embedding of patches
     return torch.zeros(1, channels, *to_2tuple(image_size or own or size), device="meta")

@@ -158,7 +158,11 @@ def fuse_models(
             _check_replaceable(host, path)
             choices[path], base[path] = options, chosen
     if not choices:
-        able, remedy = (", none of which can be left out", "") if skip else ("", ", or skip=True")
+        able, remedy = "", ", or skip=True"
+        if skip:
+            last = paths[host_name][-1]
+            reason = may_skip(host, last, shapes[host_name][last])
+            able, remedy = f", none of which can be left out: {last!r} {reason}", ""
         raise ValueError(
             f"there is nothing to choose: {', '.join(map(repr, models))} differ in none of the "
             f"{len(paths[host_name])} layers{able}. Give models that do{remedy}"

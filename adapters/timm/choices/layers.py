@@ -15,6 +15,7 @@ from timm.models._features import FeatureGetterNet
 from timm.models.efficientnet import EfficientNet, EfficientNetFeatures
 from timm.models.mobilenetv3 import MobileNetV3, MobileNetV3Features
 from torch import nn
+from torch.fx import GraphModule
 
 from nas_dynamic.adapters.timm.images import example_images
 
@@ -54,8 +55,14 @@ def layer_paths(model: nn.Module, pattern: str | None = None) -> list[str]:
             division into layers, `model.group_matcher()`, as layer decay uses it.
 
     Raises:
-        ValueError: the model has no `group_matcher` of expressions, or nothing matches.
+        ValueError: the model has no `group_matcher` of expressions, nothing matches, or it is
+            traced.
     """
+    if any(isinstance(module, GraphModule) for module in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} computes a traced graph, in which no layer can be replaced; "
+            "take features by another feature_cls: 'list', 'dict' or 'getter'"
+        )
     if pattern is not None:
         patterns = [re.compile(pattern)]
     elif isinstance(groups := _groups(model), Mapping):
@@ -150,11 +157,11 @@ def may_skip(model: nn.Module, path: str, shapes: Shapes) -> str | None:
     if shapes[0] != shapes[1]:
         return f"maps {described(shapes)}, so what comes after it needs it"
     features = {entry.get("module") for entry in getattr(model, "feature_info", None) or ()}
-    if hooked(stage) or _counted(model, parent, features):
+    if any(map(hooked, stage)) or _counted(model, parent, features):
         return "is of the layers by whose number timm finds features, which would be other ones"
     attention = any(isinstance(layer, MobileAttention) for layer in stage)
     if attention and parent in features and int(index) == len(stage) - 1:
-        return "is the last layer of a stage that has attention, with which timm can build no end"
+        return "ends a stage with attention, which timm cannot build when attention is its end"
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import torch
+from timm.models.mobilenetv3 import MobileNetV3
 from torch import nn
 
 from nas_dynamic.adapters.timm import fuse, mobile_supernet
@@ -14,6 +15,14 @@ SMALL_ARCH_DEF = [
     ["ir_r3_k3_s2_e3_c16_se0.25"],
     ["er_r2_k3_s2_e4_c24"],
     ["ir_r2_k5_s1_e6_c32_nhs"],
+]
+
+# All four kinds of UIB, edge residual and attention, as in the hybrid MobileNetV4.
+UIB_ARCH_DEF = [
+    ["er_r1_k3_s2_e4_c16"],
+    ["uir_r1_a3_k5_s2_e4_c24", "uir_r1_a0_k3_s1_e2_c24", "uir_r1_a0_k0_s1_e2_c24"],
+    ["uir_r1_a5_k5_s2_e4_c32", "mqa_r1_k3_h2_s1_v2_d16_c32", "uir_r2_a3_k0_s1_e4_c32"],
+    ["cn_r1_k1_s2_c48"],
 ]
 
 
@@ -33,6 +42,19 @@ BUILDERS = {
         se=(0, 0.25),
         skip=True,
         num_classes=10,
+    ),
+    "MobileNetV4": lambda: mobile_supernet(
+        UIB_ARCH_DEF,
+        start_kernel=(0, 3, 5),
+        kernel=(0, 3, 5),
+        expansion=(2, 4),
+        skip=True,
+        model_class=MobileNetV3,
+        num_classes=10,
+        stem_size=8,
+        num_features=32,
+        head_norm=True,
+        layer_scale_init_value=1e-5,
     ),
     "ResNet": lambda: fuse(
         {

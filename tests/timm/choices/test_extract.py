@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.mobilenetv3 import MobileNetV3
 from torch import nn
 
@@ -89,6 +90,42 @@ def test_onnx_export_computes_the_same(name, supernet, tmp_path):
     (output,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     with torch.no_grad():
         np.testing.assert_allclose(output, model(x).numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_uib_subnet_is_described_by_its_arch_def():
+    supernet = built("MobileNetV4")
+    architecture = supernet.base | {
+        "blocks.0.0": "k5_e2",
+        "blocks.1.1": "a0_k0_e4",
+        "blocks.1.2": "skip",
+        "blocks.2.0": "a0_k5_e2",
+        "blocks.2.2": "a5_k0_e4",
+    }
+    arch_def = [
+        ["er_r1_k5_s2_e2_c16"],
+        ["uir_r1_a3_k5_s2_e4_c24", "uir_r1_a0_k0_s1_e4_c24"],
+        [
+            *("uir_r1_a0_k5_s2_e2_c32", "mqa_r1_k3_h2_s1_v2_d16_c32"),
+            *("uir_r1_a5_k0_s1_e4_c32", "uir_r1_a3_k0_s1_e4_c32"),
+        ],
+        ["cn_r1_k1_s2_c48"],
+    ]
+    described = supernet.describe(architecture)["model"]["with"]
+    assert described["block_args"] == decode_arch_def(arch_def)
+    model = MobileNetV3(
+        decode_arch_def(arch_def),
+        num_classes=10,
+        stem_size=8,
+        num_features=32,
+        head_norm=True,
+        layer_scale_init_value=1e-5,
+    ).eval()
+    model.load_state_dict(supernet.extract(architecture).state_dict())
+    supernet = copy.deepcopy(supernet)
+    supernet.activate(architecture)
+    x = images("MobileNetV4")
+    with torch.no_grad():
+        assert torch.equal(model(x), supernet(x))
 
 
 def test_extracted_weights_are_a_copy():

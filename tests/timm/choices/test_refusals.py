@@ -11,13 +11,18 @@ from timm.models.resnet import ResNet
 from torch import nn
 
 from nas_dynamic.adapters.timm import fuse, mobile_supernet
-from tests.timm.choices.supernets import SMALL_ARCH_DEF, built
+from tests.timm.choices.supernets import SMALL_ARCH_DEF, UIB_ARCH_DEF, built
 
 pytestmark = pytest.mark.host
 
 
 def resnet18(*layers: int) -> dict[str, object]:
     return {"model_name": "resnet18", "layers": layers}
+
+
+def reused(bias: bool) -> nn.Module:
+    layer = nn.Conv2d(3, 3, 1, bias=bias)
+    return nn.Sequential(layer, layer)
 
 
 ILLEGAL = {
@@ -104,10 +109,37 @@ ILLEGAL = {
         lambda: fuse("densenet121", skip=True),
         r"'features\.denseblock1\.denselayer1' of DenseNet does not map a tensor .* Give layers=",
     ),
+    "a layer in two places": (
+        lambda: fuse(
+            {"a": reused(nn.Conv2d(3, 3, 1)), "b": reused(nn.Conv2d(3, 3, 3))}, layers="0"
+        ),
+        "layer '0' is used in more than one place: 0; 1. A choice needs a layer of its own",
+    ),
     "layers that match nothing": (lambda: fuse("resnet18", layers="block"), "matches 'block'"),
     "ResNet as a mobile model": (
         lambda: mobile_supernet("resnet18", kernel=(3, 5)),
         "'resnet18' is a ResNet; .* Use fuse",
+    ),
+    "start kernels without UIB": (
+        lambda: mobile_supernet("mnasnet_050", start_kernel=(0, 3)),
+        "start_kernel is of uir blocks, the UIB of MobileNetV4, and 'mnasnet_050' has none",
+    ),
+    "no kernel without UIB": (lambda: mobile_supernet("mnasnet_050", kernel=(0, 3)), "odd sizes,"),
+    "even kernel in UIB": (
+        lambda: mobile_supernet(UIB_ARCH_DEF, kernel=(0, 4)),
+        "kernel must be a sequence of odd sizes, or 0 for none",
+    ),
+    "edge residuals without a kernel": (
+        lambda: mobile_supernet(UIB_ARCH_DEF, kernel=(0,)),
+        r"'blocks\.0\.0', of type er and stride 2, needs a kernel.*add a size to kernel",
+    ),
+    "a stride without a kernel": (
+        lambda: mobile_supernet(UIB_ARCH_DEF[1:], kernel=(0,), start_kernel=(0,)),
+        r"'blocks\.0\.0', of type uir and stride 2, needs a kernel",
+    ),
+    "attention at the end of a stage": (
+        lambda: mobile_supernet(UIB_ARCH_DEF, kernel=(3, 5), skip=["blocks.2.3"]),
+        r"'blocks\.2\.3' cannot be left out: it ends a stage with attention",
     ),
     "no inverted residuals": (
         lambda: mobile_supernet([["ds_r2_k3_s1_e1_c8"]], kernel=(3, 5)),

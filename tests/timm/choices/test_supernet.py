@@ -120,6 +120,51 @@ def test_mnasnet_by_name():
             assert torch.equal(supernet(x), supernet.extract(architecture)(x))
 
 
+def test_uib_candidates_are_all_kinds_that_timm_can_build():
+    supernet = built("MobileNetV4")
+    kernels = [(a, k) for a in (0, 3, 5) for k in (0, 3, 5)]
+    every = tuple(f"a{a}_k{k}_e{e}" for a, k in kernels for e in (2, 4))
+    strided = every[2:]  # a block with a stride needs a kernel that takes it
+    assert supernet.space.choices == {
+        "blocks.0.0": ("k3_e2", "k3_e4", "k5_e2", "k5_e4"),
+        "blocks.1.0": strided,
+        "blocks.1.1": (*every, "skip"),
+        "blocks.1.2": (*every, "skip"),
+        "blocks.2.0": strided,
+        "blocks.2.1": ("keep", "skip"),
+        "blocks.2.2": (*every, "skip"),
+        "blocks.2.3": every,
+    }
+    for name, layer in supernet.choices()["blocks.1.1"].items():
+        if name == "skip":
+            continue
+        convs = [m for m in layer.modules() if isinstance(m, nn.Conv2d)]
+        depthwise = [(conv.kernel_size[0], conv.in_channels) for conv in convs if conv.groups > 1]
+        start, kernel, expansion = (int(token[1:]) for token in name.split("_"))
+        assert depthwise == [(k, w) for k, w in ((start, 24), (kernel, 24 * expansion)) if k]
+        assert len(convs) == len(depthwise) + 2
+
+
+def test_mobilenetv4_by_name():
+    torch.manual_seed(0)
+    plain = timm.create_model("mobilenetv4_conv_small_050", num_classes=10).eval()
+    torch.manual_seed(0)
+    supernet = mobile_supernet(
+        "mobilenetv4_conv_small_050", kernel=(0, 3, 5), start_kernel=(0, 3, 5), num_classes=10
+    ).eval()
+    # Its arch_def, as in Table 11 of the paper.
+    assert [*supernet.base.values()] == [
+        *("a5_k5", "a0_k3", "a0_k3", "a0_k3", "a0_k3", "a3_k0"),
+        *("a3_k3", "a5_k5", "a0_k5", "a0_k5", "a0_k3", "a0_k3"),
+    ]
+    x = images("MobileNetV4")
+    with torch.no_grad():
+        assert torch.equal(supernet(x), plain(x))
+        for architecture in random_subnets(supernet, 5):
+            supernet.activate(architecture)
+            assert torch.equal(supernet(x), supernet.extract(architecture)(x))
+
+
 def test_models_of_ones_own():
     def model(**kwargs):
         torch.manual_seed(0)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
 import timeit
 
 import numpy as np
 import pytest
+import timm
 import torch
+from torch import nn
 
-from nas_dynamic.adapters.timm import fuse
+from nas_dynamic.adapters.timm import build, fuse
 from nas_dynamic.complexity import count_macs, count_parameters, measure_latency
 from tests.timm.choices.supernets import SIZE, built
 from tests.timm.loop import random_subnets
@@ -25,6 +28,91 @@ def test_tables_equal_direct_counts(name, supernet):
         model = supernet.extract(architecture)
         assert parameters(architecture) == count_parameters(model)
         assert macs(architecture) == count_macs(model.to("meta"), image)
+
+
+def coat(mlp_ratio):
+    """CoaT, whose blocks of a stage share their position encodings."""
+    widths = {"embed_dims": (8, 8, 16, 16), "mlp_ratios": (mlp_ratio,) * 4}
+    return {"model_name": "coat_lite_tiny", "img_size": 64, **widths}
+
+
+@functools.cache
+def tied():
+    torch.manual_seed(0)
+    return fuse({"narrow": coat(2), "wide": coat(4)}, num_classes=5).eval()
+
+
+def test_tied_weights_count_once(tmp_path):
+    supernet = copy.deepcopy(tied())
+    parameters, macs = supernet.subnet_parameters(), supernet.subnet_macs(64)
+    parameters.save(tmp_path / "parameters.json")
+    loaded = type(parameters).load(tmp_path / "parameters.json")
+    x = torch.randn(1, 3, 64, 64)
+    all_wide = dict.fromkeys(supernet.space.labels, "wide")
+    for architecture in [supernet.base, all_wide, *random_subnets(supernet, 10)]:
+        model = supernet.extract(architecture)
+        rebuilt = build(supernet.describe(architecture))
+        assert count_parameters(model) == count_parameters(rebuilt)
+        assert parameters(architecture) == count_parameters(rebuilt)
+        assert loaded(architecture) == parameters(architecture)
+        supernet.activate(architecture)
+        with torch.no_grad():
+            assert torch.equal(model(x), supernet(x))
+        assert macs(architecture) == count_macs(model.to("meta"), x.to("meta"))
+    plain = timm.create_model(**coat(4), num_classes=5)
+    # The parts outside of the blocks keep the encodings of the model that has them.
+    encodings = [getattr(plain, f"{kind}{i}") for kind in ("cpe", "crpe") for i in range(1, 5)]
+    extra = sum(count_parameters(encoding) for encoding in encodings)
+    assert parameters(all_wide) == count_parameters(plain) + extra
+
+
+def test_tied_weights_stay_tied_where_an_extracted_subnet_trains():
+    model = tied().extract(tied().base)
+    names = dict(model.named_parameters(remove_duplicate=False))
+    one, other = (names[f"serial_blocks1.{i}.cpe.proj.weight"] for i in (0, 1))
+    assert one is other is model.cpe1.proj.weight
+    assert one.requires_grad
+    assert one is not tied().cpe1.proj.weight
+
+
+class Recurrent(nn.Module):
+    """A model that runs its layers several times, with an argument beside the images."""
+
+    def __init__(self, kernel, turns=2):
+        super().__init__()
+        conv = functools.partial(nn.Conv2d, kernel_size=kernel, padding=kernel // 2)
+        self.blocks = nn.Sequential(Scaled(conv(3, 3)), Scaled(conv(3, 3)))
+        self.turns = turns
+
+    def forward(self, x):
+        for _ in range(self.turns):
+            for block in self.blocks:
+                x = block(x, scale=0.5)
+            x = nn.functional.max_pool2d(x, 2)
+        return x.mean((2, 3))
+
+
+class Scaled(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, *, scale):
+        return self.layer(x) * scale
+
+
+def test_layers_that_run_more_than_once_count_as_often():
+    models = {"k3": Recurrent(3), "k5": Recurrent(5)}
+    supernet = fuse(models, layers=r"blocks\.\d").eval()
+    parameters, macs = supernet.subnet_parameters(), supernet.subnet_macs(32)
+    image = torch.zeros(1, 3, 32, 32, device="meta")
+    for architecture in supernet.space:
+        model = supernet.extract(architecture)
+        assert parameters(architecture) == count_parameters(model)
+        assert macs(architecture) == count_macs(model.to("meta"), image)
+    # At 32×32 and at 16×16.
+    uniform = dict.fromkeys(supernet.space.labels, "k3")
+    assert macs(uniform) == 2 * 3 * 3 * 3 * 3 * (32 * 32 + 16 * 16)
 
 
 def test_models_of_another_size_of_image():
