@@ -20,8 +20,8 @@ def resnet18(*layers: int) -> dict[str, object]:
     return {"model_name": "resnet18", "layers": layers}
 
 
-def reused(bias: bool) -> nn.Module:
-    layer = nn.Conv2d(3, 3, 1, bias=bias)
+def reused(groups: int) -> nn.Module:
+    layer = nn.Conv2d(3, 3, 1, groups=groups)
     return nn.Sequential(layer, layer)
 
 
@@ -110,9 +110,7 @@ ILLEGAL = {
         r"'features\.denseblock1\.denselayer1' of DenseNet does not map a tensor .* Give layers=",
     ),
     "a layer in two places": (
-        lambda: fuse(
-            {"a": reused(nn.Conv2d(3, 3, 1)), "b": reused(nn.Conv2d(3, 3, 3))}, layers="0"
-        ),
+        lambda: fuse({"a": reused(groups=1), "b": reused(groups=3)}, layers="0"),
         "layer '0' is used in more than one place: 0; 1. A choice needs a layer of its own",
     ),
     "layers that match nothing": (lambda: fuse("resnet18", layers="block"), "matches 'block'"),
