@@ -8,11 +8,12 @@ import pickle
 
 import pytest
 import torch
+from timm.models.mobilenetv3 import MobileNetV3
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import create_optimizer_v2
 
 from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation, UniformSampler, host
-from nas_dynamic.adapters.timm import Supernet, attach, elastic_vit, fuse
+from nas_dynamic.adapters.timm import Supernet, attach, elastic_vit, fuse, mobile_supernet
 from nas_dynamic.complexity import population
 from nas_dynamic.evaluation import evaluate
 from tests.timm.loop import random_subnets, tiny_supernet
@@ -25,6 +26,17 @@ def built(kind):
     torch.manual_seed(0)
     if kind == "mobile_supernet":
         return tiny_supernet()
+    if kind == "mobile_supernet of UIB":
+        arch_def = [["uir_r2_a3_k3_s2_e2_c8"], ["uir_r2_a0_k3_s2_e2_c16"]]
+        sizes = {"stem_size": 8, "num_features": 16, "num_classes": 4}
+        return mobile_supernet(
+            arch_def,
+            kernel=(0, 3),
+            start_kernel=(0, 3),
+            skip=True,
+            model_class=MobileNetV3,
+            **sizes,
+        )
     if kind == "fuse":
         return fuse({"plain": "test_resnet", "se": resnet_with_se()}, num_classes=4)
     sizes = {"embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 4}
@@ -36,7 +48,7 @@ def resnet_with_se():
     return {"model_name": "test_resnet", "block_args": {"attn_layer": "se"}}
 
 
-@pytest.fixture(params=["mobile_supernet", "fuse", "elastic_vit"])
+@pytest.fixture(params=["mobile_supernet", "mobile_supernet of UIB", "fuse", "elastic_vit"])
 def supernet(request):
     return copy.deepcopy(built(request.param)).eval()
 
