@@ -223,6 +223,16 @@ ILLEGAL = {
         lambda: fuse("test_vit", skip=["model.blocks.2"], features_only=True),
         r"'model\.blocks\.2' cannot be left out: it is of the layers by whose number timm finds",
     ),
+    "layers that are counted by hooks": (
+        lambda: fuse(
+            "test_vit",
+            skip=["body.blocks.2"],
+            features_only=True,
+            feature_cls="hook",
+            out_indices=(1, 4),
+        ),
+        r"'body\.blocks\.2' cannot be left out: it is of the layers by whose number timm finds",
+    ),
     "nothing but layers that are counted": (
         lambda: fuse("test_vit", skip=True, features_only=True),
         r"nothing to choose.*'model\.blocks\.\d' is of the layers by whose number timm finds",

@@ -66,13 +66,42 @@ def test_tied_weights_count_once(tmp_path):
     assert parameters(all_wide) == count_parameters(plain) + extra
 
 
-def test_tied_weights_stay_tied_where_an_extracted_subnet_trains():
-    model = tied().extract(tied().base)
-    names = dict(model.named_parameters(remove_duplicate=False))
-    one, other = (names[f"serial_blocks1.{i}.cpe.proj.weight"] for i in (0, 1))
-    assert one is other is model.cpe1.proj.weight
-    assert one.requires_grad
-    assert one is not tied().cpe1.proj.weight
+class Tied(nn.Module):
+    """A model whose layers have one weight, as a parameter of two modules."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.blocks = nn.Sequential(*(Mixing(width) for _ in range(3)))
+        for block in self.blocks[1:]:
+            block.inner.weight = self.blocks[0].inner.weight
+
+    def forward(self, x):
+        return self.blocks(x).mean((2, 3))
+
+
+class Mixing(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.expand, self.project = nn.Conv2d(3, width, 1), nn.Conv2d(width, 3, 1)
+        self.inner = nn.Conv2d(width, width, 1)
+
+    def forward(self, x):
+        return self.project(self.inner(self.expand(x)))
+
+
+def test_tied_weights_stay_tied_in_an_extracted_subnet():
+    torch.manual_seed(0)
+    supernet = fuse({"narrow": Tied(2), "wide": Tied(8)}, layers=r"blocks\.\d").eval()
+    parameters, sizes = supernet.subnet_parameters(), {"narrow": 2, "wide": 8}
+    for architecture in supernet.space:
+        model = supernet.extract(architecture)
+        widths = [sizes[candidate] for candidate in architecture.values()]
+        expected = sum(8 * w + 3 for w in widths) + sum(w**2 for w in {*widths})
+        assert count_parameters(model) == parameters(architecture) == expected
+        assert all(p.requires_grad and p.is_leaf for p in model.parameters())
+        weights = {id(block.inner.weight) for block in model.blocks}
+        assert len(weights) == len({*widths})
+        assert weights.isdisjoint(map(id, supernet.parameters()))
 
 
 class Recurrent(nn.Module):
