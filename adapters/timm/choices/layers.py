@@ -20,8 +20,10 @@ from torch.fx import GraphModule
 from nas_dynamic.adapters.timm.images import example_images
 
 __all__ = [
+    "EXTRACTORS",
     "Call",
     "differences",
+    "hooked",
     "layer_calls",
     "layer_paths",
     "layer_shapes",
@@ -39,8 +41,8 @@ class Call(NamedTuple):
     output: torch.Tensor
 
 
-# Feature extractors that are no wrappers have the layers of these models.
-_FEATURES_OF = {EfficientNetFeatures: EfficientNet, MobileNetV3Features: MobileNetV3}
+EXTRACTORS = {EfficientNet: EfficientNetFeatures, MobileNetV3: MobileNetV3Features}
+"""Models → their feature extractors that are no wrappers, and have the same layers."""
 
 # Of pretrained weights and of feature extraction; and what decides about stochastic depth only.
 _IGNORED = {"training", "pretrained_cfg", "default_cfg", "feature_info"}
@@ -89,7 +91,8 @@ def layer_paths(model: nn.Module, pattern: str | None = None) -> list[str]:
 
 def _groups(model: Any) -> Any:
     """Return timm's division into layers: of some models a function of a path, of some none."""
-    cls: Any = _FEATURES_OF.get(type(model), type(model))
+    own: Any = type(model)
+    cls = next((plain for plain, extractor in EXTRACTORS.items() if extractor is own), own)
     return cls.group_matcher(model, coarse=False) if hasattr(cls, "group_matcher") else None
 
 

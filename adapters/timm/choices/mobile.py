@@ -10,12 +10,13 @@ from typing import Any
 import timm
 from timm.layers import get_act_layer
 from timm.models._efficientnet_builder import decode_arch_def
-from timm.models.efficientnet import EfficientNet, EfficientNetFeatures
-from timm.models.mobilenetv3 import MobileNetV3, MobileNetV3Features
+from timm.models.efficientnet import EfficientNet
+from timm.models.mobilenetv5 import MobileNetV5
 from torch import nn
 
 from nas_dynamic.adapters.timm.choices.choice import SKIP
 from nas_dynamic.adapters.timm.choices.fusion import fuse_models
+from nas_dynamic.adapters.timm.choices.layers import EXTRACTORS
 from nas_dynamic.adapters.timm.choices.supernet import LayerChoiceSupernet
 from nas_dynamic.adapters.timm.images import copy_data_config
 from nas_dynamic.adapters.timm.recipe import Recipe, build, constructor_calls, to_json
@@ -26,7 +27,7 @@ __all__ = ["mobile_supernet"]
 ArchDef = Sequence[Sequence[str]]
 Block = dict[str, Any]
 
-MODEL_CLASSES = (EfficientNet, MobileNetV3, EfficientNetFeatures, MobileNetV3Features)
+MODEL_CLASSES = (*EXTRACTORS, *EXTRACTORS.values(), MobileNetV5)
 
 _COMMON = {"expansion": "exp_ratio", "se": "se_ratio", "activation": "act_layer"}
 ARGUMENTS = {
@@ -55,11 +56,11 @@ def mobile_supernet(
     model_class: type[nn.Module] = EfficientNet,
     **kwargs: Any,
 ) -> LayerChoiceSupernet:
-    """Make a supernet of an EfficientNet, MobileNetV3, MobileNetV4 or MnasNet.
+    """Make a supernet of an EfficientNet, a MobileNetV3, V4 or V5, or a MnasNet.
 
     Every inverted residual (`ir`), edge residual (`er`) and universal inverted residual (`uir`,
-    the UIB of MobileNetV4) becomes a choice of all combinations of what is given; what is not
-    given stays as it is in `base`. Candidates are named as an arch_def writes them, such as
+    the UIB of MobileNetV4 and V5) becomes a choice of all combinations of what is given; what is
+    not given stays as it is in `base`. Candidates are named as an arch_def writes them, such as
     "k3_e6" and "a3_k5_e4"; a point is written p, as in "se0p25". All other layers are shared.
 
     In `uir` both depthwise kernels may be absent, which is written 0 and gives the four kinds of
@@ -75,8 +76,8 @@ def mobile_supernet(
         se: ratios of squeeze-and-excitation, 0 for none.
         activation: names of activations: relu, relu6, hard_swish, swish, mish.
         skip: whether layers may be left out; see `fuse`.
-        model_class: for an arch_def: EfficientNet or MobileNetV3, or timm's `EfficientNetFeatures`
-            or `MobileNetV3Features`, which return a list of feature maps.
+        model_class: for an arch_def: EfficientNet, MobileNetV3 or MobileNetV5; or timm's
+            `EfficientNetFeatures` or `MobileNetV3Features`, which return a list of feature maps.
         kwargs: arguments of `timm.create_model`, such as `features_only`; or of `model_class` for
             an arch_def.
 
@@ -196,13 +197,19 @@ def _built(
     if not calls:
         raise ValueError(
             f"{base!r} is a {type(model).__name__}; mobile_supernet() takes EfficientNet, "
-            "MobileNetV3, MobileNetV4 and MnasNet models. Use fuse() for others"
+            "MobileNetV3, V4, V5 and MnasNet models. Use fuse() for others"
         )
     cls, arguments = calls[-1]
     if type(model) is not cls:
+        extractor, remedy = EXTRACTORS.get(cls), "use fuse()"
+        if extractor is not None:
+            remedy = (
+                "leave feature_cls and feature_cfg out, so that timm builds "
+                f"{extractor.__name__}, with the same features"
+            )
         raise ValueError(
-            f"{base!r} is a {type(model).__name__} about a {cls.__name__}; leave feature_cls and "
-            f"feature_cfg out, so that timm builds {cls.__name__}Features, with the same features"
+            f"{base!r} is a {type(model).__name__} around a {cls.__name__}, which has no block_args "
+            f"of its own; {remedy}"
         )
     return model, cls, arguments
 
@@ -268,7 +275,7 @@ def _check_options(
         )
     if options["start_kernel"] and "uir" not in types:
         raise ValueError(
-            f"start_kernel is of uir blocks, the UIB of MobileNetV4, and {base!r} has none; "
+            f"start_kernel is of uir blocks, the UIB of MobileNetV4 and V5, and {base!r} has none; "
             "leave it out"
         )
     none = "uir" in types

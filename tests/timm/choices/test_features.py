@@ -255,7 +255,7 @@ ILLEGAL = {
         lambda: mobile_supernet(
             "mnasnet_050", kernel=(3, 5), features_only=True, feature_cls="getter"
         ),
-        "'mnasnet_050' is a FeatureGetterNet about a EfficientNet; leave feature_cls .* out",
+        "'mnasnet_050' is a FeatureGetterNet around a EfficientNet, .* leave feature_cls .* out",
     ),
     "a built extractor": (
         lambda: fuse({"a": timm.create_model("test_resnet", features_only=True)}, skip=True),

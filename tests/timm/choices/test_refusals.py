@@ -120,7 +120,7 @@ ILLEGAL = {
     ),
     "start kernels without UIB": (
         lambda: mobile_supernet("mnasnet_050", start_kernel=(0, 3)),
-        "start_kernel is of uir blocks, the UIB of MobileNetV4, and 'mnasnet_050' has none",
+        "start_kernel is of uir blocks, the UIB of MobileNetV4 and V5, and 'mnasnet_050' has none",
     ),
     "no kernel without UIB": (lambda: mobile_supernet("mnasnet_050", kernel=(0, 3)), "odd sizes,"),
     "even kernel in UIB": (

@@ -8,11 +8,13 @@ import pickle
 import pytest
 import timm
 import torch
+from timm.models.mobilenetv5 import MobileNetV5
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
 from nas_dynamic.adapters.timm import fuse, mobile_supernet
-from tests.timm.choices.supernets import SMALL_ARCH_DEF, built, images
+from nas_dynamic.complexity import count_parameters
+from tests.timm.choices.supernets import SMALL_ARCH_DEF, UIB_ARCH_DEF, built, images
 from tests.timm.loop import random_subnets
 
 pytestmark = pytest.mark.host
@@ -163,6 +165,21 @@ def test_mobilenetv4_by_name():
         for architecture in random_subnets(supernet, 5):
             supernet.activate(architecture)
             assert torch.equal(supernet(x), supernet.extract(architecture)(x))
+
+
+def test_mobilenetv5_fuses_the_features_of_its_stages():
+    widths = {"stem_size": 8, "num_features": 32, "num_classes": 5}
+    supernet = mobile_supernet(
+        UIB_ARCH_DEF[:3], kernel=(0, 3), start_kernel=(0, 3), model_class=MobileNetV5, **widths
+    ).eval()
+    table, x = supernet.subnet_parameters(), torch.randn(1, 3, 64, 64)
+    for architecture in random_subnets(supernet, 3):
+        supernet.activate(architecture)
+        model = supernet.extract(architecture)
+        assert type(model) is MobileNetV5
+        assert table(architecture) == count_parameters(model)
+        with torch.no_grad():
+            assert torch.equal(model(x), supernet(x))
 
 
 def test_models_of_ones_own():
