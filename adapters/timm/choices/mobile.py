@@ -208,7 +208,7 @@ def _built(
                 f"{extractor.__name__}, with the same features"
             )
         raise ValueError(
-            f"{base!r} is a {type(model).__name__} around a {cls.__name__}, which has no block_args "
+            f"{base!r} is a {type(model).__name__} around a {cls.__name__}, and has no block_args "
             f"of its own; {remedy}"
         )
     return model, cls, arguments

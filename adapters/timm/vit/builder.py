@@ -20,7 +20,6 @@ from timm.layers import (
     RmsNormFp32,
     get_act_layer,
 )
-from timm.models._features import FeatureGetterNet
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
@@ -191,12 +190,6 @@ def mlp_ratio_of(embed_dim: int, hidden_features: int) -> float:
 
 
 def _check_supported(model: nn.Module) -> None:
-    if isinstance(model, FeatureGetterNet):
-        raise TypeError(
-            "features_only makes a FeatureGetterNet, whose features would have the width and come "
-            "from the depth of the subnet, so that no neck fits all of them; elastic_vit() slices "
-            "whole VisionTransformers. fuse() makes supernets of extractors"
-        )
     for name, module in model.named_modules():
         if type(module) not in _SUPPORTED:
             raise TypeError(

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, cast
 import timm
 import torch
 from timm.layers import Attention
+from timm.models._features import FeatureGetterNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -17,6 +18,7 @@ from nas_dynamic.adapters.timm.recipe import Recipe, build
 from nas_dynamic.adapters.timm.supernet import Measure, Supernet
 from nas_dynamic.adapters.timm.vit.attention import ElasticAttention
 from nas_dynamic.adapters.timm.vit.builder import constructor_arguments, operation, recipe_of
+from nas_dynamic.adapters.timm.vit.features import ElasticFeatures
 from nas_dynamic.adapters.timm.vit.sliced import SLICED, SlicedQKV, resize_block, resize_present
 from nas_dynamic.adapters.timm.vit.space import BlockShape, VitSpace
 from nas_dynamic.adapters.timm.vit.table import BlockTable
@@ -27,7 +29,7 @@ __all__ = ["ElasticVisionTransformer", "elastic_vit"]
 
 
 def elastic_vit(
-    model: str | VisionTransformer,
+    model: str | VisionTransformer | FeatureGetterNet,
     *,
     depth: Sequence[int] | None = None,
     embed_dim: Sequence[int] | None = None,
@@ -36,7 +38,7 @@ def elastic_vit(
     attention: Sequence[str] | None = None,
     per_layer: bool = True,
     **model_args: Any,
-) -> ElasticVisionTransformer:
+) -> ElasticVisionTransformer | ElasticFeatures:
     """Make a supernet whose largest subnet is a given timm VisionTransformer.
 
     A subnet computes with the first blocks, channels, heads and hidden features; the width of a
@@ -53,9 +55,11 @@ def elastic_vit(
         attention: `"softmax"`, and `"linear"`, see `LinearAttention`; labels `attention1`, ….
         per_layer: False for one choice for all layers; labels `heads`, `mlp_ratio`, `attention`.
         model_args: of `timm.create_model`, where `model` is a name: `pretrained`, `img_size`, ….
+            With `features_only` the supernet is a FeatureGetterNet, and returns feature maps.
 
     Raises:
-        ValueError: candidates that the model cannot be sliced to, or that leave out its own value.
+        ValueError: candidates that the model cannot be sliced to, or that leave out its own value;
+            or that change the features of an extractor: depth and embed_dim.
         TypeError: the model has a part that cannot be sliced.
 
     Source: Chen et al., "AutoFormer: Searching Transformers for Visual Recognition", ICCV 2021,
@@ -83,7 +87,6 @@ def elastic_vit(
         )
     else:
         supernet = copy.deepcopy(model)
-    arguments = constructor_arguments(supernet)
     candidates = {
         "depth": depth,
         "embed_dim": embed_dim,
@@ -91,6 +94,28 @@ def elastic_vit(
         "mlp_ratio": mlp_ratio,
         "attention": attention,
     }
+    if not isinstance(supernet, FeatureGetterNet):
+        return _sliced(supernet, candidates, per_layer)
+    for name, what in {"depth": "number", "embed_dim": "width"}.items():
+        if candidates[name] is not None:
+            raise ValueError(
+                f"{name} cannot be elastic in a feature extractor: it would change the {what} of "
+                "the feature maps, for which what comes after it is made. Give candidates of "
+                "heads, mlp_ratio or attention"
+            )
+    extractor: Any = supernet
+    inside = _sliced(extractor.model, candidates, per_layer)
+    extractor.__class__ = ElasticFeatures
+    extractor.space, extractor.base = inside.space, inside.base
+    extractor.activate(inside.base)
+    return cast(ElasticFeatures, extractor)
+
+
+def _sliced(
+    supernet: Any, candidates: Mapping[str, Sequence[Any] | None], per_layer: bool
+) -> ElasticVisionTransformer:
+    """Turn a VisionTransformer into a supernet, in place."""
+    arguments = constructor_arguments(supernet)
     space = VitSpace(
         arguments,
         supernet.blocks[0].attn.head_dim,
