@@ -90,8 +90,7 @@ class LayerChoiceSupernet(Supernet):
         """Return architecture → number of parameters of the stand-alone subnet; exact."""
         constant = 0.0
         terms: dict[str, dict[Hashable, float]] = {
-            label: dict.fromkeys(candidates, 0.0)
-            for label, candidates in self.space.choices.items()
+            label: dict.fromkeys(choice, 0.0) for label, choice in self.choices().items()
         }
         shared: dict[frozenset[tuple[str, Hashable]], float] = {}
         for parameter, users in self._users().items():
