@@ -48,7 +48,8 @@ def attach(
 
     Args:
         optimizer: of the supernet's weights.
-        supernet: made by `fuse`, `mobile_supernet` or `elastic_vit`.
+        supernet: made by `fuse`, `mobile_supernet` or `elastic_vit`. Of a model that has one as
+            its backbone, the backbone.
         total_steps: optimizer updates in the whole training, for the paper's polynomial decay;
             the script's own lr schedule has to be constant then. By default CaLR bends the lr
             schedule that the script has (`curve="scheduler"`), its warm-up apart; a constant lr
@@ -66,10 +67,11 @@ def attach(
     """
     supernet = unwrap_model(supernet)
     if not isinstance(supernet, Supernet):
-        raise TypeError(
-            f"{type(supernet).__name__} is no supernet of this adapter; make one by fuse(), "
-            "mobile_supernet() or elastic_vit()"
-        )
+        inside = [path for path, module in supernet.named_modules() if isinstance(module, Supernet)]
+        remedy = "make one by fuse(), mobile_supernet() or elastic_vit()"
+        if inside:
+            remedy = f"its part {inside[0]!r} is one: give that, with the optimizer of the whole"
+        raise TypeError(f"{type(supernet).__name__} is no supernet of this adapter; {remedy}")
     curve = curve or ("scheduler" if total_steps is None else "polynomial")
     given = Options.of(total_steps=total_steps, curve=curve, **options)
     host = _Host(optimizer, supernet, sampler, seed)

@@ -205,6 +205,8 @@ def test_a_backbone_trains_under_attach_in_a_model_of_ones_own(supernet):
     attached = attach(
         optimizer, model.backbone, total_steps=9, calr=False, momentum=False, idle="freeze"
     )
+    with pytest.raises(TypeError, match=r"Segmentation is no supernet .* 'backbone' is one: give"):
+        attach(optimizer, model)
     used = trained(model, optimizer)
     assert attached.training.updates == 4
     assert len({tuple(architecture.items()) for architecture in used}) > 1
