@@ -55,7 +55,8 @@ def fuse(
         skip: also let layers be left out: True for all that can, or paths of layers. Those can
             that keep the shape and are not the first of their stage.
         layers: regular expression of the paths of layers, for models without `group_matcher`.
-        kwargs: arguments of `timm.create_model` for all models, such as `num_classes`.
+        kwargs: arguments of `timm.create_model` for all models, such as `num_classes`, or
+            `features_only` for a supernet that returns feature maps.
 
     Returns:
         The supernet, which is also a model of timm's class. It starts as the first of the models,

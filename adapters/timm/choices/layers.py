@@ -91,9 +91,10 @@ def layer_paths(model: nn.Module, pattern: str | None = None) -> list[str]:
 
 def _groups(model: Any) -> Any:
     """Return timm's division into layers: of some models a function of a path, of some none."""
-    own: Any = type(model)
-    cls = next((plain for plain, extractor in EXTRACTORS.items() if extractor is own), own)
-    return cls.group_matcher(model, coarse=False) if hasattr(cls, "group_matcher") else None
+    for plain, extractor in EXTRACTORS.items():
+        if type(model) is extractor:
+            return plain.group_matcher(model, coarse=False)
+    return model.group_matcher(coarse=False) if hasattr(model, "group_matcher") else None
 
 
 def layer_calls(
