@@ -41,7 +41,10 @@ class Call(NamedTuple):
     output: torch.Tensor
 
 
-EXTRACTORS = {EfficientNet: EfficientNetFeatures, MobileNetV3: MobileNetV3Features}
+EXTRACTORS: dict[Any, type[nn.Module]] = {
+    EfficientNet: EfficientNetFeatures,
+    MobileNetV3: MobileNetV3Features,
+}
 """Models → their feature extractors that are no wrappers, and have the same layers."""
 
 # Of pretrained weights and of feature extraction; and what decides about stochastic depth only.
