@@ -8,9 +8,10 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Journal", "RunError", "environment", "read_json", "write_json", "write_text"]
 
@@ -124,6 +125,8 @@ class Journal:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Return the versions and the hardware that a result depends on."""
+    import torch  # here: it takes seconds, which reading a run need not
+
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
