@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from nni.nas.nn.pytorch import ModelSpace
 from torch import nn
@@ -9,7 +11,7 @@ from torch import nn
 from nas_dynamic.adapters.nni.complexity import subnet_macs, subnet_parameters
 from nas_dynamic.adapters.nni.extract import extract
 from nas_dynamic.adapters.nni.space import activate, search_space
-from nas_dynamic.complexity import AdditiveTable, Complexity, measure_latency
+from nas_dynamic.complexity import Complexity
 from nas_dynamic.space import Architecture
 
 __all__ = ["Supernet"]
@@ -57,28 +59,10 @@ class Supernet(nn.Module):
         """Return a subnet as a model of its own: see `nas_dynamic.adapters.nni.extract`."""
         return extract(self.model, architecture)
 
-    def subnet_parameters(self) -> Complexity:
+    def subnet_parameters(self) -> Callable[[Architecture], int]:
         """Return architecture → number of parameters of the stand-alone subnet."""
         return subnet_parameters(self.model)
 
     def subnet_macs(self, *inputs: torch.Tensor) -> Complexity:
         """Return architecture → multiply-accumulates for one image of this shape."""
         return subnet_macs(self.model, *inputs)
-
-    def subnet_latency(self, images: torch.Tensor, *, seconds: float = 0.2) -> AdditiveTable:
-        """Return architecture → milliseconds for a batch of images, from measured subnets.
-
-        The first subnet and those that differ from it in one choice are extracted and measured,
-        as they are on this device, with this number of threads. What choices cost apart does not
-        add up exactly: `errors` of the table says by how much.
-
-        Args:
-            images: the batch, on the device and of the dtype to measure with.
-            seconds: time to measure each subnet for.
-        """
-        return AdditiveTable.measure(
-            self.space,
-            lambda architecture: measure_latency(
-                self.extract(architecture), images, seconds=seconds
-            ),
-        )

@@ -24,7 +24,7 @@ from nas_dynamic.report.run_folder import read_run
 from nas_dynamic.report.tables import compared
 from nas_dynamic.report.verdict import verdict
 from nas_dynamic.space import key
-from nas_dynamic.storage.journal import RunError, environment, write_json
+from nas_dynamic.storage.journal import RunError, check_writable, environment, write_json
 
 __all__ = ["compare", "print_comparison", "static_arm"]
 
@@ -121,10 +121,11 @@ def compare(
     arms = {"static": static_arm(config, static_curve), "dynamic": config}
     for name, arm in arms.items():
         arms[name] = arm.model_copy(update={"name": f"{config.name}-{name}", "seeds": list(seeds)})
+    check_writable(folder)
+    data = checked_data(*arms.values())
     others = [differences_to_start(folder / name, arm, but=["seeds"]) for name, arm in arms.items()]
     if any(others) and not overwrite:
         raise RunError(next(filter(None, others)))
-    data = checked_data(*arms.values())
     # A stop leaves no earlier comparison beside new results.
     (folder / "compare.json").unlink(missing_ok=True)
     for name, arm in arms.items():

@@ -16,7 +16,8 @@ from nas_dynamic.experiment.cli import main
 from nas_dynamic.experiment.compare import static_arm
 from nas_dynamic.experiment.config import parse
 from nas_dynamic.experiment.console import Display
-from nas_dynamic.experiment.nni.supernet import build_space, train_supernet
+from nas_dynamic.experiment.nni.build import build_space
+from nas_dynamic.experiment.nni.supernet import train_supernet
 from nas_dynamic.experiment.run import checked_data, load_data
 from nas_dynamic.experiment.standalone import standalone_scores
 from tests.experiment.configurations import CONFIG, TINY
@@ -213,7 +214,7 @@ def test_both_arms_warm_up_alike(budget):
     data = load_data(dynamic.data)
     lrs = {}
     for name, config in {"static": static_arm(dynamic), "dynamic": dynamic}.items():
-        recorder = train_supernet(config, data, 0, progress=lambda done, total: None).recorder
+        recorder = train_supernet(config, data, 0, progress=lambda done, total, loss: None).recorder
         lrs[name] = [row["lr"] for row in recorder.rows]
         assert (recorder.group_by is None) == (name == "static")
     steps = len(lrs["static"])
@@ -232,7 +233,7 @@ def test_the_static_arm_can_decay_as_calr_does(warmup):
     budget = {"epochs": None, "steps": 14}
     config = parse(TINY | budget | {"dynamic": {"warmup_steps": warmup}})
     static, data = static_arm(config, "polynomial"), load_data(config.data)
-    recorder = train_supernet(static, data, 0, progress=lambda done, total: None).recorder
+    recorder = train_supernet(static, data, 0, progress=lambda done, total, loss: None).recorder
     ramp = [0.05 * (t + 1) / warmup for t in range(warmup)]
     decay = [0.05 * (1 - t / (14 - warmup)) for t in range(14 - warmup)]
     assert [row["lr"] for row in recorder.rows] == pytest.approx(ramp + decay)

@@ -17,11 +17,11 @@ from tests.attach.reference import assert_identical
 pytestmark = pytest.mark.host
 
 
-def train(folder=None, progress=lambda done, total: None, **changes):
+def train(folder=None, progress=lambda *_: None, **changes):
     return trained(folder, progress, **changes).recorder
 
 
-def trained(folder=None, progress=lambda done, total: None, **changes):
+def trained(folder=None, progress=lambda *_: None, **changes):
     config = parse(
         {
             "space": {
@@ -57,7 +57,7 @@ def test_record_is_bounded_and_counts_every_update(steps, small_bounds):
 
 def test_progress_is_told_of_every_update(small_bounds):
     told = []
-    train(progress=lambda done, total: told.append((done, total)), steps=21)
+    train(progress=lambda done, total, loss: told.append((done, total)), steps=21)
     assert told == [(done, 21) for done in range(1, 22)]
 
 

@@ -59,11 +59,11 @@ def test_a_subnet_that_diverged_is_not_the_pick(tmp_path, monkeypatch):
     def spoiled(*arguments, **options):
         trained = train_supernet(*arguments, **options)
         with torch.no_grad():
-            for name, parameter in trained.model.named_parameters():
+            for name, parameter in trained.supernet.model.named_parameters():
                 if ".conv_3x3." in name:
                     parameter.fill_(torch.nan)
             # Every subnet then says 0, as one whose logits are NaN does.
-            trained.model.classifier.bias[0] = 1e3
+            trained.supernet.model.classifier.bias[0] = 1e3
         return trained
 
     monkeypatch.setattr(experiment, "train_supernet", spoiled)
