@@ -52,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         resume = ["--resume"] if options.command is _train and not options.resume else []
         where = f" {stop}" if str(stop) else ""
-        go_on = command_text(parser.prog, *given, *resume)
-        again = f"go on: {go_on}" if options.goes_on else f"again: {go_on}"
+        again = "go on" if options.goes_on else "again"
+        again = f"{again}: {command_text(parser.prog, *given, *resume)}"
         print(f"nas-dynamic: stopped{where}; {again}", file=sys.stderr)
         return 130
     return 0

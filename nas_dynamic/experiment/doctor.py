@@ -27,6 +27,7 @@ PARTS = (
     ("nas_dynamic.adapters.timm", "timm supernets", "timm", "timm"),
     ("nas_dynamic.experiment.run", "demo, train and compare", EXPERIMENT, "nni,experiment"),
     ("nas_dynamic.search", "searches for subnets", "lightgbm pymoo scipy", "search"),
+    ("nas_dynamic.storage.network", "exports to ONNX", "onnxscript", "onnx"),
     (
         "nas_dynamic.analysis.architecture_table",
         "tables in parquet files",

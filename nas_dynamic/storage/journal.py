@@ -36,8 +36,8 @@ class RunError(ValueError):
 
 
 def command_text(*words: Any) -> str:
-    """Return words of a command line as they can be pasted into a shell, and read as code."""
-    return f"`{shlex.join(map(str, words))}`"
+    """Return words of a command line as they can be pasted into a shell."""
+    return shlex.join(map(str, words))
 
 
 def read_json(path: Path, remedy: str) -> Any:

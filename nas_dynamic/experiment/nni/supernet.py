@@ -240,6 +240,7 @@ HINTS = (
     "Checkpoint callback is found to be None",
     "Model 1 fails to be executed",  # the error itself is told
     "Model 1 is interrupted",
+    "Strategy failed to execute",
     "Checkpoint directory",  # … exists and is not empty, when a run is resumed
     "`isinstance(treespec, LeafSpec)` is deprecated",
 )
