@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import shutil
 import warnings
@@ -96,7 +97,10 @@ def _save_program(network: nn.Module, images: torch.Tensor, path: Path) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of torch's own parts
         program = torch.export.export(network, (images[:2],), dynamic_shapes=dynamic)
-        torch.export.save(program, path)
+        # By way of memory: where a disk is full, torch ends the process instead of raising.
+        content = io.BytesIO()
+        torch.export.save(program, content)
+        path.write_bytes(content.getbuffer())
         computed = torch.export.load(path).module()(images)
         expected = network(images)
     if not torch.allclose(computed, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
