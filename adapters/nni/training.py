@@ -23,7 +23,7 @@ from nas_dynamic.adapters.nni.sampling import Sampling, begins_update
 from nas_dynamic.attach import DynamicTraining, Update
 from nas_dynamic.complexity import Complexity
 from nas_dynamic.host import Host, Options, attach, takes_options
-from nas_dynamic.momentum import GroupBy
+from nas_dynamic.momentum import GroupBy, MomentumSeparation
 from nas_dynamic.sampling import Sampler
 from nas_dynamic.space import Architecture
 
@@ -173,8 +173,11 @@ class DynamicCallback(pl.Callback):
     - `dynamic/lr`: what the update used, with CaLR's factor; of the first param group.
     - `dynamic/gamma`, `dynamic/complexity`: the means over the subnets of the update.
     - `dynamic/group`: the number of its momentum group, in the order of appearance.
-    - `dynamic/loss/<group>`: the mean training loss of the updates of each momentum group since
-      the last logging, where it had any. Losses are taken before CaLR weights them.
+    - `dynamic/loss/<label>=<candidate>`: the mean training loss of the updates of each momentum
+      group since the last logging, where it had any. Losses are taken before CaLR weights them.
+
+    The label, or the name of a rule, that momentum separation groups by is the hyper-parameter
+    `dynamic/group_by`.
 
     Losses are added up on their device, and read when they are logged. Without a logger nothing
     is done.
@@ -200,6 +203,9 @@ class DynamicCallback(pl.Callback):
         host = NniHost(self.sampling, trainer)
         self.training = attach(host, _checked_momentum(self.options, host.optimizer))
         self.sampling.loss_weights = self.training.loss_weights
+        if self.training.momentum is not None:
+            for logger in trainer.loggers:
+                logger.log_hyperparams({"dynamic/group_by": _rule(self.training.momentum)})
 
     def on_train_batch_end(
         self,
@@ -240,8 +246,13 @@ class DynamicCallback(pl.Callback):
         if training.momentum is not None:
             metrics["dynamic/group"] = training.groups.index(update.group)
             for group, loss in self._losses.means().items():
-                metrics[f"dynamic/loss/{group}"] = loss
+                metrics[f"dynamic/loss/{_rule(training.momentum)}={group}"] = loss
         return metrics
+
+
+def _rule(momentum: MomentumSeparation) -> str:
+    """Return the label that momentum separation groups by, or the name of its rule."""
+    return str(next(iter(momentum.definition().values())))
 
 
 def _checked_momentum(options: Options, optimizer: torch.optim.Optimizer) -> Options:

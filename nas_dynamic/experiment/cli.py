@@ -11,13 +11,9 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from nas_dynamic.experiment.arguments import build_parser
 from nas_dynamic.storage.journal import RunError, check_writable, command_text
-
-if TYPE_CHECKING:
-    from nas_dynamic.experiment.config import Config
 
 __all__ = ["main"]
 
@@ -62,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _demo(options: argparse.Namespace) -> None:
     import torch
 
-    from nas_dynamic.experiment.demo import demo_config
+    from nas_dynamic.experiment.console import Display
+    from nas_dynamic.experiment.demo import demo, demo_config
 
     # The networks are so small that more threads gain nothing and make sums come out otherwise.
     torch.set_num_threads(1)
@@ -71,23 +68,29 @@ def _demo(options: argparse.Namespace) -> None:
         channels=options.channels,
         device=options.device,
         precision=options.precision,
+        subnets=options.subnets,
     )
-    _compare_arms(config, options, options.out / "demo", overwrite=True)
+    folder, display = options.out / "demo", Display()
+    files = demo(config, folder, display, seed=options.seed, budget=options.budget)
+    display.commands(
+        {
+            "The network, for torch alone": f"torch.export.load({str(files[0])!r}).module()",
+            f"A page with figures, {folder / 'report.html'}": command_text(
+                "nas-dynamic", "report", folder
+            ),
+            "Does it help on a space and data of yours": "nas-dynamic compare CONFIG.yaml",
+        }
+    )
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from nas_dynamic.experiment.config import load
-
-    config = load(options.config, device=options.device, precision=options.precision)
-    folder = options.out / f"{config.name}-compare"
-    _compare_arms(config, options, folder, static_curve=options.static_curve)
-
-
-def _compare_arms(config: Config, options: argparse.Namespace, folder: Path, **more: Any) -> None:
     from nas_dynamic.experiment.compare import compare, print_comparison
+    from nas_dynamic.experiment.config import load
     from nas_dynamic.experiment.console import Display
 
+    config = load(options.config, device=options.device, precision=options.precision)
     scoring = config.scoring.model_copy(update={"subnets": options.subnets})
+    folder = options.out / f"{config.name}-compare"
     with Display() as display, _of_file(options.config):
         comparison = compare(
             config.model_copy(update={"scoring": scoring}),
@@ -96,7 +99,7 @@ def _compare_arms(config: Config, options: argparse.Namespace, folder: Path, **m
             seeds=sorted(set(options.seed)),
             standalone_epochs=options.standalone_epochs,
             kept=options.out,
-            **more,
+            static_curve=options.static_curve,
         )
     print_comparison(comparison, display)
     report, export = (
@@ -187,15 +190,13 @@ def _export(options: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _of_file(path: Path | None) -> Iterator[None]:
+def _of_file(path: Path) -> Iterator[None]:
     """Name the file in errors of a configuration that show when it is used."""
     from nas_dynamic.experiment.config import ConfigError
 
     try:
         yield
     except ConfigError as error:
-        if path is None:
-            raise
         raise ConfigError(f"{path}: {error}") from error
 
 

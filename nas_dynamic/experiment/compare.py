@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -92,7 +91,6 @@ def compare(
     standalone_epochs: int,
     kept: Path,
     static_curve: str = "cosine",
-    overwrite: bool = False,
 ) -> Comparison:
     """Train, score and compare both arms over paired seeds; what is there already is kept.
 
@@ -107,7 +105,6 @@ def compare(
         standalone_epochs: for which each scored subnet is trained alone.
         kept: folder that the stand-alone scores are kept in.
         static_curve: decay of the static arm's lr.
-        overwrite: begin anew where the folder was started with another configuration.
 
     Returns:
         What compare.json holds.
@@ -124,13 +121,11 @@ def compare(
     check_writable(folder)
     data = checked_data(*arms.values())
     others = [differences_to_start(folder / name, arm, but=["seeds"]) for name, arm in arms.items()]
-    if any(others) and not overwrite:
+    if any(others):
         raise RunError(next(filter(None, others)))
     # A stop leaves no earlier comparison beside new results.
     (folder / "compare.json").unlink(missing_ok=True)
     for name, arm in arms.items():
-        if any(others):
-            shutil.rmtree(folder / name, ignore_errors=True)
         _begin(folder / name, arm)
     for seed in seeds:
         for name, arm in arms.items():

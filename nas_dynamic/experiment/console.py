@@ -84,6 +84,10 @@ class Display:
         self.console.print(f"\n{table.name}\n\n{lines}\n", soft_wrap=True, markup=False)
         self.say(table.note)
 
+    def heading(self, text: str) -> None:
+        """Print what the next tables and paragraphs are of."""
+        self.console.print(f"\n[bold]{text}[/bold]")
+
     def say(self, text: str) -> None:
         """Print a paragraph."""
         self.console.print(f"{text}\n", markup=False)

@@ -31,7 +31,7 @@ def chosen_architecture(run: LoadedRun) -> tuple[Architecture, str]:
         content = read_json(path, SEARCH_AGAIN)
         if content["seed"] == run.seed:
             architecture = architecture_from_json(content["best"]["architecture"])
-            return architecture, f"the lowest loss that `nas-dynamic search` found ({path})"
+            return architecture, "the lowest loss that the last search found"
     subnets = len(run.result.subnets)
     return run.result.pick.architecture, f"the lowest loss of the {subnets} scored subnets"
 

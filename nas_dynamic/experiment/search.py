@@ -102,13 +102,18 @@ def search_run(
 
 
 def best(found: SearchResult) -> Evaluation:
-    """Return the subnet of the lowest loss within the limits; of several, the first."""
-    return SearchResult(LOWEST_LOSS, found.evaluations).best
+    """Return the subnet of the lowest loss within the limits, of equal ones the smallest.
+
+    Subnets that differ only in what has no effect are one network, but for rounding.
+    """
+    feasible = [evaluation for evaluation in found.evaluations if evaluation.feasible]
+    return min(feasible, key=lambda e: (round(e.values["loss"], 6), e.values["parameters"]))
 
 
 def found_table(run: LoadedRun, found: SearchResult) -> Table:
     """Return the best subnet, or the Pareto set, small ones first."""
-    rows = sorted(found.pareto, key=lambda e: e.values["parameters"])
+    several = len(found.objectives) > 1
+    rows = sorted(found.pareto, key=lambda e: e.values["parameters"]) if several else [best(found)]
     measures = [name for name in ("macs", "latency") if name in rows[0].values]
     titles = {"macs": "MACs", "latency": "latency, ms"}
     body = [
@@ -121,7 +126,6 @@ def found_table(run: LoadedRun, found: SearchResult) -> Table:
         ]
         for e in rows
     ]
-    several = len(found.objectives) > 1
     header = ["parameters", *(titles[name] for name in measures), "loss", "accuracy", "subnet"]
     return Table(
         f"{'Pareto set' if several else 'Best'} of {len(found.evaluations):,} subnets, with "
