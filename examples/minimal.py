@@ -1,4 +1,4 @@
-"""A supernet of one's own: trained dynamically on digits, its subnets ranked, the best taken away."""
+"""A supernet of one's own, trained dynamically on digits, ranked; its best subnet taken away."""
 
 import copy
 

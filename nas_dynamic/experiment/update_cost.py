@@ -90,8 +90,8 @@ def update_cost(
         sampled = sampler.sample()
         images, labels = batches[number % len(batches)]
         # What comes first finds the images not yet in the cache.
-        for name in orders[number % len(orders)]:
-            seconds[name].append(_update(*arms[name], sampled, images, labels))
+        for arm in orders[number % len(orders)]:
+            seconds[arm].append(_update(*arms[arm], sampled, images, labels))
         progress(number + 1, total)
     for training in attached:
         training.detach()
