@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nas_dynamic.complexity import AdditiveTable
 from nas_dynamic.experiment.cli import main
 from nas_dynamic.experiment.data import batch_loader
 from nas_dynamic.storage.journal import RunError
@@ -82,8 +85,6 @@ def test_a_search_keeps_to_the_limits_and_scores_nothing_twice(loaded, run, caps
 
 
 def test_a_search_by_a_table_of_latencies(loaded, run, tmp_path, capsys):
-    from nas_dynamic.complexity import AdditiveTable
-
     space = loaded.supernet.space
     table = AdditiveTable(
         1.0, {k: {c: float(c == "conv_3x3") for c in cs} for k, cs in space.choices.items()}
@@ -206,3 +207,33 @@ def test_what_cannot_be_loaded(compared, run, tmp_path):
         path.unlink()
     with pytest.raises(RunError, match="the weights of a run are in its last checkpoint"):
         load_run(tmp_path / "other")
+
+
+def test_the_commands_of_the_document(run, tmp_path, monkeypatch):
+    """Every command line of docs/network.md, on a small run, with a small budget."""
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(run, tmp_path / "runs/digits")
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "docs/network.md").read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)
+    commands = [line for block in blocks for line in block.splitlines()]
+    assert len(commands) == 6
+    from nas_dynamic.experiment import search as searching
+
+    # Measuring takes a minute; a table of any milliseconds serves for the command.
+    table = AdditiveTable(
+        1.0, {k: dict.fromkeys(cs, 0.1) for k, cs in space_of_run(tmp_path).choices.items()}
+    )
+    monkeypatch.setattr(searching, "latency_table", lambda run, display: table)
+    for command in commands:
+        name, *arguments = shlex.split(command)
+        assert name == "nas-dynamic"
+        if arguments[0] == "search":
+            arguments += ["--budget", "15"]
+        assert main(arguments) == 0, command
+
+
+def space_of_run(folder):
+    from nas_dynamic.experiment.load import load_run
+
+    return load_run(folder / "runs/digits").supernet.space
