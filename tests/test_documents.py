@@ -24,9 +24,14 @@ def source(module: str) -> Path:
 
 
 def names_in(file: Path) -> set[str]:
-    """Return what can be imported from a module: its own names, what it imports, its submodules."""
+    """Return what can be imported from a module: its own names, what it imports, its submodules.
+
+    What it imports for type checkers counts: that is how names are declared that come late.
+    """
     names = {path.stem for path in file.parent.iterdir()} if file.stem == "__init__" else set()
-    for node in ast.parse(file.read_text()).body:
+    body = ast.parse(file.read_text()).body
+    body += [node for block in body if isinstance(block, ast.If) for node in block.body]
+    for node in body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):
