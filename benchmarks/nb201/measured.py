@@ -45,7 +45,8 @@ def write_measured(results: Path, path: Path = MEASURED) -> None:
     """Write them with what they are of."""
     content = {
         "of": "NAS-Bench-201 on CIFAR-10, reduced (16×16 pixels, C=8, N=1); 1,000 subnets; τ to "
-        "their published accuracy; paired seeds, 95% intervals (Student's t)",
+        "their published accuracy; idle parameters coast in both; paired seeds, 95% intervals "
+        "(Student's t)",
         "by": "python -m benchmarks.nb201 run",
         "differences": measured_differences(read_results(results)),
     }

@@ -107,10 +107,10 @@ def demo(config: Config, folder: Path, display: Display, *, seed: int, budget: i
     display.heading("2  What it costs")
     display.say(
         f"An update takes {cost.static:.1f} ms as usual. Dynamic training adds "
-        f"{cost.more['freeze']:+.2f} ms, and {cost.more['coast']:+.2f} ms where idle parameters "
-        f"coast, the default, for then the optimizer moves all {cost.tensors} tensors of the "
+        f"{cost.more['freeze']:+.2f} ms; and {cost.more['coast']:+.2f} ms where idle parameters "
+        f"coast, as published, for then the optimizer moves all {cost.tensors} tensors of the "
         f"supernet in place of the subnet's (means of {cost.more['coast'].count} updates, one "
-        "thread). Networks as small as this one feel it; docs/results.md has larger ones."
+        "thread)."
     )
     display.heading(f"3  A network found, of {middle:,} parameters at most, and taken away")
     display.table(found_table(run, found))
