@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from nas_dynamic.experiment.arguments import build_parser
+from nas_dynamic.experiment.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -64,3 +68,15 @@ def test_modules_files_and_commands(document: str):
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
     for path in re.findall(r"python3? ((?:benchmarks|examples)/\S+?\.py)", text):
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_command_lines_are_those_of_the_parser(document: str):
+    parser = build_parser(COMMANDS)
+    text = (ROOT / document).read_text()
+    for block in re.findall(r"^ *```sh\n(.*?)^ *```$", text, re.M | re.S):
+        for command in re.findall(r"nas-dynamic (?!\S*\])([^#\n&]*)", block):
+            try:
+                parser.parse_args(shlex.split(command))
+            except SystemExit:
+                pytest.fail(f"{document}: nas-dynamic {command}")

@@ -22,6 +22,9 @@ Statement = tuple[str, str]
 FALLING = 0.05
 """Share of the training loss by which it falls in the last tenth of a training that is not over."""
 
+LEAST = 5
+"""Updates in a tenth, to tell anything of its loss."""
+
 
 def head(run: Run) -> str:
     """Return what was run: space, data, subnets, seeds, updates."""
@@ -54,22 +57,20 @@ def next_steps(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> list[S
 
 
 def _of_run(run: Run) -> Iterator[Statement]:
-    fall = [_fall(seed) for seed in run.seeds]
-    known = [value for value in fall if not math.isnan(value)]
-    if known:
-        mean = float(np.mean(known))
-        if mean > FALLING:
-            said = (
-                f"The loss still fell by {percent(mean)} in the last tenth of the training, so it "
-                "is not over: give it more epochs before you trust its ranking."
-            )
+    falls = [fall for seed in run.seeds for fall in [_fall(seed)] if fall is not None]
+    if falls:
+        mean = float(np.mean([fall for fall, _ in falls]))
+        error = math.sqrt(sum(error**2 for _, error in falls)) / len(falls)
+        change = (
+            f"In the last tenth of the training the loss {'fell' if mean >= 0 else 'rose'} by "
+            f"{percent(abs(mean))}, ±{percent(2 * error)}"
+        )
+        if mean - 2 * error > 0:
+            said = f"{change}: it still falls. Give it more epochs before you trust its ranking."
+        elif mean + 2 * error < FALLING:
+            said = f"{change}: more of the same would change little."
         else:
-            change = "fell" if mean >= 0 else "rose"
-            said = (
-                f"The loss {change} by {percent(abs(mean))} in the last tenth of the training: "
-                "more of the same schedule would change little. Whether a longer one ranks better "
-                "is another question."
-            )
+            said = f"{change}: whether it still falls cannot be told."
         yield f"{run.name}: long enough?", said
     if len(run.seeds) == 1:
         yield (
@@ -91,14 +92,15 @@ def _of_run(run: Run) -> Iterator[Statement]:
     )
 
 
-def _fall(seed: SeedResult) -> float:
-    """Return the share by which the loss fell from the tenth before the last one to the last.
+def _fall(seed: SeedResult) -> tuple[float, float] | None:
+    """Return by what share the loss fell from the tenth before the last one to the last.
 
-    NaN for trainings of which too little is recorded.
+    With its standard error; None of trainings of which too little is recorded.
     """
-    losses = [update.loss for update in seed.trace if update.loss is not None]
+    losses = np.array([update.loss for update in seed.trace if update.loss is not None])
     tenth = len(losses) // 10
-    if tenth < 3:
-        return math.nan
-    before, last = np.mean(losses[-2 * tenth : -tenth]), np.mean(losses[-tenth:])
-    return float(1 - last / before) if before > 0 else math.nan
+    if tenth < LEAST or not losses[-2 * tenth : -tenth].mean() > 0:
+        return None
+    before, last = losses[-2 * tenth : -tenth], losses[-tenth:]
+    error = math.sqrt((before.var(ddof=1) + last.var(ddof=1)) / tenth)
+    return float(1 - last.mean() / before.mean()), float(error / before.mean())

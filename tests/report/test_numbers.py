@@ -376,10 +376,22 @@ def test_what_to_do_next(pages, runs):
     assert str(runs) not in page.html
 
 
-@pytest.mark.parametrize(("factor", "text"), [(0.5, "is not over"), (1.0, "would change little")])
-def test_a_loss_that_still_falls_at_the_end_is_told(factor, text, a_run, tmp_path):
+@pytest.mark.parametrize(
+    ("last", "noise", "text"),
+    [
+        (0.5, 0.01, "fell by 50.0%, ±0.9%: it still falls."),
+        (1.0, 0.01, "would change little"),
+        (0.9, 1.0, "whether it still falls cannot be told"),
+    ],
+)
+def test_a_loss_that_still_falls_at_the_end_is_told(last, noise, text, a_run, tmp_path):
     trace = [
-        {"step": n, "lr": 0.1, "parameters": 1, "loss": factor if n >= 90 else 1.0}
+        {
+            "step": n,
+            "lr": 0.1,
+            "parameters": 1,
+            "loss": (last if n >= 90 else 1.0) + noise * (-1) ** n,
+        }
         for n in range(100)
     ]
     page = page_of([a_run("falling", [0.5, 0.6], trace=trace)], tmp_path)
