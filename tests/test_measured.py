@@ -34,3 +34,24 @@ def test_they_are_those_of_the_page_of_results():
     value, low, high = (f"{end:+.3f}".replace("0.", ".").replace("-", "−") for end in
                         of_20_000["tau_loss"])  # fmt: skip
     assert f"{value} [{low}, {high}]" in line
+
+
+def test_readme_has_them_as_they_are():
+    readme = (ROOT / "README.md").read_text()
+    carried = json.loads((ROOT / MEASURED).read_text())["differences"]
+    rows = re.findall(r"^\| over a (\w+) decay +\| ([\d,]+) +\| (\d+) +\| (.*?) +\| (.*?) +\|$",
+                      readme, re.M)  # fmt: skip
+    assert len(rows) == 5
+    for curve, updates, pairs, tau, accuracy in rows:
+        (row,) = (
+            row
+            for row in carried
+            if row["training"] == "the defaults"
+            and row["updates"] == int(updates.replace(",", ""))
+            and row["against"] == f"static training, {curve} decay"
+        )
+        assert row["pairs"] == int(pairs)
+        for cell, measure, unit in ((tau, "tau_loss", 1), (accuracy, "mean_accuracy", 100)):
+            found = [float(n) for n in re.findall(r"[+-]?\d*\.\d+", cell.replace("−", "-"))]
+            digits = 3 if unit == 1 else 1
+            assert found == [round(unit * end, digits) for end in row[measure]]
