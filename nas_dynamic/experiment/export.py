@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from nas_dynamic.adapters.nni.space import sample_of
@@ -118,12 +119,15 @@ def _rebuilt(run: LoadedRun, architecture: Architecture, network: nn.Module) -> 
 
     It is not for NDS spaces with loose ends: see `nas_dynamic.adapters.nni.extract`.
     """
+    images = example_images(run.data, 3)
+    model = build_subnet(run.config, run.data.classes, architecture).eval()
     try:
-        build_subnet(run.config, run.data.classes, architecture).load_state_dict(
-            network.state_dict()
-        )
+        model.load_state_dict(network.state_dict())
     except RuntimeError:
         return {}
+    with torch.no_grad():
+        if not torch.allclose(model(images), network(images), rtol=1e-4, atol=1e-5, equal_nan=True):
+            return {}
     module, name, arguments = space_arguments(run.config, run.data.classes)
     given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
     sample = sample_of(architecture, build_space(run.config, run.data.classes))

@@ -122,19 +122,27 @@ def found_table(run: LoadedRun, found: SearchResult) -> Table:
             *(few(e.values[name]) for name in measures),
             f"{e.values['loss']:.3f}",
             percent(e.values["accuracy"]),
-            architecture_text(e.architecture),
         ]
         for e in rows
     ]
-    header = ["parameters", *(titles[name] for name in measures), "loss", "accuracy", "subnet"]
+    header = ["parameters", *(titles[name] for name in measures), "loss", "accuracy"]
+    note = (
+        f"On {len(run.data.validation):,} validation images, by which it was chosen: the accuracy "
+        "is optimistic."
+    )
+    if several:
+        header.append("subnet")
+        for row, e in zip(body, rows, strict=True):
+            row.append(architecture_text(e.architecture))
+    else:  # which in a table would be one long line
+        note = f"Subnet: {architecture_text(rows[0].architecture)}. {note}"
     return Table(
         f"{'Pareto set' if several else 'Best'} of {len(found.evaluations):,} subnets, with "
         "inherited weights",
         header,
         body,
-        f"On {len(run.data.validation):,} validation images, by which it was chosen: the accuracy "
-        "is optimistic.",
-        text=frozenset([len(header) - 1]),
+        note,
+        text=frozenset([len(header) - 1]) if several else frozenset(),
     )
 
 
