@@ -25,7 +25,13 @@ EXPERIMENT = "nni jinja2 matplotlib pydantic yaml rich sklearn scipy torchvision
 PARTS = (
     ("nas_dynamic.adapters.nni", "NNI experiments", "nni pytorch_lightning", "nni"),
     ("nas_dynamic.adapters.timm", "timm supernets", "timm", "timm"),
-    ("nas_dynamic.experiment.run", "demo, train and compare", EXPERIMENT, "nni,experiment"),
+    ("nas_dynamic.experiment.run", "train, compare and export", EXPERIMENT, "nni,experiment"),
+    (
+        "nas_dynamic.experiment.demo",
+        "demo and search",
+        f"{EXPERIMENT} lightgbm pymoo",
+        "nni,experiment,search",
+    ),
     ("nas_dynamic.search", "searches for subnets", "lightgbm pymoo scipy", "search"),
     ("nas_dynamic.storage.network", "exports to ONNX", "onnxscript", "onnx"),
     (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,11 +19,11 @@ from nas_dynamic.experiment.run import load_data
 from nas_dynamic.experiment.scores import SubnetScorer
 from nas_dynamic.report.records import SeedResult
 from nas_dynamic.report.run_folder import read_runs
-from nas_dynamic.search import Evolution, SearchResult, Strategy, search
-from nas_dynamic.search.objective import Objective
-from nas_dynamic.search.supernet import LOWEST_LOSS, scored_in_order
 from nas_dynamic.space import Architecture
 from nas_dynamic.storage.journal import RunError, command_text
+
+if TYPE_CHECKING:
+    from nas_dynamic.search import Objective, SearchResult, Strategy
 
 __all__ = ["LoadedRun", "load_run"]
 
@@ -59,7 +59,7 @@ class LoadedRun:
         *,
         budget: int,
         strategy: Strategy | None = None,
-        objectives: Sequence[Objective] = LOWEST_LOSS,
+        objectives: Sequence[Objective] | None = None,
         measures: Mapping[str, Callable[[Architecture], float]] | None = None,
         **options: Any,
     ) -> SearchResult:
@@ -71,16 +71,19 @@ class LoadedRun:
         Args:
             budget: greatest number of subnets that are looked at.
             strategy: what to look at next; `Evolution()` by default.
-            objectives: of `"loss"`, `"accuracy"` and the measures.
+            objectives: of `"loss"`, `"accuracy"` and the measures; the loss by default.
             measures: name → architecture → value, beside `"parameters"`.
             options: as in `nas_dynamic.search.search`: at_most, at_least, patience, progress, …
         """
+        from nas_dynamic.search import search  # here: an export takes no searching
+        from nas_dynamic.search.supernet import LOWEST_LOSS, scored_in_order
+
         return search(
             self.supernet.space,
             scored_in_order(self.score),
-            objectives,
+            objectives or LOWEST_LOSS,
             budget=budget,
-            strategy=strategy or Evolution(),
+            strategy=strategy,
             measures={"parameters": self.supernet.subnet_parameters(), **(measures or {})},
             **options,
         )
