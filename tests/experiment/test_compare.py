@@ -285,7 +285,7 @@ FUSED = {"kwargs": {"lr": 0.05, "momentum": 0.9, "fused": True}}
         (
             {"dynamic": {"group_by": "nonsense"}},
             [],
-            ["nas-dynamic: dynamic: group_by='nonsense' is no label of the space"],
+            ["config.yaml: dynamic: group_by='nonsense' is no label of the space"],
         ),
     ],
 )

@@ -106,7 +106,7 @@ class Stop(Exception):
 def test_a_resumed_training_has_the_record_of_an_unbroken_one(tmp_path, small_bounds):
     straight = train(tmp_path / "straight", epochs=4)
 
-    def stop_in_third_epoch(done, total):
+    def stop_in_third_epoch(done, total, loss):
         if done > total * 5 // 8:
             raise Stop
 
@@ -145,7 +145,7 @@ def test_any_budget_is_resumed_to_the_bit(budget, scheduler, tmp_path):
     unbroken = trained(**changes)
     assert [row["step"] for row in unbroken.recorder.rows] == list(range(steps))
 
-    def stop(done, total):
+    def stop(done, total, loss):
         assert total == steps
         if done == stop_at:
             raise Stop
@@ -153,10 +153,10 @@ def test_any_budget_is_resumed_to_the_bit(budget, scheduler, tmp_path):
     with pytest.raises(Stop):
         trained(tmp_path, stop, **changes)
     told = []
-    resumed = trained(tmp_path, lambda done, total: told.append(done), **changes)
+    resumed = trained(tmp_path, lambda done, total, loss: told.append(done), **changes)
     assert told == list(range(2 * batches + 1, steps + 1))
     told.clear()
-    again = trained(tmp_path, lambda done, total: told.append(done), **changes)
+    again = trained(tmp_path, lambda done, total, loss: told.append(done), **changes)
     assert told == []
     for other in (resumed, again):
         assert other.recorder.rows == unbroken.recorder.rows
