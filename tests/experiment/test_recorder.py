@@ -160,7 +160,7 @@ def test_any_budget_is_resumed_to_the_bit(budget, scheduler, tmp_path):
     assert told == []
     for other in (resumed, again):
         assert other.recorder.rows == unbroken.recorder.rows
-        assert_identical(other.model.state_dict(), unbroken.model.state_dict())
+        assert_identical(other.supernet.state_dict(), unbroken.supernet.state_dict())
 
 
 def test_a_loss_that_is_not_finite_is_none():
