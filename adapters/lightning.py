@@ -150,4 +150,5 @@ def unweighted_loss(outputs: Any, trainer: Any) -> torch.Tensor | None:
     loss: torch.Tensor | None = outputs.get("loss")
     if unweighted is not None or loss is None:
         return unweighted
-    return loss * trainer.accumulate_grad_batches  # by which Lightning divides it
+    batches: int = trainer.accumulate_grad_batches  # by which Lightning divides it
+    return loss * batches

@@ -114,4 +114,5 @@ class DynamicSupernetHook(Hook):
 
 def total_updates(runner: Runner, wrapper: OptimWrapper) -> int:
     """Return the number of updates that a runner will make: the last may have fewer iterations."""
-    return math.ceil(runner.max_iters / wrapper._accumulative_counts)
+    iterations: int = runner.max_iters
+    return math.ceil(iterations / wrapper._accumulative_counts)

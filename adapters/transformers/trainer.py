@@ -84,14 +84,11 @@ class DynamicSupernet(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        *,
-        model: Any,
-        optimizer: Any,
         **others: Any,
     ) -> None:
         """Attach: the optimizer is built by now, and has loaded its checkpoint."""
         self.on_train_end(args, state, control)
-        supernet, inner = find_supernet(model, [optimizer])
+        supernet, inner = find_supernet(others["model"], [others["optimizer"]])
         carried = inner.state.pop(CARRIED, None)  # type: ignore[call-overload]
         if state.global_step and carried is None:
             raise ValueError(

@@ -1,0 +1,90 @@
+"""One training in every host: the same weights, bit for bit, as by one optimizer a group."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.attach.reference import assert_identical
+from tests.hosts.tiny import UPDATES, Supernet, Task, reference
+
+pytestmark = [pytest.mark.host, pytest.mark.xdist_group("hosts")]
+
+TASKS = {
+    "plain": Task(),
+    "accumulation": Task(accumulate=2),
+    "clipping": Task(clip=0.05),
+    "AMP": Task(bf16=True),
+}
+
+
+def in_lightning(package: str, **settings: Any) -> Callable[[Task, Path], Supernet]:
+    def train(task: Task, folder: Path) -> Supernet:
+        from tests.hosts import in_lightning
+
+        return in_lightning.train(importlib.import_module(package), task, folder, **settings)
+
+    return train
+
+
+def in_transformers(task: Task, folder: Path) -> Supernet:
+    from tests.hosts import in_transformers
+
+    return in_transformers.train(task, folder)
+
+
+def in_mmengine(task: Task, folder: Path) -> Supernet:
+    from tests.hosts import in_mmengine
+
+    return in_mmengine.train(task, folder)
+
+
+def in_loop(name: str, package: str = "") -> Callable[[Task, Path], Supernet]:
+    def train(task: Task, folder: Path) -> Supernet:
+        from tests.hosts import in_loops
+
+        loop = getattr(in_loops, name)
+        if package:
+            loop.package = importlib.import_module(package)
+        return loop(task).train()
+
+    return train
+
+
+HOSTS = {
+    "plain": in_loop("Loop"),
+    "Lightning": in_lightning("lightning.pytorch"),
+    "pytorch_lightning": in_lightning("pytorch_lightning"),
+    "transformers": in_transformers,
+    "Accelerate": in_loop("AccelerateLoop"),
+    "Fabric": in_loop("FabricLoop", "lightning.fabric"),
+    "mmengine": in_mmengine,
+}
+
+
+@pytest.fixture(scope="module")
+def references() -> dict[str, Any]:
+    return {name: reference(task).state_dict() for name, task in TASKS.items()}
+
+
+REFUSED = {("mmengine", "AMP")}
+"""What a host does on a GPU only; `test_mmengine.py` has its own words for that."""
+
+
+@pytest.mark.parametrize(
+    ("host", "task"), [(h, t) for h in HOSTS for t in TASKS if (h, t) not in REFUSED]
+)
+def test_every_host_trains_as_one_optimizer_a_group(
+    host: str, task: str, references: dict[str, Any], tmp_path: Path
+):
+    assert_identical(HOSTS[host](TASKS[task], tmp_path).state_dict(), references[task])
+
+
+def test_the_tasks_differ(references: dict[str, Any]):
+    weights = [weights["head.weight"] for weights in references.values()]
+    assert not any((one == other).all() for one in weights for other in weights if one is not other)
+    assert UPDATES == 50
