@@ -105,11 +105,17 @@ class DynamicSupernet(TrainerCallback):
         )
         loaded = inner.state_dict()
         host.start(self._options_for(args))
-        # Trainer loads an optimizer before any callback can attach to it. An entry of its state
-        # comes through that.
-        host.on_stop(intercept(inner, "state_dict", _carry))
         if carried is not None:
             inner.load_state_dict(loaded | carried)
+
+        # Trainer loads an optimizer before any callback can attach to it: a plain one then, also
+        # after a training that failed. An entry of its state comes through that.
+        def load(method: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+            host.stop()
+            inner.load_state_dict(*args, **kwargs)
+
+        host.on_stop(intercept(inner, "state_dict", _carry))
+        host.on_stop(intercept(inner, "load_state_dict", load))
         self.host, self._log = host, UpdateLog(host.training)
 
     def on_step_begin(

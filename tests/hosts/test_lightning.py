@@ -102,7 +102,7 @@ def test_an_average_of_the_weights_is_as_that_of_the_reference(tmp_path: Path):
     net = train(pl, Task(), tmp_path, callbacks=[averaging])
     # Lightning hands the average over at the end of the fit.
     expected = torch.optim.swa_utils.AveragedModel(
-        supernet(), multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
+        supernet(), avg_fn=torch.optim.swa_utils.get_ema_avg_fn(0.9)
     )
 
     class Averaged(pl.Callback):
@@ -155,7 +155,7 @@ def test_several_subnets_an_update(tmp_path: Path):
 def test_several_subnets_that_were_not_computed_are_refused(tmp_path: Path):
     sampler = SandwichSampler(supernet().space, supernet().subnet_parameters(), group_by="layer2")
     callback = DynamicSupernet(**OPTIONS, sampler=sampler, calr=False)
-    with pytest.raises(RuntimeError, match="the sampler drew 4 subnets .* took one forward pass"):
+    with pytest.raises(RuntimeError, match=r"the sampler drew 4 subnets .* took one forward pass"):
         train(pl, Task(), tmp_path, callback=callback)
 
 
