@@ -114,5 +114,4 @@ class DynamicSupernetHook(Hook):
 
 def total_updates(runner: Runner, wrapper: OptimWrapper) -> int:
     """Return the number of updates that a runner will make: the last may have fewer iterations."""
-    iterations: int = runner.max_iters
-    return math.ceil(iterations / wrapper._accumulative_counts)
+    return math.ceil(int(runner.max_iters) / int(wrapper._accumulative_counts))

@@ -27,7 +27,8 @@ class Model(nn.Module):
 
 class Examples(Dataset[Any]):
     def __init__(self, task: Task) -> None:
-        self.data = task.dataset()
+        # Of ranks each takes its part, every second batch, of one data set.
+        self.data = (task if task.rank is None else Task(accumulate=2)).dataset()
 
     def __len__(self) -> int:
         return len(self.data)
@@ -37,7 +38,9 @@ class Examples(Dataset[Any]):
         return {"images": images, "labels": labels}
 
 
-def trainer_of(task: Task, folder: Path, callbacks: Any = None, **arguments: Any) -> Trainer:
+def trainer_of(
+    task: Task, folder: Path, callbacks: Any = None, model: Any = None, **arguments: Any
+) -> Trainer:
     settings = TrainingArguments(
         folder,
         **{
@@ -57,7 +60,7 @@ def trainer_of(task: Task, folder: Path, callbacks: Any = None, **arguments: Any
         }
         | arguments,
     )
-    model = Model()
+    model = Model() if model is None else model
     callbacks = callbacks or [DynamicSupernet(**task.dynamic)]
     return Trainer(
         model,

@@ -12,11 +12,21 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from nas_dynamic import SandwichSampler
 from nas_dynamic.adapters.lightning import DynamicSupernet
 from tests.attach.reference import assert_identical
 from tests.hosts.in_lightning import QUIET, module_of, train
-from tests.hosts.tiny import LR, OPTIONS, UPDATES, Task, factor, loss_of, reference, supernet
+from tests.hosts.tiny import (
+    LR,
+    OPTIONS,
+    UPDATES,
+    Task,
+    factor,
+    fair_sampler,
+    loss_of,
+    reference,
+    reference_of_several,
+    supernet,
+)
 
 pytestmark = [pytest.mark.host, pytest.mark.xdist_group("hosts")]
 
@@ -115,47 +125,22 @@ def test_an_average_of_the_weights_is_as_that_of_the_reference(tmp_path: Path):
 
 
 def test_several_subnets_an_update(tmp_path: Path):
-    """The mean of the factors as lr, and losses weighted by their factors, by hand."""
-    net, space = supernet(), supernet().space
-    make = lambda: SandwichSampler(space, net.subnet_parameters(), seed=1, group_by="layer2")  # noqa: E731
-    callback = DynamicSupernet(**OPTIONS, sampler=make())
+    callback = DynamicSupernet(**OPTIONS, sampler=fair_sampler(supernet()))
 
     class Module(module_of(pl).__class__):
         def training_step(self, batch: Any, number: int) -> torch.Tensor:
-            return sum(w * loss_of(self.net, *batch) for w in callback.weighted_subnets()) / 4
+            losses = [w * loss_of(self.net, *batch) for w in callback.weighted_subnets()]
+            return sum(losses) / len(losses)
 
     module = Module()
     trainer = pl.Trainer(max_epochs=2, callbacks=[callback], logger=False, **QUIET)
     trainer.fit(module, Task().loader())
-
-    sampler, optimizers = make(), {}
-    for step, (x, y) in enumerate([*Task().loader()] * 2):
-        subnets = sampler.sample()
-        factors = [factor(subnet, step) for subnet in subnets]
-        mean = sum(factors) / 4
-        group = subnets[0]["layer2"]
-        if group not in optimizers:
-            optimizers[group] = torch.optim.SGD(
-                net.parameters(), lr=LR, momentum=0.9, weight_decay=1e-3
-            )
-        optimizers[group].param_groups[0]["lr"] = LR * mean
-        net.zero_grad()
-        total = 0
-        for subnet, f in zip(subnets, factors, strict=True):
-            net.activate(subnet)
-            total = total + f / mean * loss_of(net, x, y)
-        (total / 4).backward()
-        for p in net.parameters():
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        optimizers[group].step()
-    assert len(optimizers) == 3
-    assert_identical(module.net.state_dict(), net.state_dict())
+    assert_identical(module.net.state_dict(), reference_of_several().state_dict())
 
 
 def test_several_subnets_that_were_not_computed_are_refused(tmp_path: Path):
-    sampler = SandwichSampler(supernet().space, supernet().subnet_parameters(), group_by="layer2")
-    callback = DynamicSupernet(**OPTIONS, sampler=sampler, calr=False)
-    with pytest.raises(RuntimeError, match=r"the sampler drew 4 subnets .* took one forward pass"):
+    callback = DynamicSupernet(**OPTIONS, sampler=fair_sampler(supernet()), calr=False)
+    with pytest.raises(RuntimeError, match=r"the sampler drew 3 subnets .* took one forward pass"):
         train(pl, Task(), tmp_path, callback=callback)
 
 

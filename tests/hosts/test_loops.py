@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from nas_dynamic import DynamicTraining, FairSampler
+from nas_dynamic import DynamicTraining
 from tests.attach.reference import assert_identical
 from tests.hosts.in_loops import AccelerateLoop, FabricLoop, attached
-from tests.hosts.tiny import LR, OPTIONS, Task, factor, loss_of, sgd, supernet
+from tests.hosts.tiny import Task, batches, fair_sampler, loss_of, reference_of_several
 
 pytestmark = [pytest.mark.host, pytest.mark.xdist_group("hosts")]
 
@@ -61,27 +61,15 @@ def test_several_subnets_an_update(host: str):
     training.dynamic.detach()
     net, subnets = training.net, []
     dynamic = attached(net, training.optimizer, lambda: subnets)
-    sampler = FairSampler(net.space, seed=1, group_by="layer2")
-    backward = getattr(training, "accelerator", None) or training.fabric
-    other, optimizers = supernet(), {}
-    for step, (x, y) in enumerate([*Task().loader()] * 2):
+    sampler = fair_sampler(net)
+    wrapped = getattr(training, "accelerator", None) or training.fabric
+    for ((x, y),) in batches(Task()):
         subnets[:] = sampler.sample()
         training.optimizer.zero_grad()
+        losses = []
         for subnet, weight in zip(subnets, dynamic.loss_weights(subnets), strict=True):
             net.activate(subnet)
-            backward.backward(weight * loss_of(training.model, x, y))
+            losses.append(weight * loss_of(training.model, x, y))
+        wrapped.backward(sum(losses) / len(losses))
         training.optimizer.step()
-
-        factors = [factor(subnet, step) for subnet in subnets]
-        optimizer = optimizers.setdefault(subnets[0]["layer2"], sgd(other))
-        optimizer.param_groups[0]["lr"] = LR * (sum(factors) / 3)
-        other.zero_grad()
-        for subnet, f in zip(subnets, factors, strict=True):
-            other.activate(subnet)
-            (f / (sum(factors) / 3) * loss_of(other, x, y)).backward()
-        for p in other.parameters():
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        optimizer.step()
-    assert len(optimizers) == 3
-    assert OPTIONS["group_by"] == "layer2"
-    assert_identical(net.state_dict(), other.state_dict())
+    assert_identical(net.state_dict(), reference_of_several().state_dict())

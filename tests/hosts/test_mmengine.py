@@ -12,7 +12,6 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapperDict
 
-from nas_dynamic import FairSampler
 from nas_dynamic.adapters.mmengine import DynamicSupernetHook
 from tests.attach.reference import assert_identical
 from tests.hosts.in_mmengine import Model, runner_of, train
@@ -21,10 +20,11 @@ from tests.hosts.tiny import (
     OPTIONS,
     UPDATES,
     Task,
-    batches,
     factor,
+    fair_sampler,
     loss_of,
     reference,
+    reference_of_several,
     sgd,
     supernet,
 )
@@ -132,32 +132,15 @@ def test_what_is_logged(tmp_path: Path):
 
 
 def test_several_subnets_an_update(tmp_path: Path):
-    net = supernet()
-    make = lambda: FairSampler(net.space, seed=1, group_by="layer2")  # noqa: E731
-    hook = DynamicSupernetHook(**OPTIONS, sampler=make())
+    hook = DynamicSupernetHook(**OPTIONS, sampler=fair_sampler(supernet()))
 
     class Fair(Model):
         def forward(self, images: Any, labels: Any, mode: str = "tensor") -> Any:
             losses = [w * loss_of(self.net, images, labels) for w in hook.weighted_subnets()]
             return {"loss": sum(losses) / len(losses)}
 
-    trained = train(Task(), tmp_path, model=Fair(), custom_hooks=[hook])
-    sampler, optimizers = make(), {}
-    for step, ((x, y),) in enumerate(batches(Task())):
-        subnets = sampler.sample()
-        factors = [factor(subnet, step) for subnet in subnets]
-        optimizer = optimizers.setdefault(subnets[0]["layer2"], sgd(net))
-        optimizer.param_groups[0]["lr"] = LR * (sum(factors) / 3)
-        net.zero_grad()
-        losses = []
-        for subnet, f in zip(subnets, factors, strict=True):
-            net.activate(subnet)
-            losses.append(f / (sum(factors) / 3) * loss_of(net, x, y))
-        (sum(losses) / 3).backward()
-        for p in net.parameters():
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        optimizer.step()
-    assert_identical(trained.state_dict(), net.state_dict())
+    net = train(Task(), tmp_path, model=Fair(), custom_hooks=[hook])
+    assert_identical(net.state_dict(), reference_of_several().state_dict())
 
 
 def test_amp_is_for_gpus_in_the_words_of_mmengine(tmp_path: Path):

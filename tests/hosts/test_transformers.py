@@ -10,11 +10,22 @@ import pytest
 import torch
 import transformers
 
-from nas_dynamic import FairSampler
+from nas_dynamic import UniformSampler
 from nas_dynamic.adapters.transformers import DynamicSupernet
 from tests.attach.reference import assert_identical
 from tests.hosts.in_transformers import Model, train, trainer_of
-from tests.hosts.tiny import LR, OPTIONS, UPDATES, Task, factor, loss_of, reference, sgd, supernet
+from tests.hosts.tiny import (
+    LR,
+    OPTIONS,
+    UPDATES,
+    Task,
+    factor,
+    fair_sampler,
+    loss_of,
+    reference,
+    reference_of_several,
+    supernet,
+)
 
 pytestmark = [pytest.mark.host, pytest.mark.xdist_group("hosts")]
 
@@ -128,42 +139,16 @@ def test_what_is_logged(tmp_path: Path):
 
 
 def test_several_subnets_an_update(tmp_path: Path):
-    net = supernet()
-    make = lambda: FairSampler(net.space, seed=1, group_by="layer2")  # noqa: E731
-    dynamic = DynamicSupernet(**OPTIONS, sampler=make())
+    dynamic = DynamicSupernet(**OPTIONS, sampler=fair_sampler(supernet()))
 
     class Fair(Model):
         def forward(self, images: torch.Tensor, labels: torch.Tensor) -> Any:
             losses = [w * loss_of(self.net, images, labels) for w in dynamic.weighted_subnets()]
             return {"loss": sum(losses) / len(losses)}
 
-    trainer = trainer_of(Task(), tmp_path, [dynamic])
-    model = Fair()
-    trainer = transformers.Trainer(
-        model,
-        trainer.args,
-        train_dataset=trainer.train_dataset,
-        callbacks=[dynamic],
-        optimizers=(sgd(model), None),
-    )
+    trainer = trainer_of(Task(), tmp_path, [dynamic], model=Fair())
     trainer.train()
-
-    sampler, optimizers = make(), {}
-    for step, (x, y) in enumerate([*Task().loader()] * 2):
-        subnets = sampler.sample()
-        factors = [factor(subnet, step) for subnet in subnets]
-        optimizer = optimizers.setdefault(subnets[0]["layer2"], sgd(net))
-        optimizer.param_groups[0]["lr"] = LR * (sum(factors) / 3)
-        net.zero_grad()
-        losses = []
-        for subnet, f in zip(subnets, factors, strict=True):
-            net.activate(subnet)
-            losses.append(f / (sum(factors) / 3) * loss_of(net, x, y))
-        (sum(losses) / 3).backward()
-        for p in net.parameters():
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        optimizer.step()
-    assert_identical(model.net.state_dict(), net.state_dict())
+    assert_identical(trainer.model.net.state_dict(), reference_of_several().state_dict())
 
 
 def test_the_optimizer_that_trainer_makes_itself(tmp_path: Path):
@@ -180,8 +165,6 @@ def test_the_optimizer_that_trainer_makes_itself(tmp_path: Path):
     trainer.train()
     made = trainer.optimizer.optimizer
     assert type(made) is torch.optim.AdamW
-
-    from nas_dynamic import UniformSampler
 
     sampler = UniformSampler(net.space, OPTIONS["seed"])
     names = dict(net.named_parameters())

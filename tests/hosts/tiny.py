@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from nas_dynamic import SearchSpace, UniformSampler
+from nas_dynamic import FairSampler, SearchSpace, UniformSampler
 
 UPDATES, EPOCHS, BATCH = 50, 2, 4
 LR, GAMMA_MAX = 0.05, 4.0
@@ -128,6 +128,33 @@ def factor(architecture: Mapping[str, Hashable], step: int) -> float:
     position = math.log(parameters(architecture) / smallest) / math.log(largest / smallest)
     gamma = GAMMA_MAX - (GAMMA_MAX - 1 / GAMMA_MAX) * position
     return (1 - step / UPDATES) ** gamma
+
+
+def fair_sampler(net: Supernet) -> FairSampler:
+    return FairSampler(net.space, seed=1, group_by="layer2")
+
+
+def reference_of_several() -> Supernet:
+    """Train three subnets an update: the mean factor as lr, the losses weighted by their own."""
+    net = supernet()
+    sampler, optimizers = fair_sampler(net), {}
+    for step, ((x, y),) in enumerate(batches(Task())):
+        subnets = sampler.sample()
+        factors = [factor(subnet, step) for subnet in subnets]
+        mean = sum(factors) / len(factors)
+        optimizer = optimizers.setdefault(subnets[0]["layer2"], sgd(net))
+        optimizer.param_groups[0]["lr"] = LR * mean
+        net.zero_grad()
+        losses = []
+        for subnet, f in zip(subnets, factors, strict=True):
+            net.activate(subnet)
+            losses.append(f / mean * loss_of(net, x, y))
+        (sum(losses) / len(losses)).backward()
+        for p in net.parameters():
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        optimizer.step()
+    assert len(optimizers) == 3
+    return net
 
 
 def reference(task: Task, scheduled: Any = lambda step: LR) -> Supernet:
