@@ -55,6 +55,18 @@ def in_loop(name: str, package: str = "") -> Callable[[Task, Path], Supernet]:
     return train
 
 
+def in_timm(task: Task, folder: Path) -> Supernet:
+    from tests.hosts import in_timm
+
+    return in_timm.train(task)
+
+
+def in_nni(task: Task, folder: Path) -> Supernet:
+    from tests.hosts import in_nni
+
+    return in_nni.train(task, folder)
+
+
 HOSTS = {
     "plain": in_loop("Loop"),
     "Lightning": in_lightning("lightning.pytorch"),
@@ -63,6 +75,8 @@ HOSTS = {
     "Accelerate": in_loop("AccelerateLoop"),
     "Fabric": in_loop("FabricLoop", "lightning.fabric"),
     "mmengine": in_mmengine,
+    "NNI": in_nni,
+    "timm": in_timm,
 }
 
 
