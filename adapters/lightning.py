@@ -10,10 +10,7 @@ from typing import Any
 import torch
 
 from nas_dynamic._extras import extra
-from nas_dynamic.attach import DynamicTraining
-from nas_dynamic.host import Options, takes_options
-from nas_dynamic.sampling import Sampler
-from nas_dynamic.supernet_host import SupernetHost, find_supernet
+from nas_dynamic.supernet_callback import SupernetCallback
 from nas_dynamic.update_log import UpdateLog
 
 __all__ = ["UNWEIGHTED", "DynamicSupernet", "log_update", "total_updates"]
@@ -34,7 +31,7 @@ with extra("lightning"):
     _Callback: Any = _callback_class()
 
 
-class DynamicSupernet(_Callback):
+class DynamicSupernet(SupernetCallback, _Callback):
     """Trains the supernet of a `LightningModule` dynamically, a subnet for each update.
 
     The supernet is the part of the module that has `space`, a `SearchSpace`, and `activate`; see
@@ -45,70 +42,26 @@ class DynamicSupernet(_Callback):
 
     In validation the supernet computes the subnet that was trained last, or one that you activate.
 
-    Args:
-        sampler: draws the subnet of each update; uniformly by default. One that draws several
-            needs a training step that sums the losses of `weighted_subnets`.
-        seed: of the default sampler.
-        options: see `nas_dynamic.host.Options`.
-
-    Raises:
-        TypeError: there is no such option.
-        ValueError: an option is not what it may be.
+    Args and errors are those of `nas_dynamic.supernet_callback.SupernetCallback`.
     """
-
-    @takes_options
-    def __init__(self, *, sampler: Sampler | None = None, seed: int = 0, **options: Any) -> None:
-        self.options = Options.of(**options)
-        self._sampler, self._seed = sampler, seed
-        self.host: SupernetHost | None = None
-        self._log: UpdateLog | None = None
-
-    @property
-    def training(self) -> DynamicTraining | None:
-        """What is attached to the optimizer of the current or the last fit."""
-        return None if self.host is None else self.host.training
-
-    def weighted_subnets(self) -> Any:
-        """Have the supernet compute each subnet of this update in turn; yield its loss's weight.
-
-        For a training step whose update takes several subnets:
-
-            loss = sum(w * self.loss_of(batch) for w in self.dynamic.weighted_subnets())
-        """
-        assert self.host is not None, "weighted_subnets() is for training steps"
-        return self.host.weighted_subnets()
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach: optimizers are built by now, and their states not yet restored."""
-        if self.host is not None:
-            self.host.stop()
-        supernet, optimizer = find_supernet(pl_module, trainer.optimizers)
-        self.host = SupernetHost(
-            supernet,
-            optimizer,
-            lambda: total_updates(trainer),
-            sampler=self._sampler,
-            seed=self._seed,
-        )
-        self.host.undrawn = (
-            "a training step made two; call draw() of DynamicSupernet's `host` before the second"
-        )
-        self.host.start(self.options)
-        self._log = UpdateLog(self.host.training)
+        self.stop()  # not at the end of a fit, so that Trainer.save_checkpoint has it all
+        self.start(pl_module, trainer.optimizers, lambda: total_updates(trainer))
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Draw the subnet of the update, or compute it again after a validation."""
-        assert self.host is not None
-        self.host.draw()
+        self.draw()
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log what the update used."""
-        assert self._log is not None
-        log_update(self._log, trainer, outputs)
+        assert self.log is not None
+        log_update(self.log, trainer, outputs)
 
 
 def total_updates(trainer: Any) -> int | None:

@@ -15,7 +15,7 @@ FLOORS = (
     {"calr", "complexity_scale", "momentum", "sampling", "storage"},
     {"complexity", "grouping", "evaluation", "analysis"},
     {"attach", "search"},
-    {"host", "options", "supernet_host", "update_log", "__init__"},
+    {"host", "options", "supernet_callback", "supernet_host", "update_log", "__init__"},
     {"report", "adapters"},
     {"experiment", "__main__"},
 )

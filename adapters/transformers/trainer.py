@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from nas_dynamic.attach import DynamicTraining
+from nas_dynamic.attach.innermost import innermost
 from nas_dynamic.attach.intercept import intercept
 from nas_dynamic.attach.state_dict import CHECKPOINT_KEY
 from nas_dynamic.host import Options, takes_options
 from nas_dynamic.sampling import Sampler
-from nas_dynamic.supernet_host import SAMPLING_KEY, SupernetHost, find_supernet
-from nas_dynamic.update_log import UpdateLog
+from nas_dynamic.supernet_callback import SupernetCallback
+from nas_dynamic.supernet_host import SAMPLING_KEY
 
 __all__ = ["DynamicSupernet"]
 
@@ -24,7 +24,7 @@ CARRIED = "dynamic"
 CONSTANT = ("constant", "constant_with_warmup")
 
 
-class DynamicSupernet(TrainerCallback):
+class DynamicSupernet(SupernetCallback, TrainerCallback):
     """Trains the supernet of a `Trainer`'s model dynamically, a subnet for each update.
 
     The supernet is the model or the part of it that has `space`, a `SearchSpace`, and `activate`;
@@ -39,14 +39,7 @@ class DynamicSupernet(TrainerCallback):
         curve: the decay. By default that of the lr schedule, `"scheduler"`, which Trainer has if
             nothing is said; with `lr_scheduler_type="constant"` or `"constant_with_warmup"` the
             polynomial one.
-        sampler: draws the subnet of each update; uniformly by default. One that draws several
-            needs a model or a Trainer that sums the losses of `weighted_subnets`.
-        seed: of the default sampler.
-        options: see `nas_dynamic.host.Options`.
-
-    Raises:
-        TypeError: there is no such option.
-        ValueError: an option is not what it may be.
+        options: those of `nas_dynamic.supernet_callback.SupernetCallback`, as the errors are.
     """
 
     @takes_options
@@ -58,26 +51,9 @@ class DynamicSupernet(TrainerCallback):
         seed: int = 0,
         **options: Any,
     ) -> None:
-        self.options = Options.of(**options, **({} if curve is None else {"curve": curve}))
+        given = {} if curve is None else {"curve": curve}
+        super().__init__(sampler=sampler, seed=seed, **options, **given)
         self._curve_given = curve is not None
-        self._sampler, self._seed = sampler, seed
-        self.host: SupernetHost | None = None
-        self._log: UpdateLog | None = None
-
-    @property
-    def training(self) -> DynamicTraining | None:
-        """What is attached, in a training, or was in the last."""
-        return None if self.host is None else self.host.training
-
-    def weighted_subnets(self) -> Iterator[float]:
-        """Have the supernet compute each subnet of this update in turn; yield its loss's weight.
-
-        For a `compute_loss`, or a model's forward, whose update takes several subnets:
-
-            loss = sum(w * self.loss_of(inputs) for w in dynamic.weighted_subnets())
-        """
-        assert self.host is not None, "weighted_subnets() is for training steps"
-        return self.host.weighted_subnets()
 
     def on_train_begin(
         self,
@@ -87,8 +63,8 @@ class DynamicSupernet(TrainerCallback):
         **others: Any,
     ) -> None:
         """Attach: the optimizer is built by now, and has loaded its checkpoint."""
-        self.on_train_end(args, state, control)
-        supernet, inner = find_supernet(others["model"], [others["optimizer"]])
+        self.stop()
+        inner = innermost(others["optimizer"])
         carried = inner.state.pop(CARRIED, None)  # type: ignore[call-overload]
         if state.global_step and carried is None:
             raise ValueError(
@@ -96,34 +72,26 @@ class DynamicSupernet(TrainerCallback):
                 "written without DynamicSupernet, or without its optimizer (save_only_model); "
                 "start from its weights without resume_from_checkpoint"
             )
-        host = SupernetHost(
-            supernet,
-            inner,
-            lambda: state.max_steps,
-            sampler=self._sampler,
-            seed=self._seed,
-        )
         loaded = inner.state_dict()
-        host.start(self._options_for(args))
+        options = self._options_for(args)
+        host = self.start(others["model"], [inner], lambda: state.max_steps, options)
         if carried is not None:
             inner.load_state_dict(loaded | carried)
 
         # Trainer loads an optimizer before any callback can attach to it: a plain one then, also
         # after a training that failed. An entry of its state comes through that.
         def load(method: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-            host.stop()
+            self.stop()
             inner.load_state_dict(*args, **kwargs)
 
         host.on_stop(intercept(inner, "state_dict", _carry))
         host.on_stop(intercept(inner, "load_state_dict", load))
-        self.host, self._log = host, UpdateLog(host.training)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         """Draw the subnet of the update, before its first micro-batch."""
-        assert self.host is not None
-        self.host.draw()
+        self.draw()
 
     def on_log(
         self,
@@ -134,9 +102,9 @@ class DynamicSupernet(TrainerCallback):
         **others: Any,
     ) -> None:
         """Add to the logs of training what the last update used."""
-        if self._log is None or logs is None or "learning_rate" not in logs:
+        if self.log is None or logs is None or "learning_rate" not in logs:
             return
-        metrics = self._log.metrics() or {}
+        metrics = self.log.metrics() or {}
         logs.update(metrics)
         state.log_history[-1].update(metrics)
 
@@ -144,8 +112,7 @@ class DynamicSupernet(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         """Leave a plain optimizer, which a next training may load."""
-        if self.host is not None:
-            self.host.stop()
+        self.stop()
 
     def _options_for(self, args: TrainingArguments) -> Options:
         schedule = args.lr_scheduler_type

@@ -49,7 +49,7 @@ def test_two_updates_of_one_batch_are_refused_until_the_second_is_drawn(tmp_path
         def training_step(self, batch: Any, number: int) -> None:
             super().training_step(batch, number)
             if drawn:
-                callback.host.draw()
+                callback.draw()
             super().training_step(batch, number)
 
     trainings = []
