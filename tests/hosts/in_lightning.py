@@ -10,6 +10,8 @@ from tests.hosts.tiny import EPOCHS, Supernet, Task, loss_of, sgd, supernet
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
@@ -63,10 +65,7 @@ def train(
         accumulate_grad_batches=1 if manual else task.accumulate,
         gradient_clip_val=task.clip,
         default_root_dir=folder,
-        **{"max_epochs": epochs, "logger": False, "enable_checkpointing": False}
-        | QUIET
-        | precision
-        | trainer,
+        **{"max_epochs": epochs} | QUIET | precision | trainer,
     )
     made.fit(module, task.loader(), ckpt_path=checkpoint)
     made.save_checkpoint(folder / "last.ckpt")

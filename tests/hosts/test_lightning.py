@@ -55,7 +55,7 @@ def test_two_updates_of_one_batch_are_refused_until_the_second_is_drawn(tmp_path
     trainings = []
     for drawn in (False, True):
         module, callback = Twice(), DynamicSupernet(total_steps=4)
-        trainer = pl.Trainer(max_steps=4, callbacks=[callback], logger=False, **QUIET)
+        trainer = pl.Trainer(max_steps=4, callbacks=[callback], **QUIET)
         if not drawn:
             with pytest.raises(RuntimeError, match="a training step made two; call draw"):
                 trainer.fit(module, Task().loader())
@@ -78,7 +78,7 @@ def test_a_resumed_training_equals_an_unbroken_one(tmp_path: Path):
 
 
 def test_a_checkpoint_without_dynamic_training_is_refused(tmp_path: Path):
-    plain = pl.Trainer(max_epochs=1, logger=False, default_root_dir=tmp_path, **QUIET)
+    plain = pl.Trainer(max_epochs=1, default_root_dir=tmp_path, **QUIET)
     plain.fit(module_of(pl), Task().loader())
     plain.save_checkpoint(tmp_path / "plain.ckpt")
     with pytest.raises(ValueError, match="no state of the sampling"):
@@ -98,8 +98,6 @@ def test_validation_within_an_update_does_not_change_what_is_trained(tmp_path: P
         callbacks=[DynamicSupernet(**task.dynamic)],
         accumulate_grad_batches=2,
         val_check_interval=3,
-        logger=False,
-        enable_checkpointing=False,
         default_root_dir=tmp_path,
         **QUIET,
     )
@@ -133,7 +131,7 @@ def test_several_subnets_an_update(tmp_path: Path):
             return sum(losses) / len(losses)
 
     module = Module()
-    trainer = pl.Trainer(max_epochs=2, callbacks=[callback], logger=False, **QUIET)
+    trainer = pl.Trainer(max_epochs=2, callbacks=[callback], **QUIET)
     trainer.fit(module, Task().loader())
     assert_identical(module.net.state_dict(), reference_of_several().state_dict())
 
@@ -196,7 +194,7 @@ def test_modules_without_a_supernet_or_with_two_are_refused(tmp_path: Path):
 
     def fit(module: Any) -> DynamicSupernet:
         callback = DynamicSupernet(total_steps=4)
-        trainer = pl.Trainer(max_steps=2, callbacks=[callback], logger=False, **QUIET)
+        trainer = pl.Trainer(max_steps=2, callbacks=[callback], **QUIET)
         trainer.fit(module, Task().loader())
         return callback
 
