@@ -88,10 +88,18 @@ class SupernetHost(Host):
         Raises:
             ValueError: an option does not suit the host, or the optimizer cannot be attached to.
         """
-        self.training = attach(self, options)
-        self._ends = [self.training.detach]
-        self.on_stop(intercept(self.optimizer, "state_dict", self._state_dict))
-        self.on_stop(intercept(self.optimizer, "load_state_dict", self._load_state_dict))
+        # Inside of attachment's own, which so checks a checkpoint first.
+        ends = [
+            intercept(self.optimizer, "load_state_dict", self._load_state_dict),
+            intercept(self.optimizer, "state_dict", self._state_dict),
+        ]
+        try:
+            self.training = attach(self, options)
+        except BaseException:
+            for end in ends:
+                end()
+            raise
+        self._ends = [self.training.detach, *ends]
 
     def on_stop(self, end: Callable[[], None]) -> None:
         """Have `stop` undo one more thing, before those that were done before it."""
