@@ -25,7 +25,7 @@ from tests.hosts.tiny import (
 )
 
 
-def attached(net: Supernet, optimizer: Any, sampled: Any) -> DynamicTraining:
+def attached(net: Supernet, optimizer: Any, sampled: Any, idle: Any = "auto") -> DynamicTraining:
     complexity = lookup(net.space, net.subnet_parameters())
     return DynamicTraining(
         optimizer,
@@ -37,6 +37,7 @@ def attached(net: Supernet, optimizer: Any, sampled: Any) -> DynamicTraining:
             gamma_max=GAMMA_MAX,
         ),
         momentum=MomentumSeparation(OPTIONS["group_by"]),
+        idle=idle,
     )
 
 
@@ -50,7 +51,8 @@ class Loop:
         self.model: Any = self.net
         self.sampler = UniformSampler(self.net.space, OPTIONS["seed"])
         self.prepare()
-        self.dynamic = attached(self.net, self.optimizer, lambda: self.net.active)
+        idle = task.dynamic.get("idle", "auto")
+        self.dynamic = attached(self.net, self.optimizer, lambda: self.net.active, idle)
 
     def prepare(self) -> None:
         """Have the host wrap what it trains."""

@@ -23,6 +23,7 @@ TASKS = {
     "accumulation": Task(accumulate=2),
     "clipping": Task(clip=0.05),
     "AMP": Task(bf16=True),
+    "coasting": Task(options={"idle": "coast"}),
 }
 
 

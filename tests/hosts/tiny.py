@@ -150,15 +150,13 @@ def reference_of_several() -> Supernet:
             net.activate(subnet)
             losses.append(f / mean * loss_of(net, x, y))
         (sum(losses) / len(losses)).backward()
-        for p in net.parameters():
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         optimizer.step()
     assert len(optimizers) == 3
     return net
 
 
 def reference(task: Task, scheduled: Any = lambda step: LR) -> Supernet:
-    """Train by one optimizer a group, the lr by hand, zeros for idle parameters."""
+    """Train by one optimizer a group, the lr by hand, zeros for idle parameters that coast."""
     net = supernet()
     sampler = UniformSampler(net.space, OPTIONS["seed"])
     optimizers: dict[Hashable, torch.optim.Optimizer] = {}
@@ -174,8 +172,9 @@ def reference(task: Task, scheduled: Any = lambda step: LR) -> Supernet:
             (loss / task.accumulate).backward()
         if task.clip is not None:
             nn.utils.clip_grad_norm_(net.parameters(), task.clip)
-        for p in net.parameters():
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        if task.dynamic.get("idle") == "coast":
+            for p in net.parameters():
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         optimizer.step()
     assert len(optimizers) == 3
     return net
