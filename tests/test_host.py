@@ -185,72 +185,63 @@ def test_a_function_shows_the_options_that_it_takes():
     assert entry(nn.Identity(), gamma_max=3).gamma_max == 3
 
 
-@pytest.mark.host
+class Events:
+    """The loop of the documentation's adapter: two batches an update, and four events."""
+
+    def __init__(self, supernet: Layers, callback: Any) -> None:
+        self.model = nn.Sequential(supernet)
+        self.optimizer = sgd(supernet)
+        self.total_steps = 6
+        self.logged: list[dict[str, float]] = []
+        self.updates: list[Any] = []
+        self.callback = callback
+
+    def fit(self, batches: list[torch.Tensor]) -> None:
+        self.callback.on_train_start(self)
+        for number, batch in enumerate(batches * 2):
+            self.callback.on_batch_start(self)
+            loss = (self.model(batch) - batch).square().mean()
+            (loss / 2).backward()
+            if number % 2:
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                self.updates.append(self.callback.host.training.last)
+            self.callback.on_batch_end(self, loss)
+        self.callback.on_train_end(self)
+
+
+def sgd(supernet: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(supernet.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+
+
 @pytest.mark.parametrize("idle", ["coast", "freeze"])
-def test_the_adapter_of_the_documentation_equals_one_optimizer_a_group(idle: str, tmp_path: Path):
-    pl = pytest.importorskip("pytorch_lightning")
+def test_the_adapter_of_the_documentation_equals_one_optimizer_a_group(idle: str):
     code = (DOCS / "adapters.md").read_text().split("<!-- adapter -->")[1].split("```")[1]
     names: dict[str, Any] = {}
     exec(code.removeprefix("python"), names)
+    batches = [*torch.randn(48, 6, generator=torch.Generator().manual_seed(1)).split(8)]
+    torch.manual_seed(0)
+    supernet, callback = Layers(), names["DynamicSupernet"](seed=3, idle=idle)
+    assert isinstance(supernet, Supernet)
+    reference = copy.deepcopy(supernet)
+    loop = Events(supernet, callback)
+    loop.fit(batches)
 
-    class Module(pl.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.supernet = Layers()
-
-        def training_step(self, batch: Any, number: int) -> torch.Tensor:
-            return (self.supernet(batch[0]) - batch[0]).square().mean()
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
-
-    class Record(pl.Callback):
-        def __init__(self) -> None:
-            self.updates: list[Any] = []
-
-        def on_train_batch_end(self, *arguments: Any) -> None:
-            last = callback.training.last
-            if last is not None and last not in self.updates:
-                self.updates.append(last)
-
-    images = torch.randn(48, 6, generator=torch.Generator().manual_seed(1))
-    data = torch.utils.data.TensorDataset(images)
-    module, callback, record = Module(), names["DynamicSupernet"](seed=3, idle=idle), Record()
-    assert isinstance(module.supernet, Supernet)
-    reference = copy.deepcopy(module.supernet)
-    trainer = pl.Trainer(
-        max_epochs=2,
-        accumulate_grad_batches=2,
-        callbacks=[callback, record],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-    )
-    trainer.fit(module, torch.utils.data.DataLoader(data, 8))
-
-    calr, momentum = build(callback, callback.options)
+    calr, momentum = build(callback.host, callback.options)
     optimizers: dict[Any, torch.optim.Optimizer] = {}
-    assert calr.total_steps == len(record.updates) == 6
-    for step, update in enumerate(record.updates):
-        group = momentum.group(update.architecture)
-        if group not in optimizers:
-            optimizers[group] = torch.optim.SGD(
-                reference.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3
-            )
-        optimizer = optimizers[group]
+    assert calr.total_steps == len(loop.updates) == len(loop.logged) == 6
+    for step, update in enumerate(loop.updates):
+        optimizer = optimizers.setdefault(momentum.group(update.architecture), sgd(reference))
         optimizer.param_groups[0]["lr"] = 0.05 * calr.factor(update.architecture, step)
+        assert loop.logged[step]["dynamic/lr"] == optimizer.param_groups[0]["lr"]
         optimizer.zero_grad()
         reference.activate(update.architecture)
-        for batch in images.split(8)[2 * (step % 3) : 2 * (step % 3) + 2]:
+        for batch in batches[2 * (step % 3) : 2 * (step % 3) + 2]:
             ((reference(batch) - batch).square().mean() / 2).backward()
         if idle == "coast":
             for p in reference.parameters():
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         optimizer.step()
     assert len(optimizers) > 1
-    assert_identical(module.supernet.state_dict(), reference.state_dict())
-    assert not callback.optimizer._optimizer_step_pre_hooks, "detached"
+    assert_identical(supernet.state_dict(), reference.state_dict())
+    assert not loop.optimizer._optimizer_step_pre_hooks, "detached"

@@ -15,12 +15,12 @@ FLOORS = (
     {"calr", "complexity_scale", "momentum", "sampling", "storage"},
     {"complexity", "grouping", "evaluation", "analysis"},
     {"attach", "search"},
-    {"host", "options", "__init__"},
+    {"host", "options", "supernet_callback", "supernet_host", "update_log", "__init__"},
     {"report", "adapters"},
     {"experiment", "__main__"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-FRAMEWORKS = {"nni", "timm", "lightning", "pytorch_lightning", "transformers"}
+FRAMEWORKS = {"nni", "timm", "lightning", "pytorch_lightning", "transformers", "mmengine"}
 
 
 def modules(folder: str, package: str) -> dict[str, Path]:

@@ -13,7 +13,7 @@ from nni.mutable import Sample
 from nni.nas.oneshot.pytorch.sampling import RandomSamplingLightningModule
 from torch import nn
 
-from nas_dynamic.adapters.nni.group_losses import UNWEIGHTED
+from nas_dynamic.adapters.lightning import UNWEIGHTED
 from nas_dynamic.adapters.nni.sampling import SeededSampling, accept_of
 from nas_dynamic.adapters.nni.space import activate
 from nas_dynamic.sampling import Sampler, UniformSampler

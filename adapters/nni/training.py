@@ -15,17 +15,18 @@ from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from nni.nas.oneshot.pytorch.strategy import ENAS, OneShotStrategy, Proxyless, RandomOneShot
 
+from nas_dynamic.adapters.lightning import log_start, log_update
 from nas_dynamic.adapters.nni import policies
 from nas_dynamic.adapters.nni.complexity import complexity_of
-from nas_dynamic.adapters.nni.group_losses import GroupLosses, unweighted_loss
 from nas_dynamic.adapters.nni.random_one_shot import RandomOneShotSampling
 from nas_dynamic.adapters.nni.sampling import Sampling, begins_update
-from nas_dynamic.attach import DynamicTraining, Update
+from nas_dynamic.attach import DynamicTraining
 from nas_dynamic.complexity import Complexity
 from nas_dynamic.host import Host, Options, attach, takes_options
-from nas_dynamic.momentum import GroupBy, MomentumSeparation
+from nas_dynamic.momentum import GroupBy
 from nas_dynamic.sampling import Sampler
 from nas_dynamic.space import Architecture
+from nas_dynamic.update_log import UpdateLog
 
 __all__ = ["DynamicCallback", "NniHost", "dynamic"]
 
@@ -168,19 +169,8 @@ class DynamicCallback(pl.Callback):
     """Attaches dynamic training to the weight optimizer of an NNI one-shot module.
 
     `dynamic` adds it to the trainer. At every `log_every_n_steps`-th update the trainer's loggers
-    get, at the number of the update:
-
-    - `dynamic/lr`: what the update used, with CaLR's factor; of the first param group.
-    - `dynamic/gamma`, `dynamic/complexity`: the means over the subnets of the update.
-    - `dynamic/group`: the number of its momentum group, in the order of appearance.
-    - `dynamic/loss/<label>=<candidate>`: the mean training loss of the updates of each momentum
-      group since the last logging, where it had any. Losses are taken before CaLR weights them.
-
-    The label, or the name of a rule, that momentum separation groups by is the hyper-parameter
-    `dynamic/group_by`.
-
-    Losses are added up on their device, and read when they are logged. Without a logger nothing
-    is done.
+    get what `nas_dynamic.update_log.UpdateLog` says of it, at the number of the update. Without a
+    logger nothing is done.
 
     Attributes:
         training: the `DynamicTraining` of the current fit; None before it.
@@ -190,8 +180,7 @@ class DynamicCallback(pl.Callback):
         self.sampling = sampling
         self.options = options
         self.training: DynamicTraining | None = None
-        self._seen: Update | None = None
-        self._losses = GroupLosses()
+        self._log: UpdateLog | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Attach: optimizers are built by now, and their states not yet restored."""
@@ -199,13 +188,11 @@ class DynamicCallback(pl.Callback):
             return
         if self.training is not None:
             self.training.detach()
-        self._losses = GroupLosses()
         host = NniHost(self.sampling, trainer)
         self.training = attach(host, _checked_momentum(self.options, host.optimizer))
         self.sampling.loss_weights = self.training.loss_weights
-        if self.training.momentum is not None:
-            for logger in trainer.loggers:
-                logger.log_hyperparams({"dynamic/group_by": _rule(self.training.momentum)})
+        self._log = UpdateLog(self.training)
+        log_start(self._log, trainer)
 
     def on_train_batch_end(
         self,
@@ -216,43 +203,11 @@ class DynamicCallback(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Log what the update used, as often as Lightning logs."""
-        training = self.training
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if training is None or not trainer.loggers or not every:
+        if self._log is None:
             return
-        separate = training.momentum is not None
-        if separate:
-            if begins_update(trainer):
-                self._losses.begin()
-            self._losses.add(unweighted_loss(outputs, trainer))
-        update = training.last
-        # The batch may have been a micro-batch, or one that trains no weights.
-        if update is None or update is self._seen:
-            return
-        self._seen = update
-        if separate:
-            self._losses.end(update.group)
-        if (update.step + 1) % every == 0:
-            metrics = self._metrics(training, update)
-            for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=update.step)
-
-    def _metrics(self, training: DynamicTraining, update: Update) -> dict[str, float]:
-        metrics = {"dynamic/lr": float(update.lr[0])}
-        if training.calr is not None:
-            for name in ("gamma", "complexity"):
-                values = [getattr(subnet, name) for subnet in update.subnets]
-                metrics[f"dynamic/{name}"] = sum(values) / len(values)
-        if training.momentum is not None:
-            metrics["dynamic/group"] = training.groups.index(update.group)
-            for group, loss in self._losses.means().items():
-                metrics[f"dynamic/loss/{_rule(training.momentum)}={group}"] = loss
-        return metrics
-
-
-def _rule(momentum: MomentumSeparation) -> str:
-    """Return the label that momentum separation groups by, or the name of its rule."""
-    return str(next(iter(momentum.definition().values())))
+        if begins_update(trainer):
+            self._log.begin()
+        log_update(self._log, trainer, outputs)
 
 
 def _checked_momentum(options: Options, optimizer: torch.optim.Optimizer) -> Options:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from timm.utils import unwrap_model
 from torch import nn
 
 from nas_dynamic.adapters.timm.supernet import Supernet
-from nas_dynamic.attach import DynamicTraining
-from nas_dynamic.complexity import Complexity
-from nas_dynamic.host import Host, Options, takes_options
-from nas_dynamic.host import attach as attach_host
-from nas_dynamic.sampling import Sampler, UniformSampler
+from nas_dynamic.host import Options, takes_options
+from nas_dynamic.sampling import Sampler
 from nas_dynamic.space import Architecture
+from nas_dynamic.supernet_host import SupernetHost
 
 __all__ = ["Attached", "attach"]
-
-CHECKPOINT_KEY = "dynamic_sampling"
 
 
 @takes_options
@@ -62,7 +58,7 @@ def attach(
             made for. By rank, γ goes by the subnets that `sampler` draws.
 
     Raises:
-        TypeError: the model is no supernet.
+        TypeError: the model is no supernet, or the sampler draws several subnets an update.
         ValueError: an option is illegal, or the optimizer cannot be attached to: Lookahead, LBFGS.
     """
     supernet = unwrap_model(supernet)
@@ -74,8 +70,13 @@ def attach(
         raise TypeError(f"{type(supernet).__name__} is no supernet of this adapter; {remedy}")
     curve = curve or ("scheduler" if total_steps is None else "polynomial")
     given = Options.of(total_steps=total_steps, curve=curve, **options)
-    host = _Host(optimizer, supernet, sampler, seed)
-    host.start(attach_host(host, given))
+    host = _Host(supernet, optimizer, sampler=sampler, seed=seed)
+    if host.multi_subnet:
+        raise TypeError(
+            f"{type(sampler).__name__} draws several subnets an update; attach() needs a sampler "
+            "of one, such as UniformSampler"
+        )
+    host.start(given)
     return Attached(host)
 
 
@@ -92,109 +93,34 @@ class Attached:
 
     def detach(self) -> None:
         """Stop: the supernet computes the activated subnet in training mode as well."""
-        self.training.detach()
         self._host.stop()
 
 
-class _Host(Host):
+class _Host(SupernetHost):
     """A supernet whose forward pass draws the subnet of each update."""
 
-    training: DynamicTraining
+    supernet: Supernet
+    undrawn = (
+        "its loss does not come from a call of the supernet in training mode. Call "
+        "supernet.train(), and the supernet itself, not parts of it such as forward_features"
+    )
 
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        supernet: Supernet,
-        sampler: Sampler | None,
-        seed: int,
-    ) -> None:
-        self.optimizer = optimizer
-        self.supernet = supernet
-        self.space = supernet.space
-        self._given_sampler = sampler
-        self._sampler = UniformSampler(supernet.space, seed) if sampler is None else sampler
-        self._sampled_for: int | None = None
-        self._loading: dict[str, Any] = {}
-
-    def sampled(self) -> Architecture:
-        """Return the subnet of this update."""
-        sampled = self.supernet.sampled
-        if sampled is None or self._sampled_for != self._turn:
-            raise RuntimeError(
-                "no subnet has been drawn for this update: its loss does not come from a call of "
-                "the supernet in training mode. Call supernet.train(), and the supernet itself, "
-                "not parts of it such as forward_features"
-            )
-        return sampled
-
-    def complexity(self, measure: Literal["parameters", "macs"]) -> Complexity:
-        """Return a table of the supernet."""
-        if measure == "parameters":
-            return self.supernet.subnet_parameters()
-        return self.supernet.subnet_macs()
-
-    def total_steps(self) -> int | None:
-        """Return None: a script of timm's shape does not say."""
-        return None
-
-    def sampler(self) -> Sampler | None:
-        """Return the sampler that was given; the default one draws uniformly."""
-        return self._given_sampler
-
-    def start(self, training: DynamicTraining) -> None:
-        """Draw a subnet for each update from now on, and keep the sampling in checkpoints."""
-        self.training = training
+    def start(self, options: Options) -> None:
+        """Attach, and draw a subnet for each update from now on."""
+        super().start(options)
 
         # A function, not a method: a copy of the supernet, such as an EMA model, copies methods
         # along with the optimizer behind them.
         def draw(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if module is self.supernet and module.training and self._sampled_for != self._turn:
-                self.supernet.sampled = self._draw()
-                self._sampled_for = self._turn
+            if module is self.supernet and module.training:
+                self.draw()
 
-        self._handles = [
-            self.supernet.register_forward_pre_hook(draw),
-            self.optimizer.register_state_dict_post_hook(self._save),
-            self.optimizer.register_load_state_dict_pre_hook(self._check),
-            self.optimizer.register_load_state_dict_post_hook(self._load),
-        ]
+        self.on_stop(self.supernet.register_forward_pre_hook(draw).remove)
 
     def stop(self) -> None:
         """Draw no more subnets."""
-        for handle in self._handles:
-            handle.remove()
+        super().stop()
         self.supernet.sampled = None
 
-    @property
-    def _turn(self) -> int:
-        # A subnet whose gradients are not finite would fail again: the next one takes its turn.
-        return self.training.updates + self.training.skipped
-
-    def _draw(self) -> Architecture:
-        drawn = self._sampler.sample()
-        if not isinstance(drawn, Mapping):
-            raise TypeError(
-                f"{type(self._sampler).__name__} drew a {type(drawn).__name__}; attach() needs a "
-                "sampler of one subnet an update, such as UniformSampler"
-            )
-        return drawn
-
-    def _save(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-        state_dict[CHECKPOINT_KEY] = {
-            "sampler": self._sampler.state_dict(),
-            "sampled": self.supernet.sampled,
-            "sampled_for": self._sampled_for,
-        }
-
-    def _check(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-        if CHECKPOINT_KEY not in state_dict:
-            raise ValueError(
-                "the checkpoint has no state of the sampling: it was written without attach(). "
-                "Load it into the optimizer before attach()"
-            )
-        self._loading = state_dict[CHECKPOINT_KEY]
-
-    def _load(self, optimizer: torch.optim.Optimizer) -> None:
-        self._sampler.load_state_dict(self._loading["sampler"])
-        self.supernet.sampled = self._loading["sampled"]
-        self._sampled_for = self._loading["sampled_for"]
+    def _compute(self, subnet: Architecture) -> None:
+        self.supernet.sampled = subnet

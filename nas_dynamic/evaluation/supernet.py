@@ -15,8 +15,6 @@ class Supernet(Protocol):
     """A network that computes any subnet of a space."""
 
     space: SearchSpace
-    sampled: Architecture | None
-    """The subnet of the current update; None before the first."""
 
     def activate(self, architecture: Architecture) -> None:
         """Make the supernet compute one subnet."""

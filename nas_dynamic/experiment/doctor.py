@@ -19,12 +19,23 @@ __all__ = ["Finding", "examine", "print_findings"]
 
 State = Literal["works", "absent", "broken", "untested"]
 
-PACKAGES = "nas-dynamic torch numpy torchvision nni pytorch-lightning timm scikit-learn setuptools"
+PACKAGES = (
+    "nas-dynamic torch numpy torchvision nni pytorch-lightning lightning transformers accelerate "
+    "mmengine timm scikit-learn setuptools"
+)
 EXPERIMENT = "nni jinja2 matplotlib pydantic yaml rich sklearn scipy torchvision"
 # What is imported, what it is for, the packages and the extra of this project that it takes.
 PARTS = (
     ("nas_dynamic.adapters.nni", "NNI experiments", "nni pytorch_lightning", "nni"),
     ("nas_dynamic.adapters.timm", "timm supernets", "timm", "timm"),
+    ("nas_dynamic.adapters.lightning", "Lightning modules", "lightning", "lightning"),
+    (
+        "nas_dynamic.adapters.transformers",
+        "Hugging Face's Trainer",
+        "transformers accelerate",
+        "transformers",
+    ),
+    ("nas_dynamic.adapters.mmengine", "mmengine runners", "mmengine", "mmengine"),
     ("nas_dynamic.experiment.run", "train, compare and export", EXPERIMENT, "nni,experiment"),
     (
         "nas_dynamic.experiment.demo",

@@ -72,7 +72,7 @@ def search_supernet(
         >>> import torch
         >>> from nas_dynamic import SearchSpace
         >>> class Widths(torch.nn.Linear):
-        ...     space, sampled = SearchSpace({"width": [1, 2, 4]}), None
+        ...     space = SearchSpace({"width": [1, 2, 4]})
         ...     def activate(self, architecture):
         ...         self.width = architecture["width"]
         ...     def forward(self, x):
@@ -91,7 +91,7 @@ def search_supernet(
     if not isinstance(supernet, Supernet):
         raise ValueError(
             f"{type(supernet).__name__} is no supernet that can be searched: it needs space, "
-            "sampled, activate(architecture) and subnet_parameters(); give one of NNI as "
+            "activate(architecture) and subnet_parameters(); give one of NNI as "
             "nas_dynamic.adapters.nni.Supernet(strategy.supernet)"
         )
     network = cast(nn.Module, supernet)

@@ -15,13 +15,13 @@ from nni.nas.strategy import RandomOneShot
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.functional import cross_entropy
 
+from nas_dynamic.adapters import lightning
 from nas_dynamic.adapters.nni import (
     FairOneShot,
     activate,
     dynamic,
     search_space,
     subnet_parameters,
-    training,
 )
 from tests.nni.runs import Recorder, fit
 
@@ -191,12 +191,12 @@ def test_losses_are_read_at_logging_steps_only(every, classification, tmp_path, 
         )
 
     unreadable = torch.zeros((), device="meta")
-    monkeypatch.setattr(training, "unweighted_loss", lambda outputs, trainer: unreadable)
+    monkeypatch.setattr(lightning, "unweighted_loss", lambda outputs, trainer: unreadable)
     assert len(fit_without_values(every).updates) == 6
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         fit_without_values(3)
 
 
 def test_without_a_logger_losses_are_not_looked_at(classification, monkeypatch):
-    monkeypatch.delattr(training, "unweighted_loss")
+    monkeypatch.delattr(lightning, "unweighted_loss")
     assert len(recorded(dynamic(RandomOneShot()), classification(logger=False)).updates) == 6

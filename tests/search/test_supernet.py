@@ -126,5 +126,5 @@ def test_a_subnet_that_diverged_is_the_worst(batches):
 
 
 def test_what_is_no_supernet_is_told_what_it_lacks(batches):
-    with pytest.raises(ValueError, match=r"Linear is no supernet .* it needs space, sampled"):
+    with pytest.raises(ValueError, match=r"Linear is no supernet .* it needs space, activate"):
         search_supernet(nn.Linear(2, 2), batches, budget=1)

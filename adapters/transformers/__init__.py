@@ -1,0 +1,13 @@
+"""Hugging Face transformers: `Trainer(callbacks=[DynamicSupernet(...)])`."""
+
+from __future__ import annotations
+
+from nas_dynamic._extras import extra
+
+with extra("transformers"):
+    import accelerate  # noqa: F401
+    import transformers  # noqa: F401
+
+from nas_dynamic.adapters.transformers.trainer import DynamicSupernet
+
+__all__ = ["DynamicSupernet"]
