@@ -63,6 +63,10 @@ class Host(Protocol):
         """Return the number of updates of the whole training; None if it has no end."""
         ...
 
+    def has_scheduler(self) -> bool | None:
+        """Return whether an lr scheduler sets the optimizer's lr; None if that is not known."""
+        return None
+
     def constrain(self, group_by: GroupBy | None) -> None:
         """Sample the subnets of one update from one momentum group; called before `sampler`."""
         return
@@ -107,6 +111,12 @@ def build(host: Host, options: Options) -> tuple[CaLR | None, MomentumSeparation
         raise ValueError(
             "anneal='loss' needs a host that weights the losses of several subnets an update, such "
             "as NNI's FairOneShot(); leave it at 'lr'"
+        )
+    if options.calr and options.curve == "scheduler" and host.has_scheduler() is False:
+        raise ValueError(
+            "curve='scheduler' bends the decay of an lr scheduler, and there is none here: the lr "
+            "would stay as it is in the whole training. Return a scheduler with the optimizer "
+            "(from configure_optimizers, in Lightning and NNI), or leave curve at 'polynomial'"
         )
     measure = options.complexity
     complexity = measure if callable(measure) else host.complexity(measure)

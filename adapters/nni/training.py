@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from nni.nas.oneshot.pytorch.strategy import ENAS, OneShotStrategy, Proxyless, RandomOneShot
 
+from nas_dynamic.adapters._lightning_steps import check_plan, has_scheduler, warn_if_unfinished
 from nas_dynamic.adapters.nni import policies
 from nas_dynamic.adapters.nni.complexity import complexity_of
 from nas_dynamic.adapters.nni.group_losses import GroupLosses, unweighted_loss
@@ -137,15 +137,11 @@ class NniHost(Host):
 
     def total_steps(self) -> int:
         """Return the number of updates of the weights that the trainer will make."""
-        steps = self.sampling.total_steps(self.trainer)
-        if not (math.isfinite(steps) and steps >= 1):
-            raise ValueError(
-                "the trainer has no end that is known before (max_epochs=-1, or batches of a data "
-                "set without a length), so the lr cannot decay towards it; give max_epochs or "
-                "max_steps to the evaluator, dynamic(…, total_steps=…), or an lr scheduler and "
-                "dynamic(…, curve='scheduler')"
-            )
-        return int(steps)
+        return max(self.sampling.planned_updates(self.trainer), 1)
+
+    def has_scheduler(self) -> bool:
+        """Return whether the evaluator's module has an lr scheduler."""
+        return has_scheduler(self.trainer, self.optimizer)
 
     def constrain(self, group_by: GroupBy | None) -> None:
         """Sample the subnets of one update from one momentum group."""
@@ -200,6 +196,17 @@ class DynamicCallback(pl.Callback):
         host = NniHost(self.sampling, trainer)
         self.training = attach(host, _checked_momentum(self.options, host.optimizer))
         self.sampling.loss_weights = self.training.loss_weights
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check loaders that were made anew: they may be longer than T was read from."""
+        remade = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
+        if self.training is not None and remade and self.options.total_steps is None:
+            check_plan(self.training, self.sampling.planned_updates(trainer, from_here=True))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say where the training has ended before T, as by early stopping."""
+        if self.training is not None:
+            warn_if_unfinished(trainer, self.training)
 
     def on_train_batch_end(
         self,
