@@ -19,6 +19,7 @@ from nas_dynamic.adapters.nni import policies
 from nas_dynamic.adapters.nni.complexity import complexity_of
 from nas_dynamic.adapters.nni.group_losses import GroupLosses, unweighted_loss
 from nas_dynamic.adapters.nni.random_one_shot import RandomOneShotSampling
+from nas_dynamic.adapters.nni.resume import Resumable, StrategyState
 from nas_dynamic.adapters.nni.sampling import Sampling, begins_update
 from nas_dynamic.attach import DynamicTraining, Update
 from nas_dynamic.complexity import Complexity
@@ -70,8 +71,10 @@ def dynamic(strategy: Strategy, *, seed: int | None = None, **options: Any) -> S
         attached.seed = seed
     if isinstance(strategy, ENAS):
         attached.train_dataloader = policies.train_dataloader
-    # An attribute of the instance: the class, and so what NNI infers from it, stays the same.
+    # Attributes of the instance: the class, and so what NNI infers from it, stays the same.
     attached.mutate_evaluator = _MutateEvaluator(attached, given, seed or 0)
+    state = StrategyState(attached)
+    attached.state_dict, attached.load_state_dict = state.save, state.load
     return attached
 
 
@@ -89,7 +92,7 @@ class _MutateEvaluator:
         callbacks = mutated.trainer.callbacks
         if sampling not in callbacks:
             callbacks.append(sampling)
-        callbacks.append(DynamicCallback(sampling, self.options))
+        callbacks += [DynamicCallback(sampling, self.options), Resumable()]
         return mutated
 
 
