@@ -10,6 +10,7 @@ the same batches and subnets:
 - `decayed`: CaLR and MS, from the user's lr to zero: half of the mean lr.
 - `kept`: the same, from that lr at which the mean over the training and its subnets is the
   user's; twice the lr for γ by rank and a linear decay.
+- `decayed-calr`, `kept-calr`: these two without MS.
 - `level`: CaLR and MS without a decay: at every update the mean over the subnets is the user's lr.
 
 Space `nb201` is NAS-Bench-201 on CIFAR-10 (16×16 pixels), whose subnets have a published accuracy
@@ -54,8 +55,8 @@ from nas_dynamic.experiment.run import sample_architectures
 KERNELS = {"torch": TORCH, "simd": SIMD}
 
 BASELINE = "constant"
-ARMS = (BASELINE, "decayed", "kept", "level")
-STARTS = {"kept": 2.0}
+ARMS = (BASELINE, "decayed", "kept", "level", "decayed-calr", "kept-calr")
+STARTS = {"kept": 2.0, "kept-calr": 2.0}
 """What an arm multiplies the user's lr by."""
 
 MEASURES = {
@@ -100,7 +101,7 @@ class NasBench201:
         sampled: list[Architecture] = []
         if arm != BASELINE:
             calr = CaLR(parameters, total_steps=updates, population=map(parameters, SPACE))
-            momentum = MomentumSeparation(DEFAULT_EDGE)
+            momentum = None if arm.endswith("-calr") else MomentumSeparation(DEFAULT_EDGE)
             DynamicTraining(optimizer, lambda: sampled[-1], calr=calr, momentum=momentum)
         for step in range(updates):
             images, classes = batches[step]
@@ -150,8 +151,12 @@ class AutoFormer:
             accelerator="cpu",
             callbacks=[SetLr()],
         )
-        static = {"calr": False, "momentum": False, "idle": "freeze"} if arm == BASELINE else {}
-        strategy = dynamic(RandomOneShot(), seed=seed, **static)
+        arms: dict[str, dict[str, Any]] = {
+            BASELINE: {"calr": False, "momentum": False, "idle": "freeze"},
+            "decayed-calr": {"momentum": False},
+            "kept-calr": {"momentum": False},
+        }
+        strategy = dynamic(RandomOneShot(), seed=seed, **arms.get(arm, {}))
         supernet = strategy.mutate_model(self.build())
         strategy.mutate_evaluator(evaluator).evaluate(supernet)
         test = list(batch_loader(self.data.test, 256))
@@ -222,7 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.constant_lr", description=__doc__)
     parser.add_argument("command", choices=("run", "table"))
     parser.add_argument("--spaces", type=_list(str), default=["nb201", "autoformer"])
-    parser.add_argument("--arms", type=_list(str), default=[*ARMS])
+    parser.add_argument("--arms", type=_list(str), default=[*ARMS[:4]])
     parser.add_argument("--seeds", type=_list(int), default=[*range(8)])
     parser.add_argument("--lrs", type=_list(float), default=[0.001], help="the user's, constant")
     parser.add_argument("--updates", type=int, help="of each training")
