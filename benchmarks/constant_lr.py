@@ -156,7 +156,8 @@ class AutoFormer:
             "decayed-calr": {"momentum": False},
             "kept-calr": {"momentum": False},
         }
-        strategy = dynamic(RandomOneShot(), seed=seed, **arms.get(arm, {}))
+        options = arms.get(arm, {}) | {"keep_mean_lr": False}  # STARTS has the arm's lr
+        strategy = dynamic(RandomOneShot(), seed=seed, **options)
         supernet = strategy.mutate_model(self.build())
         strategy.mutate_evaluator(evaluator).evaluate(supernet)
         test = list(batch_loader(self.data.test, 256))

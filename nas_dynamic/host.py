@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -12,6 +13,7 @@ from nas_dynamic.attach import DynamicTraining
 from nas_dynamic.calr import CaLR
 from nas_dynamic.complexity import Complexity, bounds, population
 from nas_dynamic.grouping import check_rule, default_rule
+from nas_dynamic.mean_lr import change_of_lr, mean_factor
 from nas_dynamic.momentum import GroupBy, MomentumSeparation
 from nas_dynamic.options import Options, takes_options
 from nas_dynamic.sampling import Sampler
@@ -82,11 +84,11 @@ def attach(host: Host, options: Options) -> DynamicTraining:
     Raises:
         ValueError: an option does not suit the host, or the optimizer cannot be attached to.
     """
-    calr, momentum = build(host, options)
+    calr, momentum, change = _build(host, options)
     with warnings.catch_warnings():
         if not (options.calr or options.momentum):  # a static training, by two words of the user
             warnings.filterwarnings("ignore", "neither calr nor momentum")
-        return DynamicTraining(
+        training = DynamicTraining(
             host.optimizer,
             architecture=host.sampled,
             calr=calr,
@@ -99,6 +101,9 @@ def attach(host: Host, options: Options) -> DynamicTraining:
             extend=options.extend,
             seed=getattr(host, "seed", None),
         )
+    if change is not None:
+        logging.getLogger("nas_dynamic").info("%s", change)
+    return training
 
 
 def build(host: Host, options: Options) -> tuple[CaLR | None, MomentumSeparation | None]:
@@ -107,22 +112,34 @@ def build(host: Host, options: Options) -> tuple[CaLR | None, MomentumSeparation
     Raises:
         ValueError: an option does not suit the host.
     """
-    if options.calr and options.anneal == "loss" and not host.multi_subnet:
-        raise ValueError(
-            "anneal='loss' needs a host that weights the losses of several subnets an update, such "
-            "as NNI's FairOneShot(); leave it at 'lr'"
-        )
-    if options.calr and options.curve == "scheduler" and host.has_scheduler() is False:
+    return _build(host, options)[:2]
+
+
+def _build(
+    host: Host, options: Options
+) -> tuple[CaLR | None, MomentumSeparation | None, str | None]:
+    """Return the parts, and what becomes of an lr that is constant without them."""
+    constant = options.calr and host.has_scheduler() is False
+    if constant and options.curve == "scheduler":
         raise ValueError(
             "curve='scheduler' bends the decay of an lr scheduler, and there is none here: the lr "
             "would stay as it is in the whole training. Return a scheduler with the optimizer "
             "(from configure_optimizers, in Lightning and NNI), or leave curve at 'polynomial'"
         )
+    if options.calr and options.anneal == "loss" and not host.multi_subnet:
+        raise ValueError(
+            "anneal='loss' needs a host that weights the losses of several subnets an update, such "
+            "as NNI's FairOneShot(); leave it at 'lr'"
+        )
     measure = options.complexity
     complexity = measure if callable(measure) else host.complexity(measure)
     momentum = _momentum(host.space, options, complexity) if options.momentum else None
     host.constrain(momentum.group_by if momentum else None)
-    return (_calr(host, options, complexity) if options.calr else None), momentum
+    if not options.calr:
+        return None, momentum, None
+    calr, mean = _calr(host, options, complexity, constant)
+    lrs = [float(group["lr"]) for group in host.optimizer.param_groups]
+    return calr, momentum, None if mean is None or not constant else change_of_lr(lrs, calr, mean)
 
 
 def _momentum(space: SearchSpace, options: Options, complexity: Complexity) -> MomentumSeparation:
@@ -133,12 +150,26 @@ def _momentum(space: SearchSpace, options: Options, complexity: Complexity) -> M
     return MomentumSeparation(group_by, max_groups=options.max_groups)
 
 
-def _calr(host: Host, options: Options, complexity: Complexity) -> CaLR:
+def _calr(
+    host: Host, options: Options, complexity: Complexity, constant: bool
+) -> tuple[CaLR, float | None]:
+    """Return CaLR, and its mean factor where the lr is constant without it."""
     steps = options.total_steps
     if steps is None and options.curve != "scheduler":  # which knows by itself when it ends
         steps = host.total_steps()
-    if options.gamma_by == "rank":
+    keep = constant if options.keep_mean_lr is None else options.keep_mean_lr
+    sampled: list[float] = []
+    if options.gamma_by == "rank" or constant or keep:
         sampled = population(host.space, complexity, sampler=host.sampler())
-        return options.build_calr(complexity, steps, population=sampled)
-    known = options.bounds or bounds(host.space, complexity)
-    return options.build_calr(complexity, steps, bounds=known)
+    reference: dict[str, Any] = {"population": sampled}
+    if options.gamma_by == "complexity":
+        reference = {"bounds": options.bounds or bounds(host.space, complexity)}
+    calr = options.build_calr(complexity, steps, **reference)
+    if not (constant or keep):
+        return calr, None
+    mean = mean_factor(calr, sampled)
+    if not keep:
+        return calr, mean
+    # Rounded, for it stands in checkpoints.
+    start = round(1 / mean, 3)
+    return options.build_calr(complexity, steps, **reference, start=start), start * mean

@@ -63,10 +63,15 @@ def test_every_hub_space_trains_the_sampled_subnet(hub, classification):
     assert len({tuple(u.architecture.items()) for u in recorder.updates}) == 3
 
 
-@pytest.mark.parametrize("idle", ["coast", "freeze"])
-def test_equals_one_optimizer_a_group_with_the_formula_written_out(classification, idle):
+@pytest.mark.parametrize(
+    ("idle", "options", "start"),
+    [("coast", {}, 2), ("freeze", {}, 2), ("coast", {"keep_mean_lr": False}, 1)],
+)
+def test_equals_one_optimizer_a_group_with_the_formula_written_out(
+    classification, idle, options, start
+):
     evaluator = classification(max_epochs=3)
-    supernet, trainer, recorder = fit(dynamic(RandomOneShot(), idle=idle), evaluator)
+    supernet, trainer, recorder = fit(dynamic(RandomOneShot(), idle=idle, **options), evaluator)
     training = training_of(trainer)
     steps = training.calr.total_steps
 
@@ -89,7 +94,7 @@ def test_equals_one_optimizer_a_group_with_the_formula_written_out(classificatio
             ),
         )
         gamma = training.calr.gamma(update.architecture)
-        optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / steps) ** gamma
+        optimizer.param_groups[0]["lr"] = 0.05 * (start * (1 - step / steps) ** gamma)
         optimizer.step()
     assert len(optimizers) > 1
     assert same_weights(supernet, reference)
