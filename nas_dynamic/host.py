@@ -139,7 +139,7 @@ def _build(
         return None, momentum, None
     calr, mean = _calr(host, options, complexity, constant)
     lrs = [float(group["lr"]) for group in host.optimizer.param_groups]
-    return calr, momentum, None if mean is None or not constant else change_of_lr(lrs, calr, mean)
+    return calr, momentum, change_of_lr(lrs, calr, mean) if constant else None
 
 
 def _momentum(space: SearchSpace, options: Options, complexity: Complexity) -> MomentumSeparation:
@@ -153,23 +153,23 @@ def _momentum(space: SearchSpace, options: Options, complexity: Complexity) -> M
 def _calr(
     host: Host, options: Options, complexity: Complexity, constant: bool
 ) -> tuple[CaLR, float | None]:
-    """Return CaLR, and its mean factor where the lr is constant without it."""
+    """Return CaLR, and its mean factor where the lr is constant without it and that is known."""
     steps = options.total_steps
     if steps is None and options.curve != "scheduler":  # which knows by itself when it ends
         steps = host.total_steps()
-    keep = constant if options.keep_mean_lr is None else options.keep_mean_lr
+    by_rank = options.gamma_by == "rank"
+    keep = options.keep_mean_lr
+    if keep is None:  # the paper's γ stays as published
+        keep = constant and by_rank
     sampled: list[float] = []
-    if options.gamma_by == "rank" or constant or keep:
+    if by_rank or keep:
         sampled = population(host.space, complexity, sampler=host.sampler())
     reference: dict[str, Any] = {"population": sampled}
-    if options.gamma_by == "complexity":
+    if not by_rank:
         reference = {"bounds": options.bounds or bounds(host.space, complexity)}
     calr = options.build_calr(complexity, steps, **reference)
-    if not (constant or keep):
-        return calr, None
-    mean = mean_factor(calr, sampled)
-    if not keep:
+    mean = mean_factor(calr, sampled) if keep or (constant and by_rank) else None
+    if not keep or mean is None:
         return calr, mean
-    # Rounded, for it stands in checkpoints.
-    start = round(1 / mean, 3)
+    start = round(1 / mean, 3)  # rounded, for it stands in checkpoints
     return options.build_calr(complexity, steps, **reference, start=start), start * mean

@@ -37,11 +37,12 @@ def mean_factor(calr: CaLR, complexities: Iterable[float]) -> float:
     return calr.start * float(np.average(means, weights=counts))
 
 
-def change_of_lr(lrs: Sequence[float], calr: CaLR, mean: float) -> str:
-    """Return what becomes of constant lrs, one for each param group."""
+def change_of_lr(lrs: Sequence[float], calr: CaLR, mean: float | None) -> str:
+    """Return what becomes of constant lrs, one for each param group; `mean` is `mean_factor`."""
     changes = [
         f"{lr:g}, constant, → starts at {lr * calr.start:g}, decays to "
-        f"{lr * calr.factor_of(1.0, calr.total_steps or 0):g}, mean {lr * mean:.3g}"
+        f"{lr * calr.factor_of(1.0, calr.total_steps or 0):g}"
+        + ("" if mean is None else f", mean {lr * mean:.3g}")
         for lr in dict.fromkeys(lrs)
     ]
     return f"lr {'; '.join(changes)} (see keep_mean_lr)"

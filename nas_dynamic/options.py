@@ -35,7 +35,8 @@ class Options:
         total_steps: updates of the weights in the whole training; the host's number by default.
         keep_mean_lr: begin the decay at that lr at which the mean over the decay and its subnets
             is the optimizer's own lr, twice that for γ by rank and a linear decay; False: at the
-            optimizer's lr. By default only where the host knows that its lr is constant.
+            optimizer's lr. By default where the host knows that its lr is constant, and γ goes by
+            rank.
         anneal: what the decay applies to where an update takes several subnets.
         complexity: `"parameters"` or `"macs"`, or a function of an architecture.
         gamma_by: `"rank"`, of the complexity among subnets that the training draws, which keeps

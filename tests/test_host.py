@@ -136,7 +136,9 @@ class Scheduled(Loop):
 @pytest.mark.parametrize("gamma_by", ["rank", "complexity"])
 @pytest.mark.parametrize("curve", ["polynomial", "cosine-power", lambda p: (1 - p) ** 3])
 def test_a_constant_lr_is_the_mean_of_what_calr_makes_of_it(gamma_by, curve):
-    options = Options(gamma_by=gamma_by, curve=curve, gamma_max=3, warmup_steps=50)
+    options = Options(
+        gamma_by=gamma_by, curve=curve, gamma_max=3, warmup_steps=50, keep_mean_lr=True
+    )
     calr, _ = build(Constant(Layers(), steps=2050), options)
     space = Layers().space
     factors = [calr.factor(a, step) for a in space for step in range(50, 2050)]
@@ -149,6 +151,7 @@ def test_a_constant_lr_is_the_mean_of_what_calr_makes_of_it(gamma_by, curve):
     [
         (Constant, {}, 2),
         (Constant, {"keep_mean_lr": False}, 1),
+        (Constant, {"gamma_by": "complexity"}, 1),
         (Scheduled, {}, 1),
         (Scheduled, {"keep_mean_lr": True}, 2),
         (Loop, {}, 1),  # of whose lr nothing is known
@@ -163,13 +166,18 @@ def test_the_mean_lr_is_kept_by_default_where_the_lr_is_known_to_be_constant(hos
 
 def test_what_becomes_of_a_constant_lr_is_said_at_attachment(caplog):
     caplog.set_level("INFO", "nas_dynamic")
-    for changes in ({}, {"keep_mean_lr": False}):
+    paper = {"gamma_by": "complexity"}
+    calr, _ = build(Constant(Layers()), Options(**paper))
+    kept = 0.1 / np.mean([1 / (1 + calr.gamma(a)) for a in Layers().space])  # of (1 − p)^γ
+    for changes in ({}, {"keep_mean_lr": False}, paper, paper | {"keep_mean_lr": True}):
         attach(Constant(Layers()), Options(**changes)).detach()
     attach(Loop(Layers()), Options()).detach()
     attach(Constant(Layers()), Options(calr=False)).detach()
     assert [text for text in caplog.messages if text.startswith("lr ")] == [
         "lr 0.1, constant, → starts at 0.2, decays to 0, mean 0.1 (see keep_mean_lr)",
         "lr 0.1, constant, → starts at 0.1, decays to 0, mean 0.05 (see keep_mean_lr)",
+        "lr 0.1, constant, → starts at 0.1, decays to 0 (see keep_mean_lr)",
+        f"lr 0.1, constant, → starts at {kept:.4f}, decays to 0, mean 0.1 (see keep_mean_lr)",
     ]
     assert "CaLR: polynomial from 2 × lr over 10 steps" in caplog.messages[0]
 

@@ -158,6 +158,16 @@ def test_checkpoint_of_another_definition_is_refused(classification, tmp_path):
         fit(dynamic(RandomOneShot()), other)
 
 
+def test_checkpoint_of_a_decay_that_started_elsewhere_is_refused(classification, tmp_path):
+    evaluator = classification(enable_checkpointing=True)
+    _, trainer, _ = fit(dynamic(RandomOneShot(), keep_mean_lr=False), evaluator)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    other = classification()
+    other.fit_kwargs["ckpt_path"] = str(tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"calr\.start is None .* 2\.0 here.*by keep_mean_lr"):
+        fit(dynamic(RandomOneShot()), other)
+
+
 def test_logs_what_the_updates_used(classification, tmp_path):
     logger = pl.loggers.CSVLogger(tmp_path, name="", version="")
     evaluator = classification(logger=logger, log_every_n_steps=2)
