@@ -177,14 +177,6 @@ class Scoring(_Section):
     calibration_batches: Count = 8
 
 
-DYNAMIC: dict[str, Any] = {"nonfinite": "raise", "keep_mean_lr": False}
-"""Where a configuration has other defaults than `Options`.
-
-A run that diverges is to end, where a training of one's own goes on. And the lr of a configuration
-is where its decay begins, as in the static arm that it is compared with.
-"""
-
-
 class Config(_Section):
     """One run: a supernet trained once for each seed, and its subnets scored."""
 
@@ -193,7 +185,7 @@ class Config(_Section):
     data: Data
     optimizer: Optimizer = Optimizer(kwargs={"lr": 0.025, "momentum": 0.9})
     scheduler: Scheduler | None = None
-    dynamic: Options = Options(**DYNAMIC)
+    dynamic: Options = Options(nonfinite="raise")
     scoring: Scoring = Scoring()
     epochs: Count | None = None
     steps: Count | None = None
@@ -257,7 +249,8 @@ def parse(content: dict[str, Any], source: str = "the configuration") -> Config:
         ConfigError: names each key at fault, its value, and what it may be.
     """
     if isinstance(content.get("dynamic"), dict):
-        content = content | {"dynamic": DYNAMIC | content["dynamic"]}
+        # A run that diverges is to end, where a training of one's own goes on.
+        content = content | {"dynamic": {"nonfinite": "raise"} | content["dynamic"]}
     try:
         # As JSON, of whose kinds of values a configuration is; it has no dates, say.
         return Config.model_validate_json(json.dumps(content, default=str))

@@ -77,11 +77,10 @@ def test_errors_name_the_key_its_value_and_what_is_allowed(change, message):
 
 def test_options_are_those_of_dynamic_training():
     config = parse(LEAST | {"dynamic": {"bounds": [1, 9], "gamma_by": "complexity"}})
-    own = {"nonfinite": "raise", "keep_mean_lr": False}
-    assert config.dynamic == Options(bounds=(1.0, 9.0), gamma_by="complexity", **own)
-    assert parse(LEAST).dynamic == Options(**own)
-    given = parse(LEAST | {"dynamic": {"nonfinite": "skip", "keep_mean_lr": True}})
-    assert given.dynamic == Options(nonfinite="skip", keep_mean_lr=True)
+    expected = Options(bounds=(1.0, 9.0), gamma_by="complexity", nonfinite="raise")
+    assert config.dynamic == expected
+    assert parse(LEAST).dynamic == Options(nonfinite="raise")
+    assert parse(LEAST | {"dynamic": {"nonfinite": "skip"}}).dynamic == Options(nonfinite="skip")
 
 
 def test_every_fault_is_reported_at_once():
