@@ -72,18 +72,20 @@ def _accumulated(trainer: Any, epoch: int) -> int:
 def check_plan(training: DynamicTraining, left: int) -> None:
     """Check, where loaders were made anew, that T still has room for the updates that are left.
 
+    Args:
+        training: with CaLR, whose T was read from the trainer.
+        left: updates from here on.
+
     Raises:
         ValueError: it has not; the training would otherwise fail at its update T.
     """
-    calr = training.calr
-    if calr is None or calr.total_steps is None:
-        return
-    planned = training.steps + left
-    if planned > calr.total_steps:
+    assert training.calr is not None
+    planned, total = training.steps + left, training.calr.total_steps
+    if total is not None and planned > total:
         raise ValueError(
             f"the training data has grown: {planned:,} updates are to be made in all, and CaLR's "
-            f"decay is planned for {calr.total_steps:,}, as they were when the fit began. Give "
-            "max_steps, or total_steps=…, where loaders of another length come later"
+            f"decay is planned for {total:,}, as they were when the fit began. Give max_steps, or "
+            "total_steps=…, where loaders of another length come later"
         )
 
 

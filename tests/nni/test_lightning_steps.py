@@ -242,6 +242,14 @@ def test_loaders_that_grow_are_refused_when_they_have_grown(remade):
     assert training.updates == 10
 
 
+def test_loaders_that_are_made_anew_without_an_end_do_not_matter_to_a_static_training(remade):
+    evaluator = remade(4, 6)
+    evaluator.trainer.fit_loop.max_epochs = -1
+    evaluator.trainer.callbacks.append(StopAt(10))
+    training, _ = trained(evaluator, dynamic(RandomOneShot(), calr=False))
+    assert training.updates == 10
+
+
 def test_loaders_that_shrink_are_told_of_at_the_end(remade):
     _, said = trained(remade(4, 2))
     assert "after 6 updates" in said[0]
