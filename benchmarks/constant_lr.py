@@ -25,7 +25,7 @@ import functools
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +224,7 @@ def table(options: argparse.Namespace) -> None:
     print(text_table(header, lines, text=(0, 1, 2, 3)))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.constant_lr", description=__doc__)
     parser.add_argument("command", choices=("run", "table"))
     parser.add_argument("--spaces", type=_list(str), default=["nb201", "autoformer"])
@@ -239,7 +239,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, default=Path("data/nb201.csv.gz"))
     parser.add_argument("--runs", type=Path, default=Path("runs/nb201"), help="decoded images")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/constant_lr.csv"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     {"run": run, "table": table}[options.command](options)
 
 
