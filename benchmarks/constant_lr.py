@@ -27,7 +27,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
@@ -52,6 +52,7 @@ from nas_dynamic.experiment.data import batch_loader
 from nas_dynamic.experiment.data_sets import digits
 from nas_dynamic.experiment.run import sample_architectures
 
+Idle = Literal["freeze", "coast"]
 KERNELS = {"torch": TORCH, "simd": SIMD}
 
 BASELINE = "constant"
@@ -92,7 +93,7 @@ class NasBench201:
         self.test = test.balanced(options.images).batches(256)
         self.table = load_table(options.table).stratified(options.subnets)
 
-    def train(self, arm: str, seed: int, lr: float, updates: int) -> dict[str, float]:
+    def train(self, arm: str, idle: Idle, seed: int, lr: float, updates: int) -> dict[str, float]:
         """Train a supernet with Adam; return what is measured of it."""
         supernet = Supernet(8, 1, seed, kernels=self.kernels)
         batches, sampler = TrainingBatches(self.train_images, 64, seed), UniformSampler(SPACE, seed)
@@ -102,7 +103,7 @@ class NasBench201:
         if arm != BASELINE:
             calr = CaLR(parameters, total_steps=updates, population=map(parameters, SPACE))
             momentum = None if arm.endswith("-calr") else MomentumSeparation(DEFAULT_EDGE)
-            DynamicTraining(optimizer, lambda: sampled[-1], calr=calr, momentum=momentum)
+            DynamicTraining(optimizer, lambda: sampled[-1], calr=calr, momentum=momentum, idle=idle)
         for step in range(updates):
             images, classes = batches[step]
             sampled[:] = [sampler.sample()]
@@ -126,7 +127,7 @@ class AutoFormer:
         self.build = functools.partial(distillation.space, self.data.classes)
         self.subnets = sample_architectures(search_space(self.build()), options.subnets, 0)
 
-    def train(self, arm: str, seed: int, lr: float, updates: int) -> dict[str, float]:
+    def train(self, arm: str, idle: Idle, seed: int, lr: float, updates: int) -> dict[str, float]:
         """Train a supernet as an NNI experiment does; return what is measured of it."""
         level = Level(updates) if arm == "level" else None
 
@@ -152,12 +153,12 @@ class AutoFormer:
             callbacks=[SetLr()],
         )
         arms: dict[str, dict[str, Any]] = {
-            BASELINE: {"calr": False, "momentum": False, "idle": "freeze"},
+            BASELINE: {"calr": False, "momentum": False},
             "decayed-calr": {"momentum": False},
             "kept-calr": {"momentum": False},
         }
-        options = arms.get(arm, {}) | {"keep_mean_lr": False}  # STARTS has the arm's lr
-        strategy = dynamic(RandomOneShot(), seed=seed, **options)
+        options = arms.get(arm, {}) | {"keep_mean_lr": False, "idle": idle}
+        strategy = dynamic(RandomOneShot(), seed=seed, **options)  # STARTS has the arm's lr
         supernet = strategy.mutate_model(self.build())
         strategy.mutate_evaluator(evaluator).evaluate(supernet)
         test = list(batch_loader(self.data.test, 256))
@@ -175,13 +176,15 @@ def run(options: argparse.Namespace) -> None:
         options.seeds, options.spaces, options.lrs, options.arms
     ):
         updates = options.updates or SPACES[name].updates
-        row = {"space": name, "lr": lr, "updates": updates, "seed": seed, "arm": arm}
+        # As the user has it, without dynamic training, idle parameters freeze.
+        idle = "freeze" if arm == BASELINE else options.idle
+        row = {"space": name, "lr": lr, "updates": updates, "seed": seed, "arm": arm, "idle": idle}
         if any(all(old[key] == str(v) for key, v in row.items()) for old in read(options.results)):
             continue
         if name not in spaces:
             spaces[name] = SPACES[name](options)
         started = time.process_time()
-        found = spaces[name].train(arm, seed, lr, updates)
+        found = spaces[name].train(arm, idle, seed, lr, updates)
         row |= {key: round(found[key], 5) if key in found else "" for key in MEASURES}
         row |= {"seconds": round(time.process_time() - started)}
         append_result(options.results, row)
@@ -197,20 +200,21 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def table(options: argparse.Namespace) -> None:
-    """Print the mean of each arm, and its paired differences to the constant lr."""
+    """Print the mean of each arm, and its differences to another one on the same seeds."""
     seeds = {str(seed) for seed in options.seeds}
     found = [row for row in read(options.results) if row["seed"] in seeds]
     lines = []
-    for space, lr in dict.fromkeys((row["space"], row["lr"]) for row in found):
-        rows = [row for row in found if (row["space"], row["lr"]) == (space, lr)]
-        for arm, (measure, name) in itertools.product(ARMS, MEASURES.items()):
+    for setting in dict.fromkeys((row["space"], row["lr"], row["updates"]) for row in found):
+        rows = [row for row in found if (row["space"], row["lr"], row["updates"]) == setting]
+        arms = dict.fromkeys((row["arm"], row["idle"]) for row in rows)
+        for (measure, name), (arm, idle) in itertools.product(MEASURES.items(), sorted(arms)):
             values, against = (
                 {
                     row["seed"]: float(row[measure])
                     for row in rows
-                    if row["arm"] == a and row[measure]
+                    if row["arm"] == a and row["idle"] == i and row[measure]
                 }
-                for a in (arm, BASELINE)
+                for a, i in ((arm, idle), (options.against, options.against_idle))
             )
             pairs = sorted(values.keys() & against.keys())
             if not pairs:
@@ -218,10 +222,12 @@ def table(options: argparse.Namespace) -> None:
             mean = mean_estimate([values[seed] for seed in pairs]).value
             difference = Difference(np.array([values[seed] - against[seed] for seed in pairs]))
             low, high = difference.t_interval()
-            change = "" if arm == BASELINE else f"{difference.mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-            lines.append([space, lr, name, arm, str(len(pairs)), f"{mean:.3f}", change])
-    header = ["space", "lr", "measure", "arm", "seeds", "mean", "difference, 95% (t)"]
-    print(text_table(header, lines, text=(0, 1, 2, 3)))
+            change = f"{difference.mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+            same = (arm, idle) == (options.against, options.against_idle)
+            lines.append([*setting[:2], name, arm, idle, str(len(pairs)), f"{mean:.3f}"])
+            lines[-1].append("" if same else change)
+    header = ["space", "lr", "measure", "arm", "idle", "seeds", "mean", "difference, 95% (t)"]
+    print(text_table(header, lines, text=(0, 1, 2, 3, 4)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -231,6 +237,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--arms", type=_list(str), default=[*ARMS[:4]])
     parser.add_argument("--seeds", type=_list(int), default=[*range(8)])
     parser.add_argument("--lrs", type=_list(float), default=[0.001], help="the user's, constant")
+    parser.add_argument("--idle", choices=("freeze", "coast"), default="freeze")
+    parser.add_argument("--against", choices=ARMS, default=BASELINE, help="arm of the differences")
+    parser.add_argument("--against-idle", choices=("freeze", "coast"), default="freeze")
     parser.add_argument("--updates", type=int, help="of each training")
     parser.add_argument("--subnets", type=int, default=200, help="that are scored")
     parser.add_argument("--kernels", choices=KERNELS, default="torch", help="of nb201")
