@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytestmark = pytest.mark.host
 
@@ -24,7 +27,7 @@ SLOW = {
     "speed.cost": "--channels 4 --cells 1 --size 8 --batch 4 --steps 4 --warm-up 1",
     "speed.lazy_coasting": "--updates 1",
 }
-"""`soak` is in neither, since the tests run its parts; `nb201` has tests of its own."""
+"""`soak` is in neither, since the tests run its parts; `nb201` and `constant_lr` have their own."""
 
 
 @pytest.mark.parametrize(
@@ -38,3 +41,33 @@ def test_a_benchmark_runs(name, monkeypatch, capfd):
     monkeypatch.setattr(sys, "argv", [name, *(QUICK | SLOW)[name].split()])
     importlib.import_module(f"benchmarks.{name}").main()
     assert capfd.readouterr().out
+
+
+def test_constant_lr_trains_what_its_results_lack(tmp_path, capsys):
+    pytest.importorskip("nni")
+    from benchmarks.constant_lr import ARMS, main
+
+    pixels = np.random.default_rng(0).integers(256, size=(128, 16, 16, 3), dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        folder = tmp_path / "images" / ("train", "test")[number % 2] / f"class{number % 4 // 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{number}.png")
+    cell = "|{}~0|+|nor_conv_3x3~0|skip_connect~1|+|none~0|nor_conv_1x1~1|skip_connect~2|"
+    rows = [
+        f"{cell.format(op)},{accuracy}" for op, accuracy in (("none", 50), ("skip_connect", 60))
+    ]
+    (tmp_path / "table.csv").write_text("\n".join(["arch_str,c10_test200", *rows]))
+    results = tmp_path / "results.csv"
+    arguments = ["--seeds", "0", "--updates", "2", "--subnets", "2", "--results", str(results)]
+    arguments += ["--data", str(tmp_path / "images"), "--table", str(tmp_path / "table.csv")]
+    arguments += ["--runs", str(tmp_path), "--arms", ",".join(ARMS)]
+    main(["run", *arguments])
+    written = results.read_text()
+    assert [row["arm"] for row in csv.DictReader(written.splitlines())] == [*ARMS, *ARMS]
+    main(["run", *arguments])
+    assert results.read_text() == written
+    capsys.readouterr()
+    main(["table", *arguments])
+    printed = capsys.readouterr().out
+    assert printed.count("mean accuracy") == 2 * len(ARMS)
+    assert printed.count("τ by the loss") == len(ARMS)

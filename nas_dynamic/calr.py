@@ -68,6 +68,7 @@ class CaLR:
             subnets a step, the mean of their lrs, and each loss by its subnet's share. `"loss"`:
             the weight of each loss alone, as in the paper's experiments with several subnets a
             step; weight decay is not annealed. `DynamicTraining.loss_weights` gives the weights.
+        start: what the curve begins at, as a multiple of the optimizer's lr.
 
     Raises:
         ValueError: names the argument and what it may be.
@@ -92,6 +93,7 @@ class CaLR:
         curve: str | Callable[[float], float] = "polynomial",
         warmup_steps: int = 0,
         anneal: Literal["lr", "loss"] = "lr",
+        start: float = 1.0,
     ) -> None:
         if anneal not in ("lr", "loss"):
             raise ValueError(f"anneal must be 'lr' or 'loss', got {anneal!r}")
@@ -101,7 +103,12 @@ class CaLR:
                 "nas_dynamic.complexity.population(space, complexity), for γ by rank; or bounds, "
                 "nas_dynamic.complexity.bounds(space, complexity), for the paper's γ; not both"
             )
+        if not (math.isfinite(start) and start > 0 and (start == 1 or curve != "scheduler")):
+            raise ValueError(
+                f"start must be a positive number, and 1 with curve='scheduler'; got {start}"
+            )
         self.complexity, self.curve, self.anneal = complexity, curve, anneal
+        self.start = float(start)
         self._rank = RankScale(population) if population is not None else None
         self._scale = self._rank or LogScale(bounds)  # type: ignore[arg-type]
         self.c_min, self.c_max = self._scale.bounds
@@ -170,10 +177,10 @@ class CaLR:
             # The host has already multiplied lr_0 by s: s · s^(γ−1) = s^γ. At s = 0 the lr is 0.
             return math.pow(lr_ratio, gamma - 1) if lr_ratio > 0 else 0.0
         if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
+            return self.start * ((step + 1) / self.warmup_steps)
         assert self.total_steps is not None
         progress = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
-        return math.pow(max(self._curve(min(progress, 1.0)), 0.0), gamma)
+        return self.start * math.pow(max(self._curve(min(progress, 1.0)), 0.0), gamma)
 
     def definition(self) -> dict[str, Any]:
         """Return what decides the lr, as plain data: a checkpoint is refused where it differs."""
@@ -184,6 +191,7 @@ class CaLR:
             "total_steps": self.total_steps,
             "warmup_steps": self.warmup_steps,
             "anneal": self.anneal,
+            **({} if self.start == 1 else {"start": self.start}),  # of which earlier ones have none
         }
 
 

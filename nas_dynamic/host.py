@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -13,6 +14,7 @@ from nas_dynamic.calr import CaLR
 from nas_dynamic.complexity import Complexity, bounds, population
 from nas_dynamic.evaluation.supernet import Supernet
 from nas_dynamic.grouping import check_rule, default_rule
+from nas_dynamic.mean_lr import change_of_lr, mean_factor
 from nas_dynamic.momentum import GroupBy, MomentumSeparation
 from nas_dynamic.options import Options, takes_options
 from nas_dynamic.sampling import Sampler
@@ -47,6 +49,10 @@ class Host(Protocol):
         """Return the number of updates of the whole training; None if it has no end."""
         ...
 
+    def has_scheduler(self) -> bool | None:
+        """Return whether an lr scheduler sets the optimizer's lr; None if that is not known."""
+        return None
+
     def constrain(self, group_by: GroupBy | None) -> None:
         """Sample the subnets of one update from one momentum group; called before `sampler`."""
         return
@@ -62,11 +68,11 @@ def attach(host: Host, options: Options) -> DynamicTraining:
     Raises:
         ValueError: an option does not suit the host, or the optimizer cannot be attached to.
     """
-    calr, momentum = build(host, options)
+    calr, momentum, change = _build(host, options)
     with warnings.catch_warnings():
         if not (options.calr or options.momentum):  # a static training, by two words of the user
             warnings.filterwarnings("ignore", "neither calr nor momentum")
-        return DynamicTraining(
+        training = DynamicTraining(
             host.optimizer,
             architecture=host.sampled,
             calr=calr,
@@ -79,6 +85,9 @@ def attach(host: Host, options: Options) -> DynamicTraining:
             extend=options.extend,
             seed=getattr(host, "seed", None),
         )
+    if change is not None:
+        logging.getLogger("nas_dynamic").info("%s", change)
+    return training
 
 
 def build(host: Host, options: Options) -> tuple[CaLR | None, MomentumSeparation | None]:
@@ -87,6 +96,20 @@ def build(host: Host, options: Options) -> tuple[CaLR | None, MomentumSeparation
     Raises:
         ValueError: an option does not suit the host.
     """
+    return _build(host, options)[:2]
+
+
+def _build(
+    host: Host, options: Options
+) -> tuple[CaLR | None, MomentumSeparation | None, str | None]:
+    """Return the parts, and what becomes of an lr that is constant without them."""
+    constant = options.calr and host.has_scheduler() is False
+    if constant and options.curve == "scheduler":
+        raise ValueError(
+            "curve='scheduler' bends the decay of an lr scheduler, and there is none here: the lr "
+            "would stay as it is in the whole training. Return a scheduler with the optimizer "
+            "(from configure_optimizers, in Lightning and NNI), or leave curve at 'polynomial'"
+        )
     if options.calr and options.anneal == "loss" and not host.multi_subnet:
         raise ValueError(
             "anneal='loss' needs a host that weights the losses of several subnets an update, such "
@@ -96,7 +119,11 @@ def build(host: Host, options: Options) -> tuple[CaLR | None, MomentumSeparation
     complexity = measure if callable(measure) else host.complexity(measure)
     momentum = _momentum(host.space, options, complexity) if options.momentum else None
     host.constrain(momentum.group_by if momentum else None)
-    return (_calr(host, options, complexity) if options.calr else None), momentum
+    if not options.calr:
+        return None, momentum, None
+    calr, mean = _calr(host, options, complexity, constant)
+    lrs = [float(group["lr"]) for group in host.optimizer.param_groups]
+    return calr, momentum, change_of_lr(lrs, calr, mean) if constant else None
 
 
 def _momentum(space: SearchSpace, options: Options, complexity: Complexity) -> MomentumSeparation:
@@ -107,12 +134,26 @@ def _momentum(space: SearchSpace, options: Options, complexity: Complexity) -> M
     return MomentumSeparation(group_by, max_groups=options.max_groups)
 
 
-def _calr(host: Host, options: Options, complexity: Complexity) -> CaLR:
+def _calr(
+    host: Host, options: Options, complexity: Complexity, constant: bool
+) -> tuple[CaLR, float | None]:
+    """Return CaLR, and its mean factor where the lr is constant without it and that is known."""
     steps = options.total_steps
     if steps is None and options.curve != "scheduler":  # which knows by itself when it ends
         steps = host.total_steps()
-    if options.gamma_by == "rank":
+    by_rank = options.gamma_by == "rank"
+    keep = options.keep_mean_lr
+    if keep is None:  # the paper's γ stays as published
+        keep = constant and by_rank
+    sampled: list[float] = []
+    if by_rank or keep:
         sampled = population(host.space, complexity, sampler=host.sampler())
-        return options.build_calr(complexity, steps, population=sampled)
-    known = options.bounds or bounds(host.space, complexity)
-    return options.build_calr(complexity, steps, bounds=known)
+    reference: dict[str, Any] = {"population": sampled}
+    if not by_rank:
+        reference = {"bounds": options.bounds or bounds(host.space, complexity)}
+    calr = options.build_calr(complexity, steps, **reference)
+    mean = mean_factor(calr, sampled) if keep or (constant and by_rank) else None
+    if not keep or mean is None:
+        return calr, mean
+    start = round(1 / mean, 3)  # rounded, for it stands in checkpoints
+    return options.build_calr(complexity, steps, **reference, start=start), start * mean

@@ -33,6 +33,10 @@ class Options:
         curve: the decay; `"scheduler"` bends that of the optimizer's own lr scheduler.
         warmup_steps: updates of linear warm-up.
         total_steps: updates of the weights in the whole training; the host's number by default.
+        keep_mean_lr: begin the decay at that lr at which the mean over the decay and its subnets
+            is the optimizer's own lr, twice that for γ by rank and a linear decay; False: at the
+            optimizer's lr. By default where the host knows that its lr is constant, and γ goes by
+            rank.
         anneal: what the decay applies to where an update takes several subnets.
         complexity: `"parameters"` or `"macs"`, or a function of an architecture.
         gamma_by: `"rank"`, of the complexity among subnets that the training draws, which keeps
@@ -65,6 +69,7 @@ class Options:
     curve: str | Callable[[float], float] = "polynomial"
     warmup_steps: int = 0
     total_steps: int | None = None
+    keep_mean_lr: bool | None = None
     anneal: Literal["lr", "loss"] = "lr"
     complexity: Literal["parameters", "macs"] | Complexity = "parameters"
     gamma_by: Literal["rank", "complexity"] = "rank"
@@ -88,6 +93,11 @@ class Options:
         if self.gamma_by == "rank" and self.bounds is not None:
             raise ValueError(
                 "bounds are for γ by complexity: give gamma_by='complexity' as well, or no bounds"
+            )
+        if self.keep_mean_lr and self.curve == "scheduler":
+            raise ValueError(
+                "keep_mean_lr is for a decay of CaLR's own: curve='scheduler' bends the "
+                "scheduler's; give another curve, or no keep_mean_lr"
             )
         check_idle(self.idle)
         check_nonfinite(self.nonfinite)

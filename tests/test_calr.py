@@ -191,6 +191,22 @@ def test_warm_up_is_linear_and_not_bent_by_gamma(calr: CaLR, position: float, st
         assert factor == pytest.approx(expected)
 
 
+@given(calrs(total_steps=1000, warmup_steps=100), unit, st.integers(0, 1100), st.floats(0.1, 9))
+def test_the_start_multiplies_the_factor(calr: CaLR, position: float, step: int, start: float):
+    started = CaLR(
+        calr.complexity,
+        total_steps=1000,
+        bounds=(calr.c_min, calr.c_max),
+        gamma_max=calr.gamma_max,
+        gamma_min=calr.gamma_min,
+        curve=calr.curve,
+        warmup_steps=100,
+        start=start,
+    )
+    architecture = between(calr, position)
+    assert started.factor(architecture, step) == start * calr.factor(architecture, step)
+
+
 @given(calrs(), unit, st.floats(1e-300, 1), st.floats(1e-6, 10))
 def test_following_a_scheduler_gives_the_power_of_its_decay(
     calr: CaLR, position: float, decay: float, peak: float
@@ -292,6 +308,9 @@ def test_the_curve_scheduler_with_schedulers_of_torch(schedule: Any, complexity:
         ({"warmup_steps": -1}, "0 <= warmup_steps < total_steps"),
         ({"warmup_steps": 10}, "0 <= warmup_steps < total_steps"),
         ({"warmup_steps": 3, "curve": "scheduler"}, "which warms up itself"),
+        ({"start": 0}, "start must be a positive number"),
+        ({"start": math.nan}, "start must be a positive number"),
+        ({"start": 2, "curve": "scheduler"}, "and 1 with curve='scheduler'; got 2"),
     ],
 )
 def test_bad_arguments_are_named(changes: dict[str, Any], message: str):

@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -97,6 +98,7 @@ def test_every_option_reaches_what_it_is_of():
         "check_ranks_every": 7,
         "check_sampled": False,
         "extend": True,
+        "keep_mean_lr": True,
     }
     assert changes.keys() == {option.name for option in dataclasses.fields(Options)}
     host = Loop(Layers())
@@ -106,6 +108,9 @@ def test_every_option_reaches_what_it_is_of():
     assert (calr.gamma_max, calr.gamma_min, calr.curve, calr.warmup_steps) == (3, 0.5, "cosine", 2)
     assert (calr.total_steps, calr.c_min, calr.c_max, calr.anneal) == (7, 10, 1000, "loss")
     assert calr.complexity({}) == 100
+    # γ of 100, half-way between the bounds, is 1.75.
+    mean = np.mean([((1 + math.cos(math.pi * p)) / 2) ** 1.75 for p in np.linspace(0, 1, 9999)])
+    assert calr.start == pytest.approx(1 / mean, abs=1e-3)
     assert training.extend
     assert (momentum.group_by, momentum.max_groups, training.idle) == (bins, 5, "freeze")
     host.supernet.layers["layer1"]["a"][0].weight.grad = torch.full((2, 6), torch.nan)
@@ -114,6 +119,75 @@ def test_every_option_reaches_what_it_is_of():
     with pytest.warns(UserWarning, match="is skipped"):
         host.optimizer.step()
     assert training.skipped == 1
+
+
+class Constant(Loop):
+    """A host that knows that it has no lr scheduler."""
+
+    def has_scheduler(self) -> bool:
+        return False
+
+
+class Scheduled(Loop):
+    def has_scheduler(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("gamma_by", ["rank", "complexity"])
+@pytest.mark.parametrize("curve", ["polynomial", "cosine-power", lambda p: (1 - p) ** 3])
+def test_a_constant_lr_is_the_mean_of_what_calr_makes_of_it(gamma_by, curve):
+    options = Options(
+        gamma_by=gamma_by, curve=curve, gamma_max=3, warmup_steps=50, keep_mean_lr=True
+    )
+    calr, _ = build(Constant(Layers(), steps=2050), options)
+    space = Layers().space
+    factors = [calr.factor(a, step) for a in space for step in range(50, 2050)]
+    assert np.mean(factors) == pytest.approx(1, abs=2e-3)
+    assert calr.factor(space.decode([0, 0]), 49) == calr.start, "the end of the warm-up"
+
+
+@pytest.mark.parametrize(
+    ("host", "changes", "start"),
+    [
+        (Constant, {}, 2),
+        (Constant, {"keep_mean_lr": False}, 1),
+        (Constant, {"gamma_by": "complexity"}, 1),
+        (Scheduled, {}, 1),
+        (Scheduled, {"keep_mean_lr": True}, 2),
+        (Loop, {}, 1),  # of whose lr nothing is known
+        (Loop, {"keep_mean_lr": True}, 2),
+    ],
+)
+def test_the_mean_lr_is_kept_by_default_where_the_lr_is_known_to_be_constant(host, changes, start):
+    calr, _ = build(host(Layers()), Options(**changes))
+    assert calr.start == start
+    assert ("start" in calr.definition()) == (start != 1), "older checkpoints have none"
+
+
+def test_what_becomes_of_a_constant_lr_is_said_at_attachment(caplog):
+    caplog.set_level("INFO", "nas_dynamic")
+    paper = {"gamma_by": "complexity"}
+    calr, _ = build(Constant(Layers()), Options(**paper))
+    kept = 0.1 / np.mean([1 / (1 + calr.gamma(a)) for a in Layers().space])  # of (1 − p)^γ
+    for changes in ({}, {"keep_mean_lr": False}, paper, paper | {"keep_mean_lr": True}):
+        attach(Constant(Layers()), Options(**changes)).detach()
+    attach(Loop(Layers()), Options()).detach()
+    attach(Constant(Layers()), Options(calr=False)).detach()
+    assert [text for text in caplog.messages if text.startswith("lr ")] == [
+        "lr 0.1, constant, → starts at 0.2, decays to 0, mean 0.1 (see keep_mean_lr)",
+        "lr 0.1, constant, → starts at 0.1, decays to 0, mean 0.05 (see keep_mean_lr)",
+        "lr 0.1, constant, → starts at 0.1, decays to 0 (see keep_mean_lr)",
+        f"lr 0.1, constant, → starts at {kept:.4f}, decays to 0, mean 0.1 (see keep_mean_lr)",
+    ]
+    assert "CaLR: polynomial from 2 × lr over 10 steps" in caplog.messages[0]
+
+
+def test_a_scheduler_that_is_known_to_be_missing_is_refused():
+    with pytest.raises(ValueError, match="there is none here"):
+        build(Constant(Layers()), Options(curve="scheduler"))
+    build(Constant(Layers()), Options(curve="scheduler", calr=False))
+    for host in (Scheduled, Loop):
+        build(host(Layers()), Options(curve="scheduler"))
 
 
 def test_parts_that_are_off_are_not_attached():
@@ -140,6 +214,7 @@ def test_parts_that_are_off_are_not_attached():
         ({"idle": "sleep"}, "idle must be 'auto', 'coast' or 'freeze'"),
         ({"nonfinite": "clip"}, "nonfinite must be 'ignore', 'raise' or 'skip'"),
         ({"check_ranks_every": 0}, "must be 1 or more"),
+        ({"keep_mean_lr": True, "curve": "scheduler"}, "for a decay of CaLR's own"),
     ],
 )
 def test_a_bad_option_is_refused_before_there_is_a_host(changes: dict[str, Any], message: str):

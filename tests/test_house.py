@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     {"space", "_extras"},
     {"calr", "complexity_scale", "momentum", "sampling", "storage"},
-    {"complexity", "grouping", "evaluation", "analysis"},
+    {"complexity", "mean_lr", "grouping", "evaluation", "analysis"},
     {"attach", "search"},
     {"host", "options", "supernet_callback", "supernet_host", "update_log", "__init__"},
     {"report", "adapters"},

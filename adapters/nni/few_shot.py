@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from nas_dynamic.adapters.nni.complexity import subnet_parameters
 from nas_dynamic.adapters.nni.multi_subnet import SamplerModule
+from nas_dynamic.adapters.nni.resume import Resumable
 from nas_dynamic.adapters.nni.sampling import Sampling
 from nas_dynamic.adapters.nni.space import search_space
 from nas_dynamic.adapters.nni.training import DynamicCallback
@@ -127,4 +128,4 @@ def _callbacks_of(trainer: Trainer) -> list[pl.Callback]:
     """Return the callbacks that the user gave to a traced trainer."""
     given = trainer.trace_kwargs.get("callbacks") or []
     given = [given] if isinstance(given, pl.Callback) else given
-    return [c for c in given if not isinstance(c, Sampling | DynamicCallback)]
+    return [c for c in given if not isinstance(c, Sampling | DynamicCallback | Resumable)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytorch_lightning as pl
 from nni.mutable import Sample
 from nni.nas.oneshot.pytorch._dataloader import ConcatLoader
 
+from nas_dynamic.adapters._lightning_steps import planned_updates
 from nas_dynamic.adapters.nni.sampling import Sampling
 from nas_dynamic.adapters.nni.space import architecture_of
 
@@ -29,11 +29,12 @@ class PolicySampling(Sampling):
         self.architectures = [architecture_of(sample, self.module.model)]
         return sample
 
-    def total_steps(self, trainer: pl.Trainer) -> float:
+    def planned_updates(self, trainer: pl.Trainer, *, from_here: bool = False) -> int:
         """Return the number of updates of the weights, without those of the architecture.
 
         Raises:
-            ValueError: the training ends by `max_steps`, which counts both.
+            ValueError: no end is known before; or the training ends by `max_steps`, which counts
+                both.
         """
         if trainer.max_steps != -1:
             raise ValueError(
@@ -41,10 +42,8 @@ class PolicySampling(Sampling):
                 "as well; give max_epochs to the evaluator, or dynamic(…, total_steps=…), the "
                 "number of updates of the weights"
             )
-        if trainer.max_epochs == -1:
-            return math.inf
         trainer.fit_loop.setup_data()
-        return self.weight_batches(trainer) * (trainer.max_epochs or 0)
+        return planned_updates(trainer, self.weight_batches(trainer), from_here=from_here)
 
     def weight_batches(self, trainer: pl.Trainer) -> float:
         """Return the number of batches of an epoch that update the weights."""

@@ -10,6 +10,7 @@ from nni.mutable import Sample
 from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from nni.nas.oneshot.pytorch.sampling import RandomSamplingLightningModule
 
+from nas_dynamic.adapters._lightning_steps import planned_updates
 from nas_dynamic.adapters.nni.space import activate, sample_of, search_space
 from nas_dynamic.momentum import GroupBy
 from nas_dynamic.sampling import Sampler
@@ -59,9 +60,13 @@ class Sampling(pl.Callback):
         """Return one that draws as the training does from its start; None if that is uniformly."""
         return None
 
-    def total_steps(self, trainer: pl.Trainer) -> float:
-        """Return the number of updates of the weights in the whole training; inf without an end."""
-        return trainer.estimated_stepping_batches
+    def planned_updates(self, trainer: pl.Trainer, *, from_here: bool = False) -> int:
+        """Return the number of updates of the weights; see `planned_updates` of Lightning.
+
+        Raises:
+            ValueError: no end is known before.
+        """
+        return planned_updates(trainer, from_here=from_here)
 
     def constrain(self, group_by: GroupBy | None) -> None:
         """Sample the subnets of an update from one momentum group; one always is of one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +14,12 @@ from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from nni.nas.oneshot.pytorch.strategy import ENAS, OneShotStrategy, Proxyless, RandomOneShot
 
+from nas_dynamic.adapters._lightning_steps import check_plan, has_scheduler, warn_if_unfinished
 from nas_dynamic.adapters.lightning import log_start, log_update
 from nas_dynamic.adapters.nni import policies
 from nas_dynamic.adapters.nni.complexity import complexity_of
 from nas_dynamic.adapters.nni.random_one_shot import RandomOneShotSampling
+from nas_dynamic.adapters.nni.resume import Resumable, StrategyState
 from nas_dynamic.adapters.nni.sampling import Sampling, begins_update
 from nas_dynamic.attach import DynamicTraining
 from nas_dynamic.complexity import Complexity
@@ -71,8 +72,10 @@ def dynamic(strategy: Strategy, *, seed: int | None = None, **options: Any) -> S
         attached.seed = seed
     if isinstance(strategy, ENAS):
         attached.train_dataloader = policies.train_dataloader
-    # An attribute of the instance: the class, and so what NNI infers from it, stays the same.
+    # Attributes of the instance: the class, and so what NNI infers from it, stays the same.
     attached.mutate_evaluator = _MutateEvaluator(attached, given, seed or 0)
+    state = StrategyState(attached)
+    attached.state_dict, attached.load_state_dict = state.save, state.load
     return attached
 
 
@@ -90,7 +93,7 @@ class _MutateEvaluator:
         callbacks = mutated.trainer.callbacks
         if sampling not in callbacks:
             callbacks.append(sampling)
-        callbacks.append(DynamicCallback(sampling, self.options))
+        callbacks += [DynamicCallback(sampling, self.options), Resumable()]
         return mutated
 
 
@@ -138,15 +141,11 @@ class NniHost(Host):
 
     def total_steps(self) -> int:
         """Return the number of updates of the weights that the trainer will make."""
-        steps = self.sampling.total_steps(self.trainer)
-        if not (math.isfinite(steps) and steps >= 1):
-            raise ValueError(
-                "the trainer has no end that is known before (max_epochs=-1, or batches of a data "
-                "set without a length), so the lr cannot decay towards it; give max_epochs or "
-                "max_steps to the evaluator, dynamic(…, total_steps=…), or an lr scheduler and "
-                "dynamic(…, curve='scheduler')"
-            )
-        return int(steps)
+        return max(self.sampling.planned_updates(self.trainer), 1)
+
+    def has_scheduler(self) -> bool:
+        """Return whether the evaluator's module has an lr scheduler."""
+        return has_scheduler(self.trainer, self.optimizer)
 
     def constrain(self, group_by: GroupBy | None) -> None:
         """Sample the subnets of one update from one momentum group."""
@@ -193,6 +192,20 @@ class DynamicCallback(pl.Callback):
         self.sampling.loss_weights = self.training.loss_weights
         self._log = UpdateLog(self.training)
         log_start(self._log, trainer)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check loaders that were made anew: they may be longer than T was read from."""
+        remade = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
+        if self.training is None or not remade or self.options.total_steps is not None:
+            return
+        calr = self.training.calr
+        if calr is not None and not calr.follows_scheduler:
+            check_plan(self.training, self.sampling.planned_updates(trainer, from_here=True))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say where the training has ended before T, as by early stopping."""
+        if self.training is not None:
+            warn_if_unfinished(trainer, self.training)
 
     def on_train_batch_end(
         self,

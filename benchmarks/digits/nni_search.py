@@ -50,7 +50,7 @@ def main() -> None:
     data = digits(seed=0)
     pl.seed_everything(0, verbose=False)
     supernet = train(
-        dynamic(RandomOneShot(), gamma_by="complexity", seed=0),
+        dynamic(RandomOneShot(), gamma_by="complexity", keep_mean_lr=False, seed=0),
         NasBench201(8, 1, data.classes),
         data,
         epochs=options.epochs,

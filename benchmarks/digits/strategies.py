@@ -135,7 +135,8 @@ def main() -> None:
             strategy, model_space = build(options.seed), NasBench201(8, 1, data.classes)
             architectures = sample_architectures(search_space(model_space), options.subnets, 0)
             if attached:
-                strategy = dynamic(strategy)
+                # From the peak of the static arm's cosine, so that their mean lrs are the same.
+                strategy = dynamic(strategy, keep_mean_lr=False)
             started = time.perf_counter()
             supernet = train(
                 strategy,

@@ -148,6 +148,7 @@ def train_supernet(
         calr=gamma_max > 0,
         gamma_max=gamma_max or 1,
         momentum=parameters["momentum"] == "separate",
+        keep_mean_lr=False,  # from the lr that the static trials' cosine starts at
         seed=seed,
     )
     evaluator = Lightning(

@@ -52,10 +52,11 @@ def describe(training: DynamicTraining) -> str:
         curve = calr.definition()["curve"]
         steps = "" if calr.total_steps is None else f" over {calr.total_steps:,} steps"
         warmup = f" after {calr.warmup_steps:,} of warm-up" if calr.warmup_steps else ""
+        start = "" if calr.start == 1 else f" from {calr.start:g} × lr"
         by = "rank" if "population" in calr.definition() else "complexity"
         parts.append(
-            f"CaLR: {curve}{steps}{warmup}, γ {calr.gamma_max:g} to {calr.gamma_min:g} by {by} of "
-            f"{calr.c_min:,.6g} to {calr.c_max:,.6g}"
+            f"CaLR: {curve}{start}{steps}{warmup}, γ {calr.gamma_max:g} to {calr.gamma_min:g} by "
+            f"{by} of {calr.c_min:,.6g} to {calr.c_max:,.6g}"
         )
     if momentum is None:
         parts.append("one momentum")

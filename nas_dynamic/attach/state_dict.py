@@ -71,6 +71,8 @@ def read(
         differing.remove(longer[0])
     if differing:
         remedy = ". To train for more steps, attach with extend=True" if longer else ""
+        if any(d.startswith("calr.start is ") for d in differing):
+            remedy += ". Where the decay starts is decided by keep_mean_lr (no number: at the lr)"
         raise ValueError(
             f"the checkpoint is of another dynamic training: {'; '.join(differing)}{remedy}"
         )

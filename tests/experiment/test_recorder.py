@@ -99,6 +99,13 @@ def test_without_momentum_separation_there_are_no_groups():
     assert [pair["groups"] for pair in trace.pairs] == [[None, None]] * 2
 
 
+@pytest.mark.parametrize(("options", "start"), [({}, 1), ({"keep_mean_lr": True}, 2)])
+def test_the_decay_starts_at_the_lr_of_the_configuration(options, start):
+    trace = train(steps=3, dynamic=options)
+    for row in trace.rows:
+        assert row["lr"] == pytest.approx(0.025 * start * (1 - row["step"] / 3) ** row["gamma"])
+
+
 class Stop(Exception):
     pass
 

@@ -63,10 +63,15 @@ def test_every_hub_space_trains_the_sampled_subnet(hub, classification):
     assert len({tuple(u.architecture.items()) for u in recorder.updates}) == 3
 
 
-@pytest.mark.parametrize("idle", ["coast", "freeze"])
-def test_equals_one_optimizer_a_group_with_the_formula_written_out(classification, idle):
+@pytest.mark.parametrize(
+    ("idle", "options", "start"),
+    [("coast", {}, 2), ("freeze", {}, 2), ("coast", {"keep_mean_lr": False}, 1)],
+)
+def test_equals_one_optimizer_a_group_with_the_formula_written_out(
+    classification, idle, options, start
+):
     evaluator = classification(max_epochs=3)
-    supernet, trainer, recorder = fit(dynamic(RandomOneShot(), idle=idle), evaluator)
+    supernet, trainer, recorder = fit(dynamic(RandomOneShot(), idle=idle, **options), evaluator)
     training = training_of(trainer)
     steps = training.calr.total_steps
 
@@ -89,7 +94,7 @@ def test_equals_one_optimizer_a_group_with_the_formula_written_out(classificatio
             ),
         )
         gamma = training.calr.gamma(update.architecture)
-        optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / steps) ** gamma
+        optimizer.param_groups[0]["lr"] = 0.05 * (start * (1 - step / steps) ** gamma)
         optimizer.step()
     assert len(optimizers) > 1
     assert same_weights(supernet, reference)
@@ -150,6 +155,16 @@ def test_checkpoint_of_another_definition_is_refused(classification, tmp_path):
     other = classification(max_epochs=2)
     other.fit_kwargs["ckpt_path"] = str(tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match=r"calr\.total_steps is 6 in the checkpoint and 12 here"):
+        fit(dynamic(RandomOneShot()), other)
+
+
+def test_checkpoint_of_a_decay_that_started_elsewhere_is_refused(classification, tmp_path):
+    evaluator = classification(enable_checkpointing=True)
+    _, trainer, _ = fit(dynamic(RandomOneShot(), keep_mean_lr=False), evaluator)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    other = classification()
+    other.fit_kwargs["ckpt_path"] = str(tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"calr\.start is None .* 2\.0 here.*by keep_mean_lr"):
         fit(dynamic(RandomOneShot()), other)
 
 

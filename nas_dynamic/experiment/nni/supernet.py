@@ -121,6 +121,8 @@ def train_supernet(
             fit_kwargs={"ckpt_path": resumed} if resumed is not None else None,
         )
         options = asdict(config.dynamic) | {"total_steps": steps}
+        if options["keep_mean_lr"] is None:  # from the same lr as the static arm of a comparison
+            options["keep_mean_lr"] = False
         strategy = dynamic(RandomOneShot(), seed=seed, **options)
         experiment = NasExperiment(model_space, evaluator, strategy)
         on_interrupt = signal.getsignal(signal.SIGINT)
