@@ -1,0 +1,110 @@
+"""The state of a host's own sampling: in the optimizer's checkpoints, and one draw an update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from nas_dynamic.attach import DynamicTraining
+from nas_dynamic.attach.intercept import intercept
+
+__all__ = ["SAMPLING_KEY", "SamplingOncePerUpdate", "keep_sampling"]
+
+SAMPLING_KEY = "dynamic_sampling"
+"""Where in `optimizer.state_dict()` the state of the sampling is."""
+
+
+class Sampling(Protocol):
+    """What draws the subnets of a training; its state can be put back."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return the state, as plain data."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        ...
+
+
+def keep_sampling(training: DynamicTraining, sampling: Sampling) -> Callable[[], None]:
+    """Save the state of a sampling with that of the optimizer, and load it with it.
+
+    A checkpoint without one is refused by `optimizer.load_state_dict`, before anything changes.
+
+    Returns:
+        What ends it; to be called before `training.detach`.
+    """
+
+    def save(state_dict: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return state_dict(*args, **kwargs) | {SAMPLING_KEY: sampling.state_dict()}
+
+    def read(
+        load: Callable[..., None], state_dict: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        if SAMPLING_KEY not in state_dict:
+            raise ValueError(
+                "the checkpoint has no state of the sampling: it was written without this "
+                "adapter. Load it into the optimizer before dynamic training is attached"
+            )
+        own = {key: value for key, value in state_dict.items() if key != SAMPLING_KEY}
+        before = sampling.state_dict()
+        try:
+            sampling.load_state_dict(state_dict[SAMPLING_KEY])
+            load(own, *args, **kwargs)
+        except BaseException:  # all of it is loaded, or nothing
+            sampling.load_state_dict(before)
+            raise
+
+    ends = [
+        intercept(training.optimizer, "load_state_dict", read),
+        intercept(training.optimizer, "state_dict", save),
+    ]
+
+    def end() -> None:
+        for undo in ends:
+            undo()
+
+    return end
+
+
+class SamplingOncePerUpdate:
+    """Lets a host that samples in every micro-batch train one draw an update.
+
+    Every micro-batch of an update begins from the state of the sampling that the first one began
+    from, so that the host draws the same again. The state is kept in the optimizer's checkpoints;
+    in the middle of an update that is the one before it, so that it is drawn again.
+
+    Args:
+        training: counts the updates.
+        sampling: the host's.
+    """
+
+    def __init__(self, training: DynamicTraining, sampling: Sampling) -> None:
+        self._training = training
+        self._sampling = sampling
+        self._began = -1
+        self._before: Mapping[str, Any] = {}
+        self.end = keep_sampling(training, self)
+
+    @property
+    def begun(self) -> bool:
+        """Whether a subnet has been drawn for the coming update."""
+        # A subnet whose gradients are not finite would fail again: the next one takes its turn.
+        return self._began == self._training.updates + self._training.skipped
+
+    def begin(self) -> None:
+        """Call before the host draws."""
+        if self.begun:
+            self._sampling.load_state_dict(self._before)
+        else:
+            self._before = self._sampling.state_dict()
+            self._began = self._training.updates + self._training.skipped
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return the state that the coming update begins from."""
+        return self._before if self.begun else self._sampling.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self._sampling.load_state_dict(state)
+        self._began = -1
