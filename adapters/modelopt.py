@@ -36,8 +36,6 @@ def dynamic(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
-    total_steps: int | None = None,
-    curve: str | Callable[[float], float] | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Attached:
@@ -53,13 +51,11 @@ def dynamic(
         model: converted by `mtn.convert(model, mode="autonas")`, before or after
             `DistributedDataParallel`.
         optimizer: of its parameters.
-        total_steps: optimizer updates in the whole training, for the paper's polynomial decay; the
-            loop's own lr schedule has to be constant then. By default CaLR bends the lr schedule
-            that the loop has (`curve="scheduler"`).
-        curve: the decay; `"polynomial"` with `total_steps`, `"scheduler"` without.
         seed: of ModelOpt's generator, which is one for the process: the same on all ranks.
-        options: see `nas_dynamic.host.Options`. `"macs"` takes an input that is not known here:
-            give `complexity=subnet_macs(model, images)`.
+        options: see `nas_dynamic.host.Options`. With `total_steps`, optimizer updates in the whole
+            training, the decay is the paper's polynomial, and the loop's own lr has to be
+            constant; without, CaLR bends the lr schedule that the loop has. `"macs"` takes an
+            input that is not known here: give `complexity=subnet_macs(model, images)`.
 
     Raises:
         TypeError: the model is not converted, or by a mode that samples nothing in training.
@@ -72,8 +68,7 @@ def dynamic(
             f"{type(model).__name__} samples no subnet in training; convert it with "
             'mtn.convert(model, mode="autonas") first'
         )
-    curve = curve or ("scheduler" if total_steps is None else "polynomial")
-    given = Options.of(total_steps=total_steps, curve=curve, **options)
+    given = Options.of_loop(**options)
     return Attached(model, innermost(optimizer), seed, given)
 
 
@@ -128,10 +123,6 @@ class Attached(Host):
                 "complexity='macs' needs an input: give complexity=subnet_macs(model, images)"
             )
         return subnet_parameters(self.model)
-
-    def total_steps(self) -> int | None:
-        """Return None: a loop of one's own does not say."""
-        return None
 
     def detach(self) -> None:
         """Stop: every forward pass in training mode samples anew, as before."""

@@ -1,23 +1,21 @@
 """whittle: `training_strategy=dynamic(RandomStrategy(sampler=sampler, …), optimizer, model)`."""
 
-# ruff: noqa: NPY002 (the global generator is the one that whittle draws from)
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
 
 from nas_dynamic._extras import extra
 from nas_dynamic.attach.innermost import innermost
 from nas_dynamic.complexity import CachedComplexity, Complexity
-from nas_dynamic.host import Host, Options, attach, takes_options
-from nas_dynamic.sampling_state import SamplingOncePerUpdate
+from nas_dynamic.host import Options, takes_options
+from nas_dynamic.sampling_state import GlobalGenerators, numpy_state
 from nas_dynamic.space import Architecture, SearchSpace
+from nas_dynamic.strategy_host import StrategyHost
 from nas_dynamic.update_log import UpdateLog
 
 with extra("whittle"):
@@ -38,8 +36,6 @@ def dynamic(
     optimizer: Any,
     model: Any,
     *,
-    total_steps: int | None = None,
-    curve: str | Callable[[float], float] | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Strategy:
@@ -59,13 +55,11 @@ def dynamic(
             your own, whose sampler is a `RandomSampler`.
         optimizer: of the model, as it is or as `fabric.setup_optimizers` gives it.
         model: whittle's GPT, as it is or as `fabric.setup_module` gives it.
-        total_steps: optimizer updates in the whole training, for the paper's polynomial decay; the
-            loop's own lr has to be constant then. By default CaLR bends the lr schedule that
-            the loop has (`curve="scheduler"`), as the one of `fit`.
-        curve: the decay; `"polynomial"` with `total_steps`, `"scheduler"` without.
         seed: in place of NumPy's global generator, which `RandomLinearStrategy` draws from. The
             sampler has a seed of its own, which must be the same on all ranks.
-        options: see `nas_dynamic.host.Options`.
+        options: see `nas_dynamic.host.Options`. With `total_steps`, optimizer updates in the whole
+            training, the decay is the paper's polynomial, and the loop's own lr has to be
+            constant; without, CaLR bends the lr schedule that the loop has, as `fit` has one.
 
     Raises:
         TypeError: the strategy samples nothing, or its sampler is another one.
@@ -73,26 +67,31 @@ def dynamic(
     """
     if isinstance(strategy, StandardStrategy):
         raise TypeError("StandardStrategy samples no subnet; use RandomStrategy")
-    curve = curve or ("scheduler" if total_steps is None else "polynomial")
-    given = Options.of(total_steps=total_steps, curve=curve, **options)
+    given = Options.of_loop(**options)
     kind, attached = type(strategy), copy.copy(strategy)
     attached.__class__ = type(f"Dynamic{kind.__name__}", (_DynamicStrategy, kind), {})
-    attached._subnets = _Subnets(attached, innermost(optimizer), model, seed, given)
-    attached.training = attached._subnets.training
+    attached._host = _StrategyHost(attached, innermost(optimizer), model, seed)
+    attached._host.start(given)
+    attached.training = attached._host.training
     return attached
 
 
 class _DynamicStrategy:
     """A training strategy whose subnets are told."""
 
-    _subnets: _Subnets
+    _host: _StrategyHost
 
-    def __call__(self, model: Any, inputs: Any, outputs: Any, *args: Any, **kwargs: Any) -> float:
-        rest = (inputs, outputs, *args)
-        with self._subnets.rehearsal():
-            super().__call__(_Stub(), *rest, **kwargs)  # type: ignore[misc]
-        with self._subnets.weighing():
-            return super().__call__(model, *rest, **kwargs)  # type: ignore[misc, no-any-return]
+    def __call__(self: Any, model: Any, *args: Any, **kwargs: Any) -> float:
+        call = super().__call__  # type: ignore[misc]
+
+        def rehearse() -> None:
+            fabric, self.fabric = self.fabric, None
+            try:
+                call(_Stub(), *args, **kwargs)
+            finally:
+                self.fabric = fabric
+
+        return float(self._host.call(rehearse, lambda: call(model, *args, **kwargs)))
 
 
 class _Stub:
@@ -105,150 +104,73 @@ class _Stub:
         return lambda *args, **kwargs: None
 
 
-class _Subnets(Host):
+class _StrategyHost(StrategyHost):
     """What a strategy trains, update by update."""
 
-    multi_subnet = True
-
-    def __init__(
-        self, strategy: Any, optimizer: torch.optim.Optimizer, model: Any, seed: int, given: Options
-    ) -> None:
+    def __init__(self, strategy: Any, optimizer: torch.optim.Optimizer, model: Any, seed: int):
         sampler = strategy.sampler
         self.strategy, self.optimizer, self.model, self.seed = strategy, optimizer, model, seed
         self.space = search_space(sampler)
         self._raw = copy.copy(sampler)  # of the same generator
         self._raw.cast_search_space = False
-        self._cast = sampler.search_space.cast if sampler.cast_search_space else dict
+        cast = sampler.search_space.cast if sampler.cast_search_space else dict
         self._parameters = CachedComplexity(
-            self.space, lambda a: float(sampler.get_parameters(model, self._cast(dict(a))))
+            self.space, lambda a: float(sampler.get_parameters(model, cast(dict(a))))
         )
-        self._global = np.random.RandomState(seed)
-        self._told: list[Architecture] = []  # by the call at hand
-        self._trained: list[Architecture] = []  # by the last call
-        self._next: Architecture | None = None  # None: the super-network
-        self._weights: Iterator[float] | None = None
-        self._rehearsing = False
-        self._batches = 0
-        self.training = attach(self, given)
+        self._global, self._batches = GlobalGenerators(seed), 0
         strategy.sampler = copy.copy(sampler)
         for name in ("sample", "get_smallest_sub_network", "get_largest_sub_network"):
-            setattr(strategy.sampler, name, self._recorded(getattr(self._raw, name)))
-        strategy.loss_function = self._weighted(strategy.loss_function)
-        strategy.kd_loss = strategy.kd_loss and self._weighted(strategy.kd_loss)
-        self._sampling = SamplingOncePerUpdate(self.training, self)
-        self._log = UpdateLog(self.training)
-        optimizer.register_step_post_hook(self._log_update)
+            setattr(strategy.sampler, name, self.recorded(getattr(self._raw, name), cast))
+        strategy.loss_function = self.weighted(strategy.loss_function)
+        strategy.kd_loss = strategy.kd_loss and self.weighted(strategy.kd_loss)
 
-    def sampled(self) -> Sequence[Architecture]:
-        """Return the subnets of this update."""
-        if not (self._sampling.begun and self._trained):
-            raise RuntimeError(
-                "the strategy has not been called for this update: call what dynamic() returned"
-            )
-        return self._trained
+    def start(self, options: Options) -> None:
+        """Attach, and log what the updates use."""
+        super().start(options)
+        self._log = UpdateLog(self.training)
+        self.optimizer.register_step_post_hook(self._log_update)
+
+    def call(self, rehearse: Callable[[], Any], train: Callable[[], Any]) -> Any:
+        """Call the strategy, whose draws from global generators are its own."""
+        self._batches = self._batches + 1 if self._sampling.begun else 1
+
+        def own(call: Callable[[], Any]) -> Any:
+            with self._global:
+                return call()
+
+        return super().call(lambda: own(rehearse), lambda: own(train))
 
     def complexity(self, measure: Literal["parameters", "macs"]) -> Complexity:
         """Return whittle's count of the parameters."""
         if measure == "macs":
-            raise ValueError(
-                "complexity='macs' needs an input: give a function of an architecture, for "
-                "instance one that calls whittle.metrics.flops.compute_flops"
-            )
+            raise ValueError("complexity='macs' needs an input; give a function of an architecture")
         return self._parameters
 
-    def total_steps(self) -> int | None:
-        """Return None: a strategy does not know it."""
-        return None
-
-    @contextlib.contextmanager
-    def rehearsal(self) -> Iterator[None]:
-        """See which subnets a call trains, and put back what it has drawn."""
-        self._batches = self._batches + 1 if self._sampling.begun else 1
-        self._sampling.begin()
-        before, fabric = self.state_dict(), self.strategy.fabric
-        self._told, self._trained, self._next = [], [], None
-        self.strategy.fabric, self._rehearsing = None, True
-        try:
-            with self._own_generator():
-                yield
-        finally:
-            self.strategy.fabric, self._rehearsing = fabric, False
-            self.load_state_dict(before)
-        momentum = self.training.momentum
-        if momentum is not None and len({momentum.group(a) for a in self._told}) > 1:
-            raise ValueError(
-                f"{type(self.strategy).__name__} trains subnets of several momentum groups in one "
-                "update: say momentum=False, or use RandomStrategy(random_samples=1)"
-            )
-
-    @contextlib.contextmanager
-    def weighing(self) -> Iterator[None]:
-        """Weight the losses of a call, and tell its subnets."""
-        self._weights = iter(self.training.loss_weights(self._told))
-        self._told, self._next = [], None
-        try:
-            with self._own_generator():
-                yield
-            self._trained = self._told
-        finally:
-            self._weights = None
-
-    @contextlib.contextmanager
-    def _own_generator(self) -> Iterator[None]:
-        outer = np.random.get_state()
-        np.random.set_state(self._global.get_state())
-        try:
-            yield
-        finally:
-            self._global.set_state(np.random.get_state())
-            np.random.set_state(outer)
-
-    def _recorded(self, draw: Callable[[], Any]) -> Callable[[], Any]:
-        def drawn() -> Any:
-            config = draw()
-            self._next = self.space.decode(self.space.encode(config))
-            return self._cast(config)
-
-        return drawn
-
-    def _weighted(self, loss_function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def loss(*args: Any, **kwargs: Any) -> torch.Tensor:
-            if self._rehearsing or self._weights is not None:
-                self._told.append(self._next or self._super_network)
-                self._next = None
-            if self._rehearsing:
-                return torch.zeros((), requires_grad=True).clone()
-            value = loss_function(*args, **kwargs)
-            weight = 1.0 if self._weights is None else next(self._weights)
-            return value if weight == 1 else value * weight
-
-        return loss
-
     @functools.cached_property
-    def _super_network(self) -> Architecture:
+    def _whole(self) -> Architecture:
         largest = self.space.decode(self.space.encode(self._raw.get_largest_sub_network()))
         self.model.reset_super_network()
-        found, whole = self._parameters(largest), compute_parameters(self.model)
-        if found != whole:
+        if self._parameters(largest) != compute_parameters(self.model):
             raise ValueError(
-                f"the largest subnet of the space has {found:,.0f} parameters and the "
-                f"super-network, which {type(self.strategy).__name__} trains too, {whole:,.0f}: "
-                "let the space reach up to it, or use RandomStrategy"
+                f"{type(self.strategy).__name__} trains the super-network too, and the largest "
+                "subnet of the space is less: let the space reach up to it, or use RandomStrategy"
             )
         return largest
 
+    def undrawn(self) -> Architecture:
+        """Return the super-network, as the largest subnet of the space."""
+        return self._whole
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the sampling: generators, and the counter of the calls."""
-        return {
-            "sampler": _plain_state(self._raw.rng),
-            "global": _plain_state(self._global),
-            "current_step": getattr(self.strategy, "current_step", None),
-        }
+        step = getattr(self.strategy, "current_step", None)
+        sampler = numpy_state(self._raw.rng)
+        return {"sampler": sampler, "global": self._global.state_dict(), "current_step": step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         self._raw.rng.set_state(state["sampler"])
-        self._global.set_state(state["global"])
+        self._global.load_state_dict(state["global"])
         if state["current_step"] is not None:
             self.strategy.current_step = state["current_step"]
 
@@ -268,19 +190,12 @@ def search_space(sampler: RandomSampler) -> SearchSpace:
         raise TypeError(
             f"{type(sampler).__name__} does not draw each choice by itself; use RandomSampler"
         )
-    domains = sampler.search_space.config_space.items()
-    return SearchSpace({name: _candidates(name, d) for name, d in domains if isinstance(d, Domain)})
-
-
-def _candidates(name: str, domain: Domain) -> list[Any]:
-    if isinstance(domain, Categorical):
-        return list(domain.categories)
-    if isinstance(domain, Integer):
-        return list(range(domain.lower, domain.upper + 1))
-    raise TypeError(f"{name} is drawn from {domain}, which is not finite; use choice(…)")
-
-
-def _plain_state(generator: np.random.RandomState) -> dict[str, Any]:
-    """Return the state without arrays: it loads with `weights_only=True`."""
-    state: dict[str, Any] = generator.get_state(legacy=False)
-    return state | {"state": state["state"] | {"key": state["state"]["key"].tolist()}}
+    choices: dict[str, Sequence[Any]] = {}
+    for name, domain in sampler.search_space.config_space.items():
+        if isinstance(domain, Categorical):
+            choices[name] = domain.categories
+        elif isinstance(domain, Integer):
+            choices[name] = range(domain.lower, domain.upper + 1)
+        elif isinstance(domain, Domain):
+            raise TypeError(f"{name} is drawn from {domain}, which is not finite; use choice(…)")
+    return SearchSpace(choices)

@@ -58,8 +58,8 @@ class Host(Protocol):
         ...
 
     def total_steps(self) -> int | None:
-        """Return the number of updates of the whole training; None if it has no end."""
-        ...
+        """Return the number of updates of the whole training; None if it has or knows no end."""
+        return None
 
     def constrain(self, group_by: GroupBy | None) -> None:
         """Sample the subnets of one update from one momentum group; called before `sampler`."""

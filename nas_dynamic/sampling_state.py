@@ -1,14 +1,23 @@
-"""The state of a host's own sampling: in the optimizer's checkpoints, and one draw an update."""
+"""The state of a host's own sampling: seeded, in the checkpoints, and one draw an update."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
+
+import numpy as np
 
 from nas_dynamic.attach import DynamicTraining
 from nas_dynamic.attach.intercept import intercept
 
-__all__ = ["SAMPLING_KEY", "SamplingOncePerUpdate", "keep_sampling"]
+__all__ = [
+    "SAMPLING_KEY",
+    "GlobalGenerators",
+    "SamplingOncePerUpdate",
+    "keep_sampling",
+    "numpy_state",
+]
 
 SAMPLING_KEY = "dynamic_sampling"
 """Where in `optimizer.state_dict()` the state of the sampling is."""
@@ -108,3 +117,54 @@ class SamplingOncePerUpdate:
         """Continue where `state_dict` was taken."""
         self._sampling.load_state_dict(state)
         self._began = -1
+
+
+class GlobalGenerators:
+    """Has what draws from Python's `random`, or from NumPy's global generator, draw from a seed.
+
+    For hosts that sample from those. Inside of `with`, the global generators go on from the state
+    that they had at its last end; outside of it they are as if it had not been.
+
+    Args:
+        seed: of both.
+
+    Example:
+        >>> generators = GlobalGenerators(seed=0)
+        >>> with generators:
+        ...     drawn = [random.choice("abc") for _ in range(3)]
+        >>> drawn
+        ['b', 'b', 'a']
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._python: Any = random.Random(seed).getstate()
+        self._numpy: Any = np.random.RandomState(seed).get_state()
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *error: object) -> None:
+        self._swap()
+
+    def _swap(self) -> None:
+        python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)  # noqa: NPY002
+        self._python, self._numpy = python, legacy
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states, as plain data."""
+        generator = np.random.RandomState()
+        generator.set_state(self._numpy)
+        return {"python": self._python, "numpy": numpy_state(generator)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        version, words, gauss = state["python"]
+        self._python, self._numpy = (version, tuple(words), gauss), state["numpy"]
+
+
+def numpy_state(generator: np.random.RandomState) -> dict[str, Any]:
+    """Return the state of a generator without arrays: it loads with `weights_only=True`."""
+    state: dict[str, Any] = generator.get_state(legacy=False)
+    return state | {"state": state["state"] | {"key": state["state"]["key"].tolist()}}

@@ -277,7 +277,7 @@ def test_spaces_by_other_names_and_a_space_that_does_not_reach_the_whole():
     model = gpt()
     narrow = SPACE | {"sub_network_n_embd": choice([8, 16])}
     strategy = dynamic(strategy_of(SandwichStrategy, narrow), sgd(model), model, momentum=False)
-    with pytest.raises(ValueError, match=r"super-network, which .*SandwichStrategy trains too"):
+    with pytest.raises(ValueError, match="SandwichStrategy trains the super-network too"):
         strategy(model, *tokens(1)[0])
 
 
@@ -291,7 +291,7 @@ def test_refusals():
     strategy = RandomStrategy(sampler=stratified, loss_function=loss_function)
     with pytest.raises(TypeError, match="StratifiedRandomSampler does not draw each choice"):
         dynamic(strategy, sgd(model), model)
-    with pytest.raises(ValueError, match=r"whittle\.metrics\.flops"):
+    with pytest.raises(ValueError, match="give a function of an arch"):
         dynamic(strategy_of(RandomStrategy), sgd(model), model, complexity="macs")
     optimizer = sgd(model)
     strategy = dynamic(strategy_of(SandwichStrategy), optimizer, model, group_by=DEPTH)
