@@ -1,8 +1,10 @@
-"""The slow reference of a host: one optimizer for each group, the formula written out."""
+"""The slow reference of a host: one optimizer for each group; and the code of the page."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 from nas_dynamic import Architecture, DynamicTraining
 
 LR = 0.05
+PAGE = Path(__file__).parents[2] / "docs" / "hosts_in_own_environments.md"
 
 
 def sgd(model: nn.Module) -> torch.optim.SGD:
@@ -57,3 +60,20 @@ def train_by_hand(
                     parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
     return len(optimizers)
+
+
+def page(name: str, side: str = "+") -> str:
+    """Return a block of the page of these hosts; of a diff, the side of "-" or of "+"."""
+    kind, text = re.findall(rf"<!-- {name} -->\n\n```(\w+)\n(.*?)```", PAGE.read_text(), re.S)[0]
+    if kind != "diff":
+        return text
+    dropped = "-" if side == "+" else "+"
+    return "\n".join(line[1:] for line in text.splitlines() if not line.startswith(dropped))
+
+
+def run(code: str, **names: Any) -> dict[str, Any]:
+    """Run code of the page from a seed, and return its names."""
+    torch.manual_seed(0)
+    names["__name__"] = "page"
+    exec(compile(code, PAGE.name, "exec"), names)
+    return names

@@ -34,6 +34,7 @@ from nas_dynamic.adapters.archai import (
 from nas_dynamic.adapters.lightning import DynamicSupernet
 from nas_dynamic.evaluation import score_subnets
 from tests.attach.reference import assert_identical
+from tests.hosts.by_hand import page, run
 from tests.hosts.tiny import Supernet, Task, loss_of, parameters, reference, sgd, supernet
 
 pytestmark = pytest.mark.host
@@ -227,3 +228,44 @@ def test_refusals(trained: Supernet, tmp_path: Path):
         SupernetEvaluator(trained, batches()).evaluate(
             supernet_search_space(tree(), seed=0).random_sample()
         )
+
+
+def test_the_page_runs_as_written_before_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Net(torch.nn.Module):  # that of docs/hosts.md
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.ModuleDict(
+                {
+                    label: torch.nn.ModuleDict(
+                        {
+                            str(w): torch.nn.Sequential(
+                                torch.nn.Linear(16, w), torch.nn.ReLU(), torch.nn.Linear(w, 16)
+                            )
+                            for w in (8, 32)
+                        }
+                    )
+                    for label in ("layer1", "layer2")
+                }
+            )
+            self.activate({"layer1": 8, "layer2": 8})
+
+        def activate(self, architecture: Any) -> None:
+            self.active = architecture
+
+        def subnet_parameters(self) -> Any:
+            return lambda architecture: sum(33 * width + 16 for width in architecture.values())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for label, width in self.active.items():
+                x = x + self.layers[label][str(width)](x)
+            return x
+
+    monkeypatch.chdir(tmp_path)
+    assert "nas_dynamic" not in page("archai", "-")
+    before = run(page("archai", "-"), Supernet=Net)
+    after = run(page("archai"), Supernet=Net)
+    (callback,) = [c for c in after["trainer"].callbacks if isinstance(c, DynamicSupernet)]
+    assert callback.training.updates == callback.training.calr.total_steps == 24
+    assert len(after["found"]) == 4, "all of the space"
+    weights = [[*names["module"].parameters()] for names in (before, after)]
+    assert any(not torch.equal(a, b) for a, b in zip(*weights, strict=True))

@@ -26,7 +26,7 @@ from nas_dynamic.adapters.modelopt import (
 from nas_dynamic.complexity import count_macs
 from nas_dynamic.evaluation import score_subnets
 from tests.attach.reference import assert_identical
-from tests.hosts.by_hand import Recorder, sgd, train_by_hand
+from tests.hosts.by_hand import Recorder, page, run, sgd, train_by_hand
 
 pytestmark = pytest.mark.host
 T = 8
@@ -286,3 +286,15 @@ def test_search_after_it_by_mtn_and_by_scores(tmp_path):
     counted = sum(p.numel() for p in found.parameters())
     assert counted - sum(p.numel() for m in norms for p in m.parameters()) <= limit
     assert math.isfinite(score_func(found.eval()))
+
+
+def test_the_page_runs_as_written_before_and_after():
+    assert "nas_dynamic" not in page("modelopt", "-")
+    before, after = run(page("modelopt", "-")), run(page("modelopt"))
+    training = after["attached"].training
+    assert training.updates == training.calr.total_steps == 8
+    assert len(training.groups) > 1
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(before["model"].parameters(), after["model"].parameters(), strict=True)
+    )

@@ -33,7 +33,7 @@ from whittle.training_strategies import (
 
 from nas_dynamic.adapters.whittle import dynamic, search_space
 from tests.attach.reference import assert_identical
-from tests.hosts.by_hand import Recorder, sgd, train_by_hand
+from tests.hosts.by_hand import Recorder, page, run, sgd, train_by_hand
 
 pytestmark = pytest.mark.host
 T = 10
@@ -323,3 +323,13 @@ def test_search_after_it_by_whittle():
     )
     assert any(result["is_pareto_optimal"])
     assert len(result["configs"]) == 6
+
+
+def test_the_page_runs_as_written_before_and_after():
+    assert "nas_dynamic" not in page("whittle", "-")
+    before, after = run(page("whittle", "-")), run(page("whittle"))
+    training = after["strategy"].training
+    assert training.updates == training.calr.total_steps == 8
+    assert len(training.groups) > 1
+    weights = [names["model"].lm_head.weight for names in (before, after)]
+    assert not torch.equal(*weights)
