@@ -11,7 +11,7 @@ from torch import nn
 from nas_dynamic._extras import extra
 from nas_dynamic.attach.innermost import innermost
 from nas_dynamic.complexity import Complexity, count_macs, lookup
-from nas_dynamic.host import Host, Options, attach, takes_options
+from nas_dynamic.host import Host, Options, takes_options
 from nas_dynamic.sampling_state import SamplingOncePerUpdate
 from nas_dynamic.space import Architecture, SearchSpace
 
@@ -84,10 +84,10 @@ class Attached(Host):
     ) -> None:
         self.model, self.optimizer, self.seed = model, optimizer, seed
         self.space = search_space(model)
-        self.training = attach(self, options)
         self._sampled: Architecture | None = None
+        self._sampling = sampling = SamplingOncePerUpdate(self, options, _Generator())
+        self.training = sampling.training
         host_random._get_generator().seed(seed)
-        self._sampling = sampling = SamplingOncePerUpdate(self.training, _Generator())
 
         # Functions, not methods: a copy of the model, such as an EMA, copies methods along with
         # the optimizer behind them.
@@ -128,7 +128,6 @@ class Attached(Host):
         """Stop: every forward pass in training mode samples anew, as before."""
         for end in self._ends:
             end()
-        self.training.detach()
 
 
 class _Generator:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from nas_dynamic.attach import DynamicTraining
 from nas_dynamic.attach.intercept import intercept
+from nas_dynamic.host import Host, Options, attach
 
 __all__ = [
     "SAMPLING_KEY",
     "GlobalGenerators",
     "SamplingOncePerUpdate",
+    "attach_with_sampling",
     "keep_sampling",
     "numpy_state",
 ]
@@ -35,13 +39,14 @@ class Sampling(Protocol):
         ...
 
 
-def keep_sampling(training: DynamicTraining, sampling: Sampling) -> Callable[[], None]:
-    """Save the state of a sampling with that of the optimizer, and load it with it.
+def keep_sampling(optimizer: torch.optim.Optimizer, sampling: Sampling) -> Callable[[], None]:
+    """Save the state of a sampling with that of an optimizer, and load it with it.
 
-    A checkpoint without one is refused by `optimizer.load_state_dict`, before anything changes.
+    Call it before dynamic training is attached, which then reads a checkpoint first. One without
+    the sampling is refused by `optimizer.load_state_dict`, before anything changes.
 
     Returns:
-        What ends it; to be called before `training.detach`.
+        What ends it, to be called after `DynamicTraining.detach`.
     """
 
     def save(state_dict: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -56,7 +61,7 @@ def keep_sampling(training: DynamicTraining, sampling: Sampling) -> Callable[[],
                 "adapter. Load it into the optimizer before dynamic training is attached"
             )
         own = {key: value for key, value in state_dict.items() if key != SAMPLING_KEY}
-        before = sampling.state_dict()
+        before = copy.deepcopy(sampling.state_dict())
         try:
             sampling.load_state_dict(state_dict[SAMPLING_KEY])
             load(own, *args, **kwargs)
@@ -64,10 +69,7 @@ def keep_sampling(training: DynamicTraining, sampling: Sampling) -> Callable[[],
             sampling.load_state_dict(before)
             raise
 
-    ends = [
-        intercept(training.optimizer, "load_state_dict", read),
-        intercept(training.optimizer, "state_dict", save),
-    ]
+    ends = [intercept(optimizer, "load_state_dict", read), intercept(optimizer, "state_dict", save)]
 
     def end() -> None:
         for undo in ends:
@@ -76,30 +78,59 @@ def keep_sampling(training: DynamicTraining, sampling: Sampling) -> Callable[[],
     return end
 
 
+def attach_with_sampling(
+    host: Host, options: Options, sampling: Sampling
+) -> tuple[DynamicTraining, Callable[[], None]]:
+    """Attach dynamic training to a host's optimizer, and keep its sampling in the checkpoints.
+
+    Returns:
+        The training, and what leaves a plain optimizer.
+
+    Raises:
+        ValueError: an option does not suit the host, or the optimizer cannot be attached to.
+    """
+    end_sampling = keep_sampling(host.optimizer, sampling)
+    try:
+        training = attach(host, options)
+    except BaseException:
+        end_sampling()
+        raise
+
+    def end() -> None:
+        training.detach()
+        end_sampling()
+
+    return training, end
+
+
 class SamplingOncePerUpdate:
-    """Lets a host that samples in every micro-batch train one draw an update.
+    """Attaches to a host that samples in every micro-batch, and lets it draw once an update.
 
     Every micro-batch of an update begins from the state of the sampling that the first one began
     from, so that the host draws the same again. The state is kept in the optimizer's checkpoints;
     in the middle of an update that is the one before it, so that it is drawn again.
 
     Args:
-        training: counts the updates.
+        host: of the training.
+        options: of it.
         sampling: the host's.
+
+    Attributes:
+        training: the `DynamicTraining`.
+        end: leaves a plain optimizer.
     """
 
-    def __init__(self, training: DynamicTraining, sampling: Sampling) -> None:
-        self._training = training
+    def __init__(self, host: Host, options: Options, sampling: Sampling) -> None:
         self._sampling = sampling
         self._began = -1
         self._before: Mapping[str, Any] = {}
-        self.end = keep_sampling(training, self)
+        self.training, self.end = attach_with_sampling(host, options, self)
 
     @property
     def begun(self) -> bool:
         """Whether a subnet has been drawn for the coming update."""
         # A subnet whose gradients are not finite would fail again: the next one takes its turn.
-        return self._began == self._training.updates + self._training.skipped
+        return self._began == self.training.updates + self.training.skipped
 
     def begin(self) -> None:
         """Call before the host draws."""
@@ -107,7 +138,7 @@ class SamplingOncePerUpdate:
             self._sampling.load_state_dict(self._before)
         else:
             self._before = self._sampling.state_dict()
-            self._began = self._training.updates + self._training.skipped
+            self._began = self.training.updates + self.training.skipped
 
     def state_dict(self) -> Mapping[str, Any]:
         """Return the state that the coming update begins from."""

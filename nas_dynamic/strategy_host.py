@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from nas_dynamic.attach import DynamicTraining
-from nas_dynamic.host import Host, Options, attach
+from nas_dynamic.host import Host, Options
 from nas_dynamic.sampling_state import SamplingOncePerUpdate
 from nas_dynamic.space import Architecture
 
@@ -42,8 +42,8 @@ class StrategyHost(Host):
 
     def start(self, options: Options) -> None:
         """Attach dynamic training, and keep the sampling in the optimizer's checkpoints."""
-        self.training = attach(self, options)
-        self._sampling = SamplingOncePerUpdate(self.training, self)
+        self._sampling = SamplingOncePerUpdate(self, options, self)
+        self.training = self._sampling.training
 
     def sampled(self) -> Sequence[Architecture]:
         """Return the subnets of this update."""
