@@ -45,10 +45,10 @@ HOSTS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hosts", description=__doc__)
-    parser.add_argument("hosts", nargs="*", choices=[[], *HOSTS], help="all by default")
+    parser.add_argument("hosts", nargs="*", choices=HOSTS, default=list(HOSTS))
     parser.add_argument("--folder", type=Path, help="keep the environments there")
     options = parser.parse_args()
-    for host in options.hosts or HOSTS:
+    for host in options.hosts:
         with tempfile.TemporaryDirectory() as temporary:
             folder = (options.folder or Path(temporary)) / host
             python = make_environment(host, folder)

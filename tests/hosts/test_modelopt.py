@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
+import multiprocessing
+import random
 
 import pytest
 import torch
@@ -298,3 +301,50 @@ def test_the_page_runs_as_written_before_and_after():
         not torch.equal(a, b)
         for a, b in zip(before["model"].parameters(), after["model"].parameters(), strict=True)
     )
+
+
+def rank(number: int, attach: bool, folder: str) -> None:
+    """Train two updates of two micro-batches in one of two processes."""
+    torch.set_num_threads(1)
+    random.seed(number)  # which ModelOpt seeds itself by
+    model = converted()
+    mtn.sample(model)  # before there is a process group
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/group", rank=number, world_size=2
+    )
+    wrapped = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+    optimizer, seen = sgd(model), []
+    if attach:
+        dynamic(wrapped, optimizer, total_steps=T)
+    for step, batch in enumerate(batches(8, seed=number)):
+        with contextlib.nullcontext() if step % 2 else wrapped.no_sync():
+            loss_of(wrapped, batch).backward()
+        seen.append(mtn.get_subnet_config(model, configurable=True))
+        if step % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.save((seen, dict(model.named_parameters())), f"{folder}/{number}.pth")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.process
+def test_two_ranks_train_the_same_subnets_which_by_themselves_they_do_not(tmp_path):
+    for attach in (False, True):
+        folder = tmp_path / str(attach)
+        folder.mkdir()
+        processes = [
+            multiprocessing.get_context("spawn").Process(target=rank, args=(n, attach, str(folder)))
+            for n in (0, 1)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+            assert process.exitcode == 0
+        (one, weights), (other, others) = (
+            torch.load(folder / f"{n}.pth", weights_only=False) for n in (0, 1)
+        )
+        assert (one == other) == attach
+        if attach:
+            assert one[::2] == one[1::2], "one subnet an update"
+            assert_identical(weights, others)
