@@ -45,7 +45,7 @@ HOSTS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hosts", description=__doc__)
-    parser.add_argument("hosts", nargs="*", choices=HOSTS, default=list(HOSTS))
+    parser.add_argument("--hosts", nargs="*", choices=HOSTS, default=list(HOSTS))
     parser.add_argument("--folder", type=Path, help="keep the environments there")
     options = parser.parse_args()
     for host in options.hosts:

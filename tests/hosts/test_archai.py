@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("archai", reason="python -m benchmarks.hosts archai")
+pytest.importorskip("archai", reason="python -m benchmarks.hosts --hosts archai")
 import pytorch_lightning as pl
 from archai.discrete_search.algos import EvolutionParetoSearch, LocalSearch
 from archai.discrete_search.api import ArchaiModel, SearchObjectives

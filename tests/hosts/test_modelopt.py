@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("modelopt", reason="python -m benchmarks.hosts modelopt")
+pytest.importorskip("modelopt", reason="python -m benchmarks.hosts --hosts modelopt")
 import modelopt.torch.nas as mtn
 import modelopt.torch.opt as mto
 from modelopt.torch.nas.utils import no_modelopt_patches

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("ofa", reason="python -m benchmarks.hosts ofa")
+pytest.importorskip("ofa", reason="python -m benchmarks.hosts --hosts ofa")
 from torch.nn.functional import cross_entropy
 
 from nas_dynamic.complexity import count_parameters

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("whittle", reason="python -m benchmarks.hosts whittle")
+pytest.importorskip("whittle", reason="python -m benchmarks.hosts --hosts whittle")
 from lightning.fabric import Fabric
 from lightning.fabric.loggers import CSVLogger
 from litgpt import Config
