@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import itertools
 from pathlib import Path
 from random import Random
@@ -267,3 +269,9 @@ def test_the_page_runs_as_written_before_and_after(tmp_path: Path, monkeypatch: 
     assert after["found"]["is_pareto"].any()
     weights = [[*names["module"].parameters()] for names in (before, after)]
     assert any(not torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+def test_examples_of_the_docstrings():
+    result = doctest.testmod(importlib.import_module("nas_dynamic.adapters.archai"))
+    assert result.attempted
+    assert not result.failed
