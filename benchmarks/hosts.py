@@ -52,10 +52,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             folder = (options.folder or Path(temporary)) / host
             python = make_environment(host, folder)
-            results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-            results[host] = run_tests(host, python, folder)
-        print(host, results[host]["outcomes"], flush=True)
-        write_json(RESULTS, dict(sorted(results.items())))
+            result = run_tests(host, python, folder)
+        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        write_json(RESULTS, dict(sorted((results | {host: result}).items())))
+        print(host, result["outcomes"], flush=True)
 
 
 def make_environment(host: str, folder: Path) -> Path:
