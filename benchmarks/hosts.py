@@ -48,11 +48,13 @@ def main() -> None:
     parser.add_argument("--hosts", nargs="*", choices=HOSTS, default=list(HOSTS))
     parser.add_argument("--folder", type=Path, help="keep the environments there")
     options = parser.parse_args()
+    describe = ["git", "describe", "--always", "--dirty"]  # before a result is written
+    commit = subprocess.check_output(describe, cwd=ROOT, text=True).strip()
     for host in options.hosts:
         with tempfile.TemporaryDirectory() as temporary:
             folder = (options.folder or Path(temporary)) / host
             python = make_environment(host, folder)
-            result = run_tests(host, python, folder)
+            result = {"commit": commit} | run_tests(host, python, folder)
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         write_json(RESULTS, dict(sorted((results | {host: result}).items())))
         print(host, result["outcomes"], flush=True)
@@ -113,9 +115,6 @@ def run_tests(host: str, python: Path, folder: Path) -> dict[str, Any]:
         [python, "-m", "pip", "freeze", "--exclude-editable"], text=True
     )
     return {
-        "commit": subprocess.check_output(
-            ["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True
-        ).strip(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "seconds": round(time.monotonic() - start),
