@@ -50,6 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     describe = ["git", "describe", "--always", "--dirty"]  # before a result is written
     commit = subprocess.check_output(describe, cwd=ROOT, text=True).strip()
+    failed = []
     for host in options.hosts:
         with tempfile.TemporaryDirectory() as temporary:
             folder = (options.folder or Path(temporary)) / host
@@ -57,7 +58,10 @@ def main() -> None:
             result = {"commit": commit} | run_tests(host, python, folder)
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         write_json(RESULTS, dict(sorted((results | {host: result}).items())))
+        failed += [f"{host}: {name}" for name, end in result["outcomes"].items() if end != "ok"]
         print(host, result["outcomes"], flush=True)
+    if failed:
+        raise SystemExit(f"not ok: {', '.join(failed)}")
 
 
 def make_environment(host: str, folder: Path) -> Path:
@@ -104,6 +108,7 @@ def lend(folder: Path) -> dict[str, str]:
 def run_tests(host: str, python: Path, folder: Path) -> dict[str, Any]:
     """Run the tests of a host in its environment; return the versions and the outcomes."""
     report, start = folder / "report.xml", time.monotonic()
+    report.unlink(missing_ok=True)
     tests = f"tests/hosts/test_{host}.py"
     command = [python, "-m", "pytest", "-n", "0", tests, f"--junitxml={report}"]
     subprocess.run(command, cwd=ROOT, check=False)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+
+from benchmarks import hosts
 
 pytestmark = pytest.mark.host
 
@@ -24,7 +28,8 @@ SLOW = {
     "speed.cost": "--channels 4 --cells 1 --size 8 --batch 4 --steps 4 --warm-up 1",
     "speed.lazy_coasting": "--updates 1",
 }
-"""`soak` is in neither, since the tests run its parts; `nb201` has tests of its own."""
+"""`soak` is in neither, since the tests run its parts; nor is `hosts`, which installs packages;
+`nb201` has tests of its own."""
 
 
 @pytest.mark.parametrize(
@@ -38,3 +43,13 @@ def test_a_benchmark_runs(name, monkeypatch, capfd):
     monkeypatch.setattr(sys, "argv", [name, *(QUICK | SLOW)[name].split()])
     importlib.import_module(f"benchmarks.{name}").main()
     assert capfd.readouterr().out
+
+
+def test_hosts_are_lent_torch_and_what_it_requires(tmp_path: Path):
+    versions = hosts.lend(tmp_path)
+    assert versions["torch"] == torch.__version__.partition("+")[0]
+    assert {"torchvision", "sympy", "jinja2"} <= {name.lower() for name in versions}
+    assert "numpy" not in versions
+    for name in ("torch", "sympy", "torchvision"):
+        there = importlib.import_module(name).__file__
+        assert (tmp_path / name / "__init__.py").samefile(there)
