@@ -48,14 +48,12 @@ def main() -> None:
     parser.add_argument("--hosts", nargs="*", choices=HOSTS, default=list(HOSTS))
     parser.add_argument("--folder", type=Path, help="keep the environments there")
     options = parser.parse_args()
-    describe = ["git", "describe", "--always", "--dirty"]  # before a result is written
-    commit = subprocess.check_output(describe, cwd=ROOT, text=True).strip()
     failed = []
     for host in options.hosts:
         with tempfile.TemporaryDirectory() as temporary:
             folder = (options.folder or Path(temporary)) / host
             python = make_environment(host, folder)
-            result = {"commit": commit} | run_tests(host, python, folder)
+            result = run_tests(host, python, folder)
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         write_json(RESULTS, dict(sorted((results | {host: result}).items())))
         failed += [f"{host}: {name}" for name, end in result["outcomes"].items() if end != "ok"]
