@@ -13,7 +13,7 @@ from nas_dynamic._extras import extra
 from nas_dynamic.supernet_callback import SupernetCallback
 from nas_dynamic.update_log import UpdateLog
 
-__all__ = ["UNWEIGHTED", "DynamicSupernet", "log_update", "total_updates"]
+__all__ = ["UNWEIGHTED", "DynamicSupernet", "log_start", "log_update", "total_updates"]
 
 UNWEIGHTED = "unweighted_loss"
 """Where a training step puts the mean loss of its subnets, beside that of the weighted losses."""
@@ -49,6 +49,8 @@ class DynamicSupernet(SupernetCallback, _Callback):
         """Attach: optimizers are built by now, and their states not yet restored."""
         self.stop()  # not at the end of a fit, so that Trainer.save_checkpoint has it all
         self.start(pl_module, trainer.optimizers, lambda: total_updates(trainer))
+        assert self.log is not None
+        log_start(self.log, trainer)
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
@@ -78,6 +80,13 @@ def total_updates(trainer: Any) -> int | None:
             "Trainer(max_steps=…) alone"
         )
     return None if steps in (-1, float("inf")) else int(steps)
+
+
+def log_start(log: UpdateLog, trainer: Any) -> None:
+    """Log what holds for the whole training, as hyper-parameters."""
+    if log.hyperparameters:
+        for logger in trainer.loggers:
+            logger.log_hyperparams(log.hyperparameters)
 
 
 def log_update(log: UpdateLog, trainer: Any, outputs: Any) -> None:

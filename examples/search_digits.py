@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -31,9 +31,11 @@ from nas_dynamic.experiment.console import Display
 from nas_dynamic.experiment.data import ImageData
 from nas_dynamic.experiment.demo import demo_config
 from nas_dynamic.experiment.nni.supernet import TrainedSupernet, train_supernet
-from nas_dynamic.experiment.run import load_data, sample_architectures, score
+from nas_dynamic.experiment.run import load_data, sample_architectures
+from nas_dynamic.experiment.scores import SubnetScorer
 from nas_dynamic.experiment.standalone import standalone_scores
 from nas_dynamic.search import Evaluation, Objective, SearchResult, search
+from nas_dynamic.search.supernet import scored_in_order
 from nas_dynamic.space import Architecture
 
 
@@ -62,8 +64,9 @@ def main() -> None:
 
         for seed in args.seed:
             trained, found = search_supernet(config, data, seed, args, display)
-            sample = sample_architectures(trained.space, args.subnets, seed=0)
-            ranks = rank_by_loss(s.loss for s in score(trained, config, data, sample))
+            sample = sample_architectures(trained.supernet.space, args.subnets, seed=0)
+            scores = SubnetScorer(trained.supernet, config, data)(sample)
+            ranks = rank_by_loss(score.loss for score in scores)
             accuracies = alone(sample)
             print_agreement(seed, ranks, accuracies)
             distinct = distinct_networks(found)
@@ -105,17 +108,13 @@ def search_supernet(
         config, data, seed, progress=display.work(f"train seed {seed}"), folder=folder
     )
 
-    def accuracies(architectures: list[Architecture]) -> Iterator[dict[str, float]]:
-        for scored in score(trained, config, data, architectures):
-            yield {"accuracy": scored.accuracy, "loss": scored.loss}
-
     found = search(
-        trained.space,
-        accuracies,
+        trained.supernet.space,
+        scored_in_order(SubnetScorer(trained.supernet, config, data)),
         [Objective("accuracy", maximize=True), Objective("parameters")],
         budget=args.budget,
-        measures={"parameters": trained.parameters},
-        path=folder / f"search-{digest(trained.model)[:12]}.jsonl",
+        measures={"parameters": trained.supernet.subnet_parameters()},
+        path=folder / f"search-{digest(trained.supernet.model)[:12]}.jsonl",
         progress=display.work(f"search seed {seed}"),
         seed=seed,
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol
 
 import torch
 
 from nas_dynamic.attach import DynamicTraining
 from nas_dynamic.calr import CaLR
 from nas_dynamic.complexity import Complexity, bounds, population
+from nas_dynamic.evaluation.supernet import Supernet
 from nas_dynamic.grouping import check_rule, default_rule
 from nas_dynamic.momentum import GroupBy, MomentumSeparation
 from nas_dynamic.options import Options, takes_options
@@ -18,21 +19,6 @@ from nas_dynamic.sampling import Sampler
 from nas_dynamic.space import Architecture, SearchSpace
 
 __all__ = ["Host", "Options", "Supernet", "attach", "build", "takes_options"]
-
-
-@runtime_checkable
-class Supernet(Protocol):
-    """A network that computes any subnet of a space."""
-
-    space: SearchSpace
-
-    def activate(self, architecture: Architecture) -> None:
-        """Make the supernet compute one subnet."""
-        ...
-
-    def subnet_parameters(self) -> Complexity:
-        """Return architecture → number of parameters of the stand-alone subnet."""
-        ...
 
 
 class Host(Protocol):

@@ -18,8 +18,11 @@ class UpdateLog:
     - `dynamic/lr`: what the update used, with CaLR's factor; of the first param group.
     - `dynamic/gamma`, `dynamic/complexity`: the means over the subnets of the update.
     - `dynamic/group`: the number of its momentum group, in the order of appearance.
-    - `dynamic/loss/<group>`: the mean training loss of the updates of each momentum group since
-      the last logging, where it had any, of hosts that tell the losses.
+    - `dynamic/loss/<label>=<candidate>`: the mean training loss of the updates of each momentum
+      group since the last logging, where it had any, of hosts that tell the losses. Where a rule
+      groups the subnets, its name is in place of the label.
+
+    `dynamic/group_by`, a hyper-parameter, is the label or the name of the rule.
 
     Losses are added up on their device, and read when they are logged.
 
@@ -32,6 +35,13 @@ class UpdateLog:
         self._seen = training.last
         self._batches = _Mean()
         self._updates: dict[Hashable, _Mean] = {}
+        momentum = training.momentum
+        self._rule = "" if momentum is None else str(next(iter(momentum.definition().values())))
+
+    @property
+    def hyperparameters(self) -> dict[str, str]:
+        """What holds for the whole training."""
+        return {"dynamic/group_by": self._rule} if self._rule else {}
 
     @property
     def step(self) -> int:
@@ -71,7 +81,7 @@ class UpdateLog:
         if training.momentum is not None:
             metrics["dynamic/group"] = training.groups.index(update.group)
             for group, loss in self._means().items():
-                metrics[f"dynamic/loss/{group}"] = loss
+                metrics[f"dynamic/loss/{self._rule}={group}"] = loss
         return metrics
 
     def _means(self) -> dict[Hashable, float]:

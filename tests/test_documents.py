@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from nas_dynamic.experiment.arguments import build_parser
+from nas_dynamic.experiment.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -24,9 +28,14 @@ def source(module: str) -> Path:
 
 
 def names_in(file: Path) -> set[str]:
-    """Return what can be imported from a module: its own names, what it imports, its submodules."""
+    """Return what can be imported from a module: its own names, what it imports, its submodules.
+
+    What it imports for type checkers counts: that is how names are declared that come late.
+    """
     names = {path.stem for path in file.parent.iterdir()} if file.stem == "__init__" else set()
-    for node in ast.parse(file.read_text()).body:
+    body = ast.parse(file.read_text()).body
+    body += [node for block in body if isinstance(block, ast.If) for node in block.body]
+    for node in body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):
@@ -59,3 +68,15 @@ def test_modules_files_and_commands(document: str):
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
     for path in re.findall(r"python3? ((?:benchmarks|examples)/\S+?\.py)", text):
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_command_lines_are_those_of_the_parser(document: str):
+    parser = build_parser(COMMANDS)
+    text = (ROOT / document).read_text()
+    for block in re.findall(r"^ *```sh\n(.*?)^ *```$", text, re.M | re.S):
+        for command in re.findall(r"nas-dynamic (?!\S*\])([^#\n&]*)", block):
+            try:
+                parser.parse_args(shlex.split(command))
+            except SystemExit:
+                pytest.fail(f"{document}: nas-dynamic {command}")

@@ -18,6 +18,7 @@ from nas_dynamic.adapters.nni.strategies import (
     SamplerOneShot,
     SandwichOneShot,
 )
+from nas_dynamic.adapters.nni.supernet import Supernet
 from nas_dynamic.adapters.nni.training import DynamicCallback, dynamic
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "FewShotOneShot",
     "SamplerOneShot",
     "SandwichOneShot",
+    "Supernet",
     "SupernetEvaluator",
     "activate",
     "dynamic",

@@ -15,7 +15,7 @@ from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from nni.nas.oneshot.pytorch.strategy import ENAS, OneShotStrategy, Proxyless, RandomOneShot
 
-from nas_dynamic.adapters.lightning import log_update
+from nas_dynamic.adapters.lightning import log_start, log_update
 from nas_dynamic.adapters.nni import policies
 from nas_dynamic.adapters.nni.complexity import complexity_of
 from nas_dynamic.adapters.nni.random_one_shot import RandomOneShotSampling
@@ -192,6 +192,7 @@ class DynamicCallback(pl.Callback):
         self.training = attach(host, _checked_momentum(self.options, host.optimizer))
         self.sampling.loss_weights = self.training.loss_weights
         self._log = UpdateLog(self.training)
+        log_start(self._log, trainer)
 
     def on_train_batch_end(
         self,

@@ -17,6 +17,7 @@ from benchmarks.nb201.arms import ARMS
 from benchmarks.nb201.data import Images, load_images, load_table
 from benchmarks.nb201.factors import print_effects
 from benchmarks.nb201.kernels import SIMD, TORCH
+from benchmarks.nb201.measured import MEASURED, write_measured
 from benchmarks.nb201.rankings import print_rankings, scores_path
 from benchmarks.nb201.report import (
     BASELINE,
@@ -82,6 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     table = commands.add_parser("table", help="print means, paired differences and intervals")
     table.set_defaults(command=lambda o: print_tables(o.results, o.seeds, o.against))
     table.add_argument("--seeds", type=_seeds, metavar="0,1,5-9", help="all by default")
+    measured = commands.add_parser(
+        "measured", help=f"write {MEASURED}, the differences that the package carries"
+    )
+    measured.set_defaults(command=lambda options: write_measured(options.results))
     factors = commands.add_parser(
         "factors", help="print what the decay curve, γ by rank and MS each do"
     )

@@ -90,9 +90,11 @@ def train_nni(folder: Path) -> None:
         }
     )
     data = load_data(config.data)
-    trained = train_supernet(config, data, 0, progress=lambda done, total: None, folder=folder)
+    trained = train_supernet(
+        config, data, 0, progress=lambda done, total, loss: None, folder=folder
+    )
     log = [[row["step"], row] for row in trained.recorder.rows]
-    checkpoint.save(folder / "end.pt", {"weights": trained.model.state_dict(), "log": log})
+    checkpoint.save(folder / "end.pt", {"weights": trained.supernet.model.state_dict(), "log": log})
 
 
 LOOPS: dict[str, Callable[[Path], None]] = {

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
+
 from nas_dynamic.attach.gradients import StepGradients
 
-__all__ = ["Guard"]
+__all__ = ["Guard", "UpToDevice"]
+
+
+class UpToDevice(NamedTuple):
+    """Leave it to the kernels of a fused optimizer whether an update is made.
+
+    Attributes:
+        found_inf: a number on the device; the update is left out where it is not zero.
+    """
+
+    found_inf: torch.Tensor
 
 
 class Guard:
-    """A check of every step; the defaults check nothing.
+    """A check of every step; the defaults check nothing."""
 
-    Attributes:
-        left_to_device: whether it has left the update at hand to the optimizer's own kernels,
-            which leave it out where `optimizer.found_inf` is not zero.
-    """
-
-    left_to_device = False
-
-    def allows_update(self, gradients: StepGradients) -> bool:
+    def allows_update(self, gradients: StepGradients) -> bool | UpToDevice:
         """Return whether the update is made; raise to stop the training before it.
 
         Args:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.distributed as dist
 
-from nas_dynamic.attach.device_flag import DeviceFlag
 from nas_dynamic.attach.gradients import StepGradients
-from nas_dynamic.attach.guard import Guard
+from nas_dynamic.attach.guard import Guard, UpToDevice
 
 if TYPE_CHECKING:
     from nas_dynamic.attach.training import DynamicTraining
@@ -33,9 +32,9 @@ class NonFiniteGuard(Guard):
         self.dynamic = dynamic
         self.policy = policy
         self._warned = False
-        self._asked: tuple[DeviceFlag, int, Any] | None = None
+        self._asked: tuple[int, int, Any] | None = None  # steps skipped by then, step, subnet
 
-    def allows_update(self, gradients: StepGradients) -> bool:
+    def allows_update(self, gradients: StepGradients) -> bool | UpToDevice:
         """Return whether all gradients are finite; raise where the policy says so."""
         optimizer: Any = self.dynamic.optimizer
         self._warn_of_the_last()
@@ -45,9 +44,9 @@ class NonFiniteGuard(Guard):
         if self.policy == "skip" and getattr(optimizer, "_step_supports_amp_scaling", False):
             found_inf = found_nonfinite(gradients.trained)
             if found_inf is not None:
-                self._asked = DeviceFlag(found_inf), self.dynamic.steps, self.dynamic.architecture()
-                optimizer.found_inf, self.left_to_device = found_inf, True
-                return True
+                dynamic = self.dynamic
+                self._asked = dynamic.skipped, dynamic.steps, dynamic.architecture()
+                return UpToDevice(found_inf)
         if all_finite(gradients.trained):
             return True
         step, subnet = self.dynamic.steps, self.dynamic.architecture()
@@ -60,15 +59,9 @@ class NonFiniteGuard(Guard):
         self._warn(step, subnet)
         return False
 
-    def after_step(self) -> None:
-        """Take back what was left on the optimizer."""
-        if self.left_to_device:
-            del self.dynamic.optimizer.found_inf  # type: ignore[attr-defined]
-            self.left_to_device = False
-
     def _warn_of_the_last(self) -> None:
         asked, self._asked = self._asked, None
-        if asked is not None and not self._warned and asked[0]:
+        if asked is not None and not self._warned and self.dynamic.skipped > asked[0]:
             self._warn(*asked[1:])
 
     def _warn(self, step: int, subnet: Any) -> None:

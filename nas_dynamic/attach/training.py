@@ -11,10 +11,9 @@ import torch
 
 from nas_dynamic.attach.copies import bare_copy
 from nas_dynamic.attach.description import announce, describe
-from nas_dynamic.attach.device_flag import DeviceFlag
 from nas_dynamic.attach.gradients import StepGradients, ZeroedGradients
 from nas_dynamic.attach.group_states import GroupStates
-from nas_dynamic.attach.guard import Guard
+from nas_dynamic.attach.guard import Guard, UpToDevice
 from nas_dynamic.attach.innermost import innermost
 from nas_dynamic.attach.intercept import intercept
 from nas_dynamic.attach.nonfinite import NonFiniteGuard, check_nonfinite
@@ -264,9 +263,12 @@ class DynamicTraining:
         if self._zeroed is not None:
             self._zeroed.before_update()
         self._gradients = gradients = StepGradients(param_groups)
-        allowed = bool(gradients.first)
+        allowed, found_inf = bool(gradients.first), None
         for guard in self._guards:
-            allowed = allowed and guard.allows_update(gradients)
+            answer = allowed and guard.allows_update(gradients)
+            if isinstance(answer, UpToDevice):
+                found_inf = answer.found_inf
+            allowed = bool(answer)
         if not allowed:
             self._skip.begin(gradients.trained)
             self._begun = self._skip
@@ -278,7 +280,7 @@ class DynamicTraining:
         )
         if self._sampled_check is not None:
             self._sampled_check.look(update, param_groups)
-        self._update.begin(update, gradients)
+        self._update.begin(update, gradients, found_inf)
         self._begun = self._update
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -296,12 +298,7 @@ class DynamicTraining:
             guard.after_step()
 
     def _end_update(self) -> None:
-        # A fused optimizer is stepped even where gradients are inf, and tests found_inf itself.
-        found_inf = getattr(self.optimizer, "found_inf", None)
-        self._update.commit(
-            None if found_inf is None else DeviceFlag(found_inf),
-            skipped=any(guard.left_to_device for guard in self._guards),
-        )
+        self._update.commit()
         self._weighted = []  # weights are of one update
         if self.momentum is not None and not any(self.optimizer.state.values()):
             self._rule.warn_once(

@@ -80,6 +80,7 @@ class _Begun:
     previous_group: Hashable
     filled: Filled = field(default_factory=list)
     state: _StateBefore | None = None
+    by_guard: bool = False  # and not GradScaler, found_inf is on the optimizer
 
 
 @dataclass(slots=True, eq=False)
@@ -134,8 +135,17 @@ class UpdateTransaction:
         self.settle()
         self._last = None
 
-    def begin(self, update: Update, gradients: StepGradients) -> None:
-        """Set lr, group and gradients of an update; if this raises, nothing has changed."""
+    def begin(
+        self, update: Update, gradients: StepGradients, found_inf: torch.Tensor | None = None
+    ) -> None:
+        """Set lr, group and gradients of an update; if this raises, nothing has changed.
+
+        Args:
+            update: what it uses.
+            gradients: of the step.
+            found_inf: has the kernels of a fused optimizer leave the update out, and it counted as
+                skipped, where this is not zero.
+        """
         states, param_groups = self.states, self.optimizer.param_groups
         if states is not None:
             states.check_room(update.group)
@@ -148,6 +158,8 @@ class UpdateTransaction:
         try:
             if states is not None:
                 states.select(update.group)
+            if found_inf is not None:
+                self.optimizer.found_inf, begun.by_guard = found_inf, True  # type: ignore[attr-defined]
             if getattr(self.optimizer, "found_inf", None) is not None:
                 begun.state = _StateBefore(self.optimizer.state)
             for group, lr in zip(param_groups, update.lr, strict=True):
@@ -158,15 +170,15 @@ class UpdateTransaction:
             self.roll_back(untouched=True)
             raise
 
-    def commit(self, not_made: DeviceFlag | None = None, *, skipped: bool = False) -> None:
+    def commit(self) -> None:
         """Put lr and gradients back after the optimizer's own update, and count it.
 
-        Args:
-            not_made: whether the device has left it out, if that is for the device to say.
-            skipped: count it as skipped then.
+        A fused optimizer is stepped even where gradients are inf: then the device has the word.
         """
         begun = self._begun
         assert begun is not None
+        found_inf = getattr(self.optimizer, "found_inf", None)
+        not_made = None if found_inf is None else DeviceFlag(found_inf)
         self._put_back(begun)
         states = self.states
         counters = [] if states is None else states.counters(begun.update.group)
@@ -174,7 +186,7 @@ class UpdateTransaction:
             states.keep_counters()
             states.count_update()
         if not_made is not None:
-            progress = self._progress._replace(skipped=self._progress.skipped + skipped)
+            progress = self._progress._replace(skipped=self._progress.skipped + begun.by_guard)
             self._unsettled = _Unsettled(not_made, begun, progress, self._last, counters)
         self._progress, self._last = begun.progress, begun.update
         self._begun = None
@@ -217,6 +229,8 @@ class UpdateTransaction:
         for group, lr in zip(self.optimizer.param_groups, begun.scheduled_lrs, strict=False):
             group["lr"] = lr
         self._zeros.take_back(begun.filled, late=late)
+        if begun.by_guard:
+            vars(self.optimizer).pop("found_inf", None)
 
 
 class SkippedStep:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +59,16 @@ def kept_scores(
             yield scored
 
 
-def digest(content: nn.Module | dict[str, Any]) -> str:
-    """Return a hash of plain data, or of all weights and buffers of a model."""
+def digest(content: nn.Module | Mapping[Any, Any]) -> str:
+    """Return a hash of all weights and buffers of a model, of named tensors, or of plain data."""
     total = hashlib.sha256()
-    if isinstance(content, nn.Module):
-        for name, tensor in content.state_dict().items():
-            if torch.is_tensor(tensor):
-                plain = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-                total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                total.update(plain.numpy().tobytes())
+    named = content.state_dict() if isinstance(content, nn.Module) else content
+    tensors = {name: value for name, value in named.items() if torch.is_tensor(value)}
+    if isinstance(content, nn.Module) or tensors:
+        for name, tensor in tensors.items():
+            plain = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            total.update(plain.numpy().tobytes())
     else:
         total.update(json.dumps(content, sort_keys=True).encode())
     return total.hexdigest()

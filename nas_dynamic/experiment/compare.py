@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from nas_dynamic.report.run_folder import read_run
 from nas_dynamic.report.tables import compared
 from nas_dynamic.report.verdict import verdict
 from nas_dynamic.space import key
-from nas_dynamic.storage.journal import RunError, environment, write_json
+from nas_dynamic.storage.journal import RunError, check_writable, environment, write_json
 
 __all__ = ["compare", "print_comparison", "static_arm"]
 
@@ -92,7 +91,6 @@ def compare(
     standalone_epochs: int,
     kept: Path,
     static_curve: str = "cosine",
-    overwrite: bool = False,
 ) -> Comparison:
     """Train, score and compare both arms over paired seeds; what is there already is kept.
 
@@ -107,7 +105,6 @@ def compare(
         standalone_epochs: for which each scored subnet is trained alone.
         kept: folder that the stand-alone scores are kept in.
         static_curve: decay of the static arm's lr.
-        overwrite: begin anew where the folder was started with another configuration.
 
     Returns:
         What compare.json holds.
@@ -121,15 +118,14 @@ def compare(
     arms = {"static": static_arm(config, static_curve), "dynamic": config}
     for name, arm in arms.items():
         arms[name] = arm.model_copy(update={"name": f"{config.name}-{name}", "seeds": list(seeds)})
-    others = [differences_to_start(folder / name, arm, but=["seeds"]) for name, arm in arms.items()]
-    if any(others) and not overwrite:
-        raise RunError(next(filter(None, others)))
+    check_writable(folder)
     data = checked_data(*arms.values())
+    others = [differences_to_start(folder / name, arm, but=["seeds"]) for name, arm in arms.items()]
+    if any(others):
+        raise RunError(next(filter(None, others)))
     # A stop leaves no earlier comparison beside new results.
     (folder / "compare.json").unlink(missing_ok=True)
     for name, arm in arms.items():
-        if any(others):
-            shutil.rmtree(folder / name, ignore_errors=True)
         _begin(folder / name, arm)
     for seed in seeds:
         for name, arm in arms.items():

@@ -234,7 +234,11 @@ def load(path: str | Path, **overrides: Any) -> Config:
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
-        raise ConfigError(f"cannot read the configuration: {error}") from error
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
+        raise ConfigError(f"{path}{place}, is not valid YAML: {error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # not UTF-8, a month 13, too deep
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):

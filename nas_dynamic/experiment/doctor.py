@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from email.message import Message
 from importlib import metadata
@@ -35,8 +36,15 @@ PARTS = (
         "transformers",
     ),
     ("nas_dynamic.adapters.mmengine", "mmengine runners", "mmengine", "mmengine"),
-    ("nas_dynamic.experiment.run", "demo, train and compare", EXPERIMENT, "nni,experiment"),
+    ("nas_dynamic.experiment.run", "train, compare and export", EXPERIMENT, "nni,experiment"),
+    (
+        "nas_dynamic.experiment.demo",
+        "demo and search",
+        f"{EXPERIMENT} lightgbm pymoo",
+        "nni,experiment,search",
+    ),
     ("nas_dynamic.search", "searches for subnets", "lightgbm pymoo scipy", "search"),
+    ("nas_dynamic.storage.network", "exports to ONNX", "onnxscript", "onnx"),
     (
         "nas_dynamic.analysis.architecture_table",
         "tables in parquet files",
@@ -62,24 +70,26 @@ class Finding:
     detail: str
 
 
-def examine() -> list[Finding]:
+def examine() -> Iterator[Finding]:
     """Look at Python, packages, adapters, processors, and one update of each optimizer step."""
-    findings = [_python()]
-    findings += [_package(name) for name in PACKAGES.split()]
-    findings += [_part(*part) for part in PARTS]
+    yield _python()
+    yield from map(_package, PACKAGES.split())
+    for part in PARTS:
+        yield _part(*part)
     threads, cpus = torch.get_num_threads(), os.cpu_count()
-    findings.append(Finding("CPU threads", "works", f"{threads} of {cpus} processors"))
-    findings += _accelerators()
-    findings.append(_distributed())
-    findings.append(_update())
-    return findings
+    yield Finding("CPU threads", "works", f"{threads} of {cpus} processors")
+    yield from _accelerators()
+    yield _distributed()
+    yield _update()
 
 
-def print_findings(findings: list[Finding]) -> bool:
-    """Print them, one a line, and return whether nothing is broken."""
+def print_findings(findings: Iterable[Finding]) -> bool:
+    """Print them, one a line as they come, and return whether nothing is broken."""
+    sound = True
     for finding in findings:
-        print(f"{finding.state:9}{finding.name}: {finding.detail}")
-    return all(finding.state != "broken" for finding in findings)
+        print(f"{finding.state:9}{finding.name}: {finding.detail}", flush=True)
+        sound &= finding.state != "broken"
+    return sound
 
 
 def _python() -> Finding:

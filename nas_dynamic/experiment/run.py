@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nas_dynamic.adapters.nni import activate
-from nas_dynamic.evaluation.score_cache import digest, kept_scores
-from nas_dynamic.evaluation.scoring import Score, score_subnets
 from nas_dynamic.experiment.config import Config, refusing
 from nas_dynamic.experiment.config import Data as DataConfig
 from nas_dynamic.experiment.console import Display
-from nas_dynamic.experiment.data import ImageData, batch_loader, calibration_batches
+from nas_dynamic.experiment.data import ImageData
 from nas_dynamic.experiment.data_sets import digits, image_folder, torchvision_set
 from nas_dynamic.experiment.nni.preflight import check_trainable
 from nas_dynamic.experiment.nni.supernet import TrainedSupernet, train_supernet
+from nas_dynamic.experiment.scores import SubnetScorer
 from nas_dynamic.report.records import SeedResult, Subnet
 from nas_dynamic.report.run_folder import AGAIN, Run, read_run
 from nas_dynamic.space import Architecture, Key, SearchSpace, key
-from nas_dynamic.storage.journal import RunError, environment, read_json, write_json
+from nas_dynamic.storage.journal import (
+    RunError,
+    check_writable,
+    environment,
+    read_json,
+    write_json,
+)
 
 __all__ = [
     "begin",
@@ -32,7 +36,6 @@ __all__ = [
     "run",
     "run_seed",
     "sample_architectures",
-    "score",
 ]
 
 
@@ -55,8 +58,9 @@ def run(config: Config, out: Path, display: Display, *, resume: bool = False) ->
         ConfigError: the configuration cannot be trained; nothing is written.
     """
     folder = out / config.name
-    _check_folder(folder, config, resume)
+    check_writable(folder)
     data = checked_data(config)
+    _check_folder(folder, config, resume)
     begin(folder, config)
     for seed in config.seeds:
         run_seed(config, data, seed, display, folder)
@@ -84,10 +88,11 @@ def run_seed(
     trained = train_supernet(
         config, data, seed, progress=display.work(f"train {label}"), folder=folder
     )
-    architectures = sample_architectures(trained.space, config.scoring.subnets, config.scoring.seed)
+    space, parameters = trained.supernet.space, trained.supernet.subnet_parameters()
+    architectures = sample_architectures(space, config.scoring.subnets, config.scoring.seed)
     macs = _macs(trained, architectures)
     progress, scores = display.work(f"score {label}"), {}
-    for scored in score(trained, config, data, architectures, folder=folder):
+    for scored in SubnetScorer(trained.supernet, config, data, folder)(architectures):
         scores[key(scored.architecture)] = scored
         progress(len(scores), len(architectures))
     recorder = trained.recorder
@@ -95,7 +100,7 @@ def run_seed(
         {
             "seed": seed,
             "subnets": [
-                Subnet(a, scores[key(a)].accuracy, scores[key(a)].loss, trained.parameters(a), m)
+                Subnet(a, scores[key(a)].accuracy, scores[key(a)].loss, parameters(a), m)
                 for a, m in zip(architectures, macs, strict=True)
             ],
             "validation_images": len(data.validation),
@@ -157,55 +162,6 @@ def sample_architectures(space: SearchSpace, count: int, seed: int) -> list[dict
         architecture = space.sample(generator)
         drawn[key(architecture)] = architecture
     return list(drawn.values())
-
-
-def score(
-    trained: TrainedSupernet,
-    config: Config,
-    data: ImageData,
-    architectures: Sequence[Architecture],
-    *,
-    folder: Path | None = None,
-) -> Iterator[Score]:
-    """Score subnets of a trained supernet on the validation images.
-
-    Args:
-        trained: the supernet.
-        config: of the run.
-        data: of the run.
-        architectures: the subnets.
-        folder: scores are kept in its scores.jsonl, and those that are there are not made again.
-
-    Yields:
-        Scores in the order of the subnets; with `folder`, those that are there come first.
-    """
-    options = config.scoring
-    supernet = trained.model.to(config.torch_device)
-
-    def score_missing(missing: Iterable[Architecture]) -> Iterator[Score]:
-        loader = batch_loader(data.validation, options.batch_size, workers=config.data.workers)
-        return score_subnets(
-            supernet,
-            activate,
-            missing,
-            loader,
-            batch_norm=options.batch_norm,
-            calibration=calibration_batches(
-                data.train, config.batch_size, options.calibration_batches, options.seed
-            ),
-            precision=config.precision,
-        )
-
-    if folder is None:
-        return score_missing(architectures)
-    depends_on = {
-        "supernet": digest(supernet),
-        "scoring": options.model_dump(mode="json"),
-        "data": config.data.model_dump(mode="json"),
-        "batch_size": config.batch_size,
-        "precision": config.precision,
-    }
-    return kept_scores(folder / "scores.jsonl", depends_on, architectures, score_missing)
 
 
 def _check_folder(folder: Path, config: Config, resume: bool) -> None:

@@ -15,7 +15,7 @@ from nas_dynamic.evaluation.scoring import Score, evaluate
 from nas_dynamic.experiment.config import Config
 from nas_dynamic.experiment.console import Display
 from nas_dynamic.experiment.data import BatchSampler, ImageData, Images, batch_loader
-from nas_dynamic.experiment.nni.supernet import build_optimizer, build_subnet
+from nas_dynamic.experiment.nni.build import build_optimizer, build_subnet
 from nas_dynamic.space import Architecture, key
 
 __all__ = ["standalone_scores", "train_standalone"]

@@ -14,6 +14,7 @@ from nas_dynamic.report.figure import ReportFigure
 from nas_dynamic.report.format import duration, joined, percent
 from nas_dynamic.report.group_figures import loss_by_group, similarity_by_group
 from nas_dynamic.report.measures import MEASURES, PRIMARY, compare
+from nas_dynamic.report.next_steps import head, next_steps
 from nas_dynamic.report.ranking_figures import accuracy_by_size, loss_by_standalone, taus
 from nas_dynamic.report.records import Comparison
 from nas_dynamic.report.run_folder import Run, read_runs
@@ -198,7 +199,9 @@ def _page(
         runs=runs,
         title=joined([run.name for run in runs]),
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        heads={head(run): None for run in runs if head(run)},
         summary=summary(runs, comparisons, ranked),
+        steps=next_steps(runs, comparisons),
         unfinished=unfinished(runs),
         tiles=[_tiles(run, n, ranked) for n, run in enumerate(runs, 1) if run.seeds],
         sections=sections,

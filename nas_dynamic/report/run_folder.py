@@ -17,7 +17,7 @@ from nas_dynamic.report.records import (
     read_record,
 )
 from nas_dynamic.space import Key, key
-from nas_dynamic.storage.journal import RunError, read_json
+from nas_dynamic.storage.journal import RunError, command_text, read_json
 
 __all__ = ["Run", "read_run", "read_runs"]
 
@@ -128,7 +128,7 @@ def _read(folder: Path) -> list[Run]:
     arms = _arms(folder)
     if not arms:
         inside = sorted(f for f in folder.glob("*/") if (f / "config.json").exists() or _arms(f))
-        hint = f"; did you mean {' '.join(map(str, inside))}?" if inside else ""
+        hint = f"; did you mean {command_text(*inside)}?" if inside else ""
         raise RunError(
             f"{folder} holds no run: there is no config.json of nas-dynamic train, demo or compare "
             f"in it{hint}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nas_dynamic.analysis.ranking import Estimate
+from nas_dynamic.analysis.ranking import Estimate, comparable_loss
 from nas_dynamic.report.format import (
     bytes_text,
     duration,
@@ -33,7 +33,9 @@ __all__ = [
     "cost",
     "diagnostics",
     "environments",
+    "exported",
     "pareto_set",
+    "picked",
     "scores",
     "settings",
 ]
@@ -115,6 +117,31 @@ def scores(runs: Sequence[Run]) -> Table:
         rows,
         "Images are those of the validation set, on which the subnets are scored. The pick is the "
         "subnet of the lowest loss; in its column is its accuracy.",
+    )
+
+
+def picked(run: Run) -> str:
+    """Return the best scored subnet of a run, over its seeds, in a sentence."""
+    seed = min(run.seeds, key=lambda seed: comparable_loss(seed.pick.loss))
+    pick = seed.pick
+    of = f" of seed {seed.seed}" if len(run.seeds) > 1 else ""
+    return (
+        f"Best of the {len(seed.subnets):,} scored subnets{of}, that of the lowest loss: "
+        f"{architecture_text(pick.architecture)}; {pick.parameters:,} parameters, "
+        f"{percent(pick.accuracy)} of the validation images."
+    )
+
+
+def exported(description: Mapping[str, Any], reason: str) -> str:
+    """Return what a network is that was exported, in words."""
+    accuracy, macs = description["accuracy"], description["macs"]
+    return (
+        f"{architecture_text(description['architecture'])} ({reason}): "
+        f"{description['parameters']:,} parameters"
+        + ("" if macs is None else f", {few(macs)} MACs")
+        + f". Alone, with inherited weights, it classifies {percent(accuracy['validation'])} of "
+        f"the validation images, by which it was chosen, and {percent(accuracy['test'])} of the "
+        "test images."
     )
 
 

@@ -8,6 +8,7 @@ from nas_dynamic.search.predictors import GradientBoosting, Predictor, Pretraine
 from nas_dynamic.search.problem import Evaluations, Problem, Strategy
 from nas_dynamic.search.result import Evaluation, SearchResult
 from nas_dynamic.search.run import search
+from nas_dynamic.search.supernet import search_supernet
 from nas_dynamic.search.surrogate import Surrogate
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "Strategy",
     "Surrogate",
     "search",
+    "search_supernet",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from nas_dynamic.search.result import Evaluation, SearchResult, extended_front
 from nas_dynamic.space import Architecture, SearchSpace, candidate_text
 from nas_dynamic.storage.journal import Journal
 
-__all__ = ["search"]
+__all__ = ["Scorer", "search"]
 
 Scorer = Callable[[list[Architecture]], Iterable[Mapping[str, float]]]
 
@@ -35,6 +36,7 @@ def search(
     patience: int | None = None,
     until: Callable[[Evaluation], bool] | None = None,
     path: str | Path | None = None,
+    depends_on: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
     seed: int = 0,
 ) -> SearchResult:
@@ -58,6 +60,8 @@ def search(
         patience: stop after so many evaluations that left the Pareto set (the best) unchanged.
         until: stop with the first evaluation for which this holds.
         path: of the JSON-lines file: the definition, then one evaluation a line.
+        depends_on: whatever else decides the scores, as plain data, such as the
+            `nas_dynamic.evaluation.digest` of a supernet: the file of another one is refused.
         progress: called with the number of evaluations made, and the budget.
         seed: of the strategy.
 
@@ -78,6 +82,7 @@ def search(
         "limits": repr(problem.limits),
         "strategy": described(strategy),
         "seed": seed,
+        **(depends_on or {}),
     }
     with Journal(path, definition, "search") if path else nullcontext() as journal:
         run = _Run(problem, score, journal, budget, patience, until, progress)

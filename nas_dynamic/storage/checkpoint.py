@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from nas_dynamic.storage.journal import RunError
+from nas_dynamic.storage.journal import RunError, writing
 
 __all__ = ["CheckpointError", "exists", "load", "save", "verify"]
 
@@ -49,19 +49,23 @@ def save(path: str | Path, content: Any) -> None:
     Args:
         path: of the file; its folder is made.
         content: what `torch.save` takes; plain data and tensors, so that `load` takes it.
+
+    Raises:
+        RunError: the file cannot be written, for the disk is full, say.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    if path.exists() and path.resolve() not in _damaged:
-        _keep(path)
-    temporary.replace(path)
-    _damaged.discard(path.resolve())
-    _sync_folder(path.parent)
+    with writing(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists() and path.resolve() not in _damaged:
+            _keep(path)
+        temporary.replace(path)
+        _damaged.discard(path.resolve())
+        _sync_folder(path.parent)
 
 
 def exists(path: str | Path) -> bool:

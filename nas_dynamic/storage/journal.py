@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import platform
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-__all__ = ["Journal", "RunError", "environment", "read_json", "write_json", "write_text"]
+__all__ = [
+    "Journal",
+    "RunError",
+    "command_text",
+    "environment",
+    "read_json",
+    "write_json",
+    "write_text",
+]
 
 PACKAGES = ("nas-dynamic", "torch", "torchvision", "numpy", "nni", "pytorch-lightning")
 
 
 class RunError(ValueError):
     """A run cannot be made as it was asked for; the message says what to change."""
+
+
+def command_text(*words: Any) -> str:
+    """Return words of a command line as they can be pasted into a shell."""
+    return shlex.join(map(str, words))
 
 
 def read_json(path: Path, remedy: str) -> Any:
@@ -44,11 +63,72 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a file that is there in full or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file that is there in full or not at all.
+
+    Raises:
+        RunError: it cannot be written.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(content, encoding="utf-8")
-    temporary.replace(path)
+    with writing(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(content, encoding="utf-8")
+        temporary.replace(path)
+
+
+@contextlib.contextmanager
+def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Turn what the operating system refuses while a file is written into an error with its name.
+
+    Args:
+        path: of the file.
+        temporary: what is written in its place at first: removed where that fails, for it would
+            keep a full disk full.
+
+    Raises:
+        RunError: names the file and the reason.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch raises an error of its own in the handling of the system's.
+        refused = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(refused, OSError):
+            raise
+        raise RunError(
+            f"cannot write {path}: {refused.strerror or refused}{_room(path)}"
+        ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Check that files can be written into a folder, which need not be there yet.
+
+    A mebibyte is written for it, and removed.
+
+    Raises:
+        RunError: names the folder and the reason.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise RunError(f"cannot write into {folder}: {there} is a file; choose another folder")
+    try:
+        with tempfile.TemporaryFile(dir=there) as probe:
+            probe.write(bytes(2**20))
+            probe.flush()
+    except OSError as error:
+        raise RunError(
+            f"cannot write into {folder}: {error.strerror or error}{_room(there)}; choose another "
+            "folder, or make room in it"
+        ) from error
+
+
+def _room(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return f" ({shutil.disk_usage(path.absolute().parent).free / 2**20:,.0f} MiB are free)"
+    return ""
 
 
 class Journal:
@@ -67,13 +147,15 @@ class Journal:
         lines: what was appended so far, by earlier starts as well.
 
     Raises:
-        RunError: the file has another definition, or is no journal. It is left as it is.
+        RunError: the file has another definition, is no journal, or cannot be written. It is left
+            as it is.
     """
 
     def __init__(self, path: str | Path, definition: dict[str, Any], kind: str) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "ab+")  # noqa: SIM115, closed by __exit__
+        self._path = path = Path(path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "ab+")  # noqa: SIM115, closed by __exit__
         try:
             # As it will be read: JSON has lists for tuples, and text for the keys of a dict.
             self.lines = self._read(path, json.loads(json.dumps(definition)), kind)
@@ -111,9 +193,10 @@ class Journal:
 
     def _write(self, line: dict[str, Any]) -> None:
         text = json.dumps(_finite(line), ensure_ascii=False, allow_nan=False)
-        self._file.write(text.encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self._path):
+            self._file.write(text.encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def __enter__(self) -> Journal:
         return self
@@ -124,6 +207,8 @@ class Journal:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Return the versions and the hardware that a result depends on."""
+    import torch  # here: it takes seconds, which reading a run need not
+
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+import nas_dynamic
 from nas_dynamic.experiment.cli import main
 from tests.experiment.configurations import (
     SMALLEST,
@@ -60,7 +62,39 @@ def test_missing_extra_is_named(missing, extra, tmp_path):
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("command", ["", "demo", "train", "compare", "report", "doctor"])
+@pytest.mark.process
+def test_help_is_there_without_waiting_for_torch():
+    """In seconds it would depend on the machine; torch alone takes two of them."""
+    code = """
+import sys
+from nas_dynamic.experiment.cli import main
+before = set(sys.modules)
+for arguments in ([], ["--help"], ["--version"], ["train", "--help"]):
+    try:
+        main(arguments)
+    except SystemExit as ended:
+        assert not ended.code
+print(len(sys.modules), [m for m in ("torch", "numpy", "rich", "yaml") if m in sys.modules])
+"""
+    result = python(code)
+    count, loaded = result.stdout.splitlines()[-1].split(" ", 1)
+    assert loaded == "[]", result.stderr
+    assert int(count) < 400, "modules; with torch they are thousands"
+    assert result.stdout.startswith("usage: nas-dynamic")
+    assert f"nas-dynamic {metadata.version('nas-dynamic')}" in result.stdout
+
+
+def test_names_that_are_imported_late_are_those_of_the_front_door():
+    assert sorted(name for names in nas_dynamic.MODULES.values() for name in names) == sorted(
+        nas_dynamic.__all__
+    )
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        _ = nas_dynamic.nonsense
+
+
+@pytest.mark.parametrize(
+    "command", ["", "demo", "train", "compare", "search", "export", "report", "doctor"]
+)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as exit:
         main([*command.split(), "--help"])
@@ -71,12 +105,12 @@ def test_help(command, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "COMMAND"),
+        (["learn"], "invalid choice: 'learn'"),
         (["demo", "--subnets", "1"], "1 is less than 2"),
         (["compare", "a.yaml", "--subnets", "2"], "2 is less than 3"),
         (["demo", "--seed", "-1"], "-1"),
         *[
-            ([*command, "--seed", "0", str(2**32)], "4294967296 is more than 4294967295")
+            ([*command, "--seed", str(2**32)], "4294967296 is more than 4294967295")
             for command in (["demo"], ["train", "a.yaml"], ["compare", "a.yaml"])
         ],
         (["train", "a.yaml", "--precision", "8"], "invalid choice"),
@@ -164,6 +198,39 @@ def test_configuration_that_cannot_run_is_refused_in_a_line(changes, message, tm
     assert error.startswith("nas-dynamic: ")
     assert error.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.host
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"space": {"name": "NasBench202"}}, "config.yaml: space.name is 'NasBench202'"),
+        ({"epochs": "x"}, "config.yaml is not valid:\n  epochs is 'x': "),
+    ],
+)
+def test_the_file_and_the_key_are_named(changes, message, tmp_path, capsys):
+    config = write(tmp_path / "config.yaml", **WITHOUT_SCHEDULER | changes)
+    assert main(["train", config, "--out", str(tmp_path / "runs")]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_the_place_in_a_file_that_is_no_yaml_is_named(tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text("epochs: 3\nspace: [\n")
+    assert main(["train", str(tmp_path / "a.yaml")]) == 1
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'a.yaml'}, line 3, column 1, is not valid YAML: " in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("command", ["train", "compare", "demo"])
+def test_an_out_that_cannot_be_written_is_told_before_all_else(command, tmp_path, capsys):
+    config = [] if command == "demo" else [write(tmp_path / "config.yaml")]
+    (tmp_path / "file").write_text("mine")
+    assert main([command, *config, "--out", str(tmp_path / "file")]) == 1
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'file'} is a file; choose another folder" in error
+    assert error.count("\n") == 1
 
 
 def test_unknown_key_is_refused(tmp_path, capsys):

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from nas_dynamic.adapters.nni import search_space
 from nas_dynamic.experiment import run as experiment
@@ -16,7 +17,8 @@ from nas_dynamic.experiment.cli import main
 from nas_dynamic.experiment.compare import static_arm
 from nas_dynamic.experiment.config import parse
 from nas_dynamic.experiment.console import Display
-from nas_dynamic.experiment.nni.supernet import build_space, train_supernet
+from nas_dynamic.experiment.nni.build import build_space
+from nas_dynamic.experiment.nni.supernet import train_supernet
 from nas_dynamic.experiment.run import checked_data, load_data
 from nas_dynamic.experiment.standalone import standalone_scores
 from tests.experiment.configurations import CONFIG, TINY
@@ -25,7 +27,7 @@ from tests.experiment.configurations import write as write_config
 pytestmark = pytest.mark.xdist_group("trained run")
 
 OPTIONS = ["--subnets", "6", "--standalone-epochs", "1"]
-DEMO = ["demo", "--epochs", "1", "--standalone-epochs", "1", "--subnets", "4", "--channels", "2"]
+DEMO = ["demo", "--epochs", "1", "--subnets", "4", "--channels", "2", "--budget", "5"]
 
 
 def write(path: Path, **changes) -> str:
@@ -108,32 +110,55 @@ def test_both_arms_see_the_same_subnets_and_only_one_heeds_them(compared):
 
 
 @pytest.mark.host
-def test_a_demo_is_a_comparison_that_goes_on_or_begins_anew(tmp_path, trained, capsys):
+def test_a_demo_goes_from_a_space_to_a_network_and_on_or_begins_anew(tmp_path, trained, capsys):
     out = ["--out", str(tmp_path), "--seed", "3"]
     assert main([*DEMO, *out]) == 0
     printed = capsys.readouterr().out
     assert "\x1b" not in printed  # no terminal, no control characters
-    for text in ("Kendall τ by the loss", "stand-alone accuracy of its pick", "in seed 3"):
-        assert text in " ".join(printed.split())
-    first = read(tmp_path / "demo/compare.json")
-    assert [len(first[key]) for key in ("seeds", "standalone")] == [1, 4]
-    assert trained == [("demo-static", 3), ("demo-dynamic", 3)]
+    said = " ".join(printed.split())
+    result = read(tmp_path / "demo/seed-3/result.json")
+    content = read(tmp_path / "demo/export/subnet.json")
+    sizes = sorted(subnet["parameters"] for subnet in result["subnets"])
+    assert content["parameters"] <= sizes[len(sizes) // 2]
+    assert f"{content['accuracy']['test']:.1%} of the test images" in said
+    for text in ("An update takes", "Measured elsewhere, not by this demo", "smallest fifth"):
+        assert text in said
+    loaded = torch.export.load(tmp_path / "demo/export/subnet.pt2").module()
+    assert loaded(torch.rand(5, 3, 8, 8)).shape == (5, 10)
+    assert trained == [("demo", 3)]
     assert main([*DEMO, *out]) == 0
-    assert len(trained) == 2
-    assert read(tmp_path / "demo/compare.json") == first
+    assert len(trained) == 1
+    assert read(tmp_path / "demo/seed-3/result.json") == result
     assert main([*DEMO, "--epochs", "2", *out]) == 0
-    assert len(trained) == 4
-    assert read(tmp_path / "demo/static/config.json")["epochs"] == 2
-    second = read(tmp_path / "demo/compare.json")
-    assert second["standalone"] == first["standalone"]
-    assert second["arms"]["static"]["mean_accuracy"] != first["arms"]["static"]["mean_accuracy"]
+    assert len(trained) == 2
+    assert read(tmp_path / "demo/config.json")["epochs"] == 2
+
+
+def test_the_lrs_of_the_demo_are_those_of_small_and_large_subnets():
+    from nas_dynamic.experiment.demo import learning_rates
+    from nas_dynamic.report.records import SeedResult
+
+    trace = [
+        {"step": n, "lr": 0.1 * (1 - n / 1000) ** gamma, "parameters": size}
+        for n in range(1000)
+        for size, gamma in [[(10, 4.0), (20, 1.0), (30, 0.25)][n % 3]]
+    ]
+    subnet = {"architecture": {"a": 1}, "accuracy": 0.5, "loss": 1.0, "parameters": 10}
+    result = SeedResult(
+        seed=0, subnets=[subnet], validation_images=1, group_by=None, cost={"seconds": 1},
+        updates=1000, updates_by_group={}, trace=trace, pairs=[],
+    )  # fmt: skip
+    rows = {row[0]: [float(cell) for cell in row[1:]] for row in learning_rates(result).rows}
+    for share, cells in rows.items():
+        if share in ("25%", "50%", "75%"):
+            left = 1 - float(share[:-1]) / 100
+            assert cells == pytest.approx([0.1 * left**gamma for gamma in (4, 1, 0.25)], rel=0.05)
 
 
 def test_a_demo_that_cannot_run_leaves_the_last_one(tmp_path, capsys):
-    arm = tmp_path / "demo/static/config.json"
-    arm.parent.mkdir(parents=True)
-    arm.write_text("{}")
-    (tmp_path / "demo/compare.json").write_text("{}")
+    config = tmp_path / "demo/config.json"
+    config.parent.mkdir(parents=True)
+    config.write_text("{}")
     before = sorted(tmp_path.rglob("*"))
     assert main([*DEMO, "--device", "cuda:99", "--out", str(tmp_path)]) == 1
     assert "device is 'cuda:99', which cannot be used: " in capsys.readouterr().err
@@ -213,7 +238,7 @@ def test_both_arms_warm_up_alike(budget):
     data = load_data(dynamic.data)
     lrs = {}
     for name, config in {"static": static_arm(dynamic), "dynamic": dynamic}.items():
-        recorder = train_supernet(config, data, 0, progress=lambda done, total: None).recorder
+        recorder = train_supernet(config, data, 0, progress=lambda done, total, loss: None).recorder
         lrs[name] = [row["lr"] for row in recorder.rows]
         assert (recorder.group_by is None) == (name == "static")
     steps = len(lrs["static"])
@@ -232,7 +257,7 @@ def test_the_static_arm_can_decay_as_calr_does(warmup):
     budget = {"epochs": None, "steps": 14}
     config = parse(TINY | budget | {"dynamic": {"warmup_steps": warmup}})
     static, data = static_arm(config, "polynomial"), load_data(config.data)
-    recorder = train_supernet(static, data, 0, progress=lambda done, total: None).recorder
+    recorder = train_supernet(static, data, 0, progress=lambda done, total, loss: None).recorder
     ramp = [0.05 * (t + 1) / warmup for t in range(warmup)]
     decay = [0.05 * (1 - t / (14 - warmup)) for t in range(14 - warmup)]
     assert [row["lr"] for row in recorder.rows] == pytest.approx(ramp + decay)
@@ -260,7 +285,7 @@ FUSED = {"kwargs": {"lr": 0.05, "momentum": 0.9, "fused": True}}
         (
             {"dynamic": {"group_by": "nonsense"}},
             [],
-            ["nas-dynamic: dynamic: group_by='nonsense' is no label of the space"],
+            ["config.yaml: dynamic: group_by='nonsense' is no label of the space"],
         ),
     ],
 )

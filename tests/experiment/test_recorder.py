@@ -17,11 +17,11 @@ from tests.attach.reference import assert_identical
 pytestmark = pytest.mark.host
 
 
-def train(folder=None, progress=lambda done, total: None, **changes):
+def train(folder=None, progress=lambda *_: None, **changes):
     return trained(folder, progress, **changes).recorder
 
 
-def trained(folder=None, progress=lambda done, total: None, **changes):
+def trained(folder=None, progress=lambda *_: None, **changes):
     config = parse(
         {
             "space": {
@@ -57,7 +57,7 @@ def test_record_is_bounded_and_counts_every_update(steps, small_bounds):
 
 def test_progress_is_told_of_every_update(small_bounds):
     told = []
-    train(progress=lambda done, total: told.append((done, total)), steps=21)
+    train(progress=lambda done, total, loss: told.append((done, total)), steps=21)
     assert told == [(done, 21) for done in range(1, 22)]
 
 
@@ -106,7 +106,7 @@ class Stop(Exception):
 def test_a_resumed_training_has_the_record_of_an_unbroken_one(tmp_path, small_bounds):
     straight = train(tmp_path / "straight", epochs=4)
 
-    def stop_in_third_epoch(done, total):
+    def stop_in_third_epoch(done, total, loss):
         if done > total * 5 // 8:
             raise Stop
 
@@ -145,7 +145,7 @@ def test_any_budget_is_resumed_to_the_bit(budget, scheduler, tmp_path):
     unbroken = trained(**changes)
     assert [row["step"] for row in unbroken.recorder.rows] == list(range(steps))
 
-    def stop(done, total):
+    def stop(done, total, loss):
         assert total == steps
         if done == stop_at:
             raise Stop
@@ -153,14 +153,14 @@ def test_any_budget_is_resumed_to_the_bit(budget, scheduler, tmp_path):
     with pytest.raises(Stop):
         trained(tmp_path, stop, **changes)
     told = []
-    resumed = trained(tmp_path, lambda done, total: told.append(done), **changes)
+    resumed = trained(tmp_path, lambda done, total, loss: told.append(done), **changes)
     assert told == list(range(2 * batches + 1, steps + 1))
     told.clear()
-    again = trained(tmp_path, lambda done, total: told.append(done), **changes)
+    again = trained(tmp_path, lambda done, total, loss: told.append(done), **changes)
     assert told == []
     for other in (resumed, again):
         assert other.recorder.rows == unbroken.recorder.rows
-        assert_identical(other.model.state_dict(), unbroken.model.state_dict())
+        assert_identical(other.supernet.state_dict(), unbroken.supernet.state_dict())
 
 
 def test_a_loss_that_is_not_finite_is_none():

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -59,11 +60,11 @@ def test_a_subnet_that_diverged_is_not_the_pick(tmp_path, monkeypatch):
     def spoiled(*arguments, **options):
         trained = train_supernet(*arguments, **options)
         with torch.no_grad():
-            for name, parameter in trained.model.named_parameters():
+            for name, parameter in trained.supernet.model.named_parameters():
                 if ".conv_3x3." in name:
                     parameter.fill_(torch.nan)
             # Every subnet then says 0, as one whose logits are NaN does.
-            trained.model.classifier.bias[0] = 1e3
+            trained.supernet.model.classifier.bias[0] = 1e3
         return trained
 
     monkeypatch.setattr(experiment, "train_supernet", spoiled)
@@ -134,6 +135,33 @@ def test_killed_training_resumes_to_the_result_of_an_unbroken_one(runs, killed, 
     capsys.readouterr()
     assert main(["train", config, "--out", out, "--resume"]) == 1
     assert "holds a finished run, which is not overwritten" in capsys.readouterr().err
+
+
+@pytest.mark.process
+def test_a_training_that_is_interrupted_says_how_to_go_on_and_does(runs, tmp_path):
+    config, out = str(runs / "config.yaml"), tmp_path / "a folder"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nas_dynamic", "train", config, "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    while not list(out.glob("*/*/last.ckpt.previous")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate()
+    assert process.returncode == 130
+    assert "ERROR" not in printed + errors
+    said = re.fullmatch(
+        r"nas-dynamic: stopped after epoch (\d+) of 24; go on: nas-dynamic (.*)",
+        errors.splitlines()[-1],
+    )
+    assert 2 <= int(said[1]) < 24
+    arguments = shlex.split(said[2])
+    assert arguments == ["train", config, "--out", str(out), "--resume"]
+    assert main(arguments) == 0
+    assert_ends_as(runs / "straight/small/seed-0", out / "small/seed-0")
 
 
 @pytest.mark.process

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
 from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation, UniformSampler
@@ -76,7 +76,9 @@ class Loop:
 
 class AccelerateLoop(Loop):
     def prepare(self) -> None:
-        AcceleratorState._reset_state()  # or the precision of the process's first one holds
+        # Or the precision, and the end of a data loader, of one before it in the process hold.
+        AcceleratorState._reset_state()
+        GradientState._reset_state()
         self.accelerator = Accelerator(
             cpu=True,
             gradient_accumulation_steps=self.task.accumulate,

@@ -173,7 +173,7 @@ def test_what_is_logged(tmp_path: Path):
             both = [loss for _, loss in losses[2 * number : 2 * number + 2]]
             seen.setdefault(updates[number].group, []).append(sum(both) / 2)
         for group in groups:
-            text = row[f"dynamic/loss/{group}"]
+            text = row[f"dynamic/loss/layer2={group}"]
             assert (group in seen) == bool(text)
             if text:
                 expected = sum(seen[group]) / len(seen[group])

@@ -128,7 +128,7 @@ def test_what_is_logged(tmp_path: Path):
         assert row["dynamic/lr"] == LR * factor(update.architecture, row["step"] - 1)
         assert row["dynamic/gamma"] == update.gamma
         assert row["dynamic/group"] == hook.training.groups.index(update.group)
-        assert row[f"dynamic/loss/{update.group}"] == pytest.approx(loss)
+        assert row[f"dynamic/loss/layer2={update.group}"] == pytest.approx(loss)
 
 
 def test_several_subnets_an_update(tmp_path: Path):

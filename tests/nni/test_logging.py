@@ -9,6 +9,7 @@ from collections import defaultdict
 import pytest
 import pytorch_lightning as pl
 import torch
+import yaml
 from nni.nas.hub.pytorch import NasBench201
 from nni.nas.strategy import RandomOneShot
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -111,7 +112,7 @@ def expected(recorder, values, every):
         tags["dynamic/complexity"][t] = sum(complexities) / len(complexities)
         tags["dynamic/group"][t] = groups.index(group)
         for name, its in pending.items():
-            tags[f"dynamic/loss/{name}"][t] = sum(its) / len(its)
+            tags[f"dynamic/loss/cell/0_3={name}"][t] = sum(its) / len(its)
         pending.clear()
     return dict(tags)
 
@@ -131,6 +132,8 @@ def test_values_are_those_of_the_formulas(logger, strategy, classification, tmp_
     assert found.keys() == wanted.keys()
     for tag, points in wanted.items():
         assert found[tag] == pytest.approx(points, rel=1e-5), tag
+    hyperparameters = yaml.safe_load((tmp_path / "hparams.yaml").read_text())
+    assert hyperparameters["dynamic/group_by"] == "cell/0_3"
 
 
 def losses_of_updates(folder):

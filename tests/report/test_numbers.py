@@ -225,9 +225,12 @@ def a_comparison(taus: list[float], **changes) -> Comparison:
         ([-0.1, -0.11, -0.12], "So dynamic ranks these subnets worse at this budget than static"),
         (
             [0.3, -0.2, 0.1],
-            "No difference is shown, for the interval holds 0. At this spread about",
+            "higher than static; the interval holds 0: nothing can be told.",
         ),
-        ([0.01, -0.011, 0.0], "for the interval holds 0. If there is one, it is small."),
+        ([0.3, -0.2, 0.1], "At this spread about 100 seeds would give ±0.05."),
+        ([0.01, -0.011, 0.0], "If there is a difference, it is small."),
+        ([0.1, 0.11, 0.12], "dynamic ranks 0.11 higher than static; the interval excludes 0."),
+        ([-0.3], "dynamic ranks 0.30 lower than static, in one seed."),
         ([0.3], "is +0.300 in seed 0. One seed tells nothing about the next one: run more."),
         ([0.1, math.nan], "Kendall τ by the loss is undefined"),
         ([0.1] * 3, "By the accuracy, the second measure, the difference is +0.500"),
@@ -354,3 +357,42 @@ def test_bands_of_complexity():
     assert all(a[1] < b[0] for a, b in itertools.pairwise(ends(bands)))
     assert ends(complexity_bands(updates([5] * 6))) == [(5, 5)]
     assert [len(band) for band in complexity_bands(updates(range(100)))] == [20] * 5
+
+
+def test_the_verdict_names_both_levels():
+    arms = {"static": {"tau_by_loss": [0.5, 0.48]}, "dynamic": {"tau_by_loss": [0.4, 0.46]}}
+    said = verdict(a_comparison([-0.1, -0.02], arms=arms))
+    assert said.startswith("dynamic ranks 0.06 lower than static (0.43 against 0.49); the interval")
+
+
+def test_what_to_do_next(pages, runs):
+    page = pages["tiny"]
+    results = [read(runs / f"tiny/seed-{s}/result.json") for s in (3, 5)]
+    pick = min((result["pick"] | {"seed": result["seed"]} for result in results),
+               key=lambda pick: pick["loss"])  # fmt: skip
+    assert f"`nas-dynamic export tiny --seed {pick['seed']}`".strip("`") in page.words
+    assert all(candidate in page.words for candidate in pick["architecture"].values())
+    assert "NasBench201 · digits · 12 subnets scored · 2 seeds" in page.words
+    assert str(runs) not in page.html
+
+
+@pytest.mark.parametrize(
+    ("last", "noise", "text"),
+    [
+        (0.5, 0.01, "fell by 50.0%, ±0.9%: it still falls."),
+        (1.0, 0.01, "would change little"),
+        (0.9, 1.0, "whether it still falls cannot be told"),
+    ],
+)
+def test_a_loss_that_still_falls_at_the_end_is_told(last, noise, text, a_run, tmp_path):
+    trace = [
+        {
+            "step": n,
+            "lr": 0.1,
+            "parameters": 1,
+            "loss": (last if n >= 90 else 1.0) + noise * (-1) ** n,
+        }
+        for n in range(100)
+    ]
+    page = page_of([a_run("falling", [0.5, 0.6], trace=trace)], tmp_path)
+    assert text in page.words

@@ -14,13 +14,13 @@ from nas_dynamic.attach.training import DynamicTraining
 from nas_dynamic.complexity import Complexity, lookup
 from nas_dynamic.experiment.config import FOREIGN, Config, ConfigError, kwargs_of, refusing
 from nas_dynamic.experiment.data import ImageData, batch_loader
-from nas_dynamic.experiment.nni.supernet import (
+from nas_dynamic.experiment.nni.build import (
     build_optimizer,
     build_scheduler,
     build_space,
-    quiet,
     updates_of,
 )
+from nas_dynamic.experiment.nni.supernet import quiet
 from nas_dynamic.host import Host, build
 from nas_dynamic.space import Architecture, SearchSpace
 

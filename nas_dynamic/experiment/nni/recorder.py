@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,16 +11,14 @@ import torch
 from nas_dynamic._extras import extra
 from nas_dynamic.adapters.nni import DynamicCallback, subnet_parameters
 from nas_dynamic.attach.update_rule import Update
+from nas_dynamic.experiment.console import Progress
 from nas_dynamic.experiment.cost import CostMeter
 from nas_dynamic.report.records import Cost
 
 with extra("nni"):
     import pytorch_lightning as pl
 
-__all__ = ["MAX_PAIRS", "MAX_ROWS", "Progress", "TrainingRecorder"]
-
-Progress = Callable[[int, int], None]
-"""Told how much is done, and how much there is to do."""
+__all__ = ["MAX_PAIRS", "MAX_ROWS", "TrainingRecorder"]
 
 MAX_ROWS = 2000
 """Updates of which a row is kept."""
@@ -39,7 +36,7 @@ class TrainingRecorder(pl.Callback):
     It is kept in Lightning's checkpoints, so that a resumed training has the record of all.
 
     Args:
-        progress: told the number of updates.
+        progress: told the number of updates, and the mean loss since it was read.
         total: number of updates of the whole training.
 
     Attributes:
@@ -65,6 +62,8 @@ class TrainingRecorder(pl.Callback):
         self._gradients: dict[torch.Tensor, torch.Tensor] = {}
         self._first: tuple[int, str | None] | None = None
         self._cosine: torch.Tensor | None = None
+        self._losses: torch.Tensor | None = None
+        self._of_losses = 0
 
     @property
     def cost(self) -> Cost | None:
@@ -141,7 +140,9 @@ class TrainingRecorder(pl.Callback):
         if group is not None:
             self.groups[group] += 1
         self._pair(update.step, group)
-        self.progress(update.step + 1, self.total)
+        self._losses = outputs["loss"].detach() + (0 if self._losses is None else self._losses)
+        self._of_losses += 1
+        self.progress(update.step + 1, self.total, self._read_loss)
         if update.step % self.every:
             return
         loss = outputs["loss"].item()
@@ -157,6 +158,13 @@ class TrainingRecorder(pl.Callback):
         )
         assert self._meter is not None
         self._meter.update()
+
+    def _read_loss(self) -> float:
+        """Return the mean loss of the updates since the last call; it waits for the device."""
+        assert self._losses is not None
+        mean = self._losses.item() / self._of_losses
+        self._losses, self._of_losses = None, 0
+        return mean
 
     def _pair(self, step: int, group: str | None) -> None:
         if step % self.pair_every == 0:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import inspect
 import logging
 import math
 import re
+import signal
+import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,35 +17,34 @@ from typing import Any
 import torch
 
 from nas_dynamic._extras import extra
-from nas_dynamic.adapters.nni import dynamic, search_space, subnet_macs, subnet_parameters
-from nas_dynamic.adapters.nni.space import sample_of
-from nas_dynamic.experiment.config import FOREIGN, Config, ConfigError, kwargs_of, refusing
+from nas_dynamic.adapters.nni import Supernet, dynamic
+from nas_dynamic.experiment.config import Config
+from nas_dynamic.experiment.console import Progress
 from nas_dynamic.experiment.data import ImageData, batch_loader
+from nas_dynamic.experiment.nni.build import (
+    build_optimizer,
+    build_scheduler,
+    build_space,
+    updates_of,
+)
 from nas_dynamic.experiment.nni.checkpoint import SafeCheckpoints
-from nas_dynamic.experiment.nni.recorder import Progress, TrainingRecorder
-from nas_dynamic.space import Architecture, SearchSpace
+from nas_dynamic.experiment.nni.recorder import TrainingRecorder
+from nas_dynamic.space import Architecture
 from nas_dynamic.storage import checkpoint as checkpoints
+from nas_dynamic.storage.journal import RunError
 
 with extra("nni"):
     import pytorch_lightning as pl
     from nni.nas.evaluator.pytorch import ClassificationModule, DataLoader, Lightning, Trainer
     from nni.nas.experiment import NasExperiment
-    from nni.nas.hub import pytorch as hub
-    from nni.nas.nn.pytorch import ModelSpace
     from nni.nas.strategy import RandomOneShot
     from pytorch_lightning.callbacks import ModelCheckpoint
 
-__all__ = [
-    "Progress",
-    "TrainedSupernet",
-    "build_optimizer",
-    "build_scheduler",
-    "build_space",
-    "build_subnet",
-    "quiet",
-    "train_supernet",
-    "updates_of",
-]
+__all__ = ["TrainedSupernet", "load_supernet", "quiet", "train_supernet"]
+
+
+WEIGHTS = "training_module._model."
+"""Before the names of a supernet's weights in Lightning's checkpoint of NNI's one-shot module."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,94 +52,14 @@ class TrainedSupernet:
     """A trained supernet.
 
     Attributes:
-        model: the supernet in NNI's mutated form, on the CPU.
-        space: its search space.
-        parameters: architecture → number of parameters of that subnet.
+        supernet: with its weights, on the CPU.
         macs: architecture → multiply-accumulates of that subnet for one image.
         recorder: what was recorded of the training.
     """
 
-    model: ModelSpace
-    space: SearchSpace
-    parameters: Callable[[Architecture], int]
+    supernet: Supernet
     macs: Callable[[Architecture], float]
     recorder: TrainingRecorder
-
-
-def build_space(config: Config, classes: int) -> ModelSpace:
-    """Return the model space of a configuration, with new weights.
-
-    Spaces of NNI's hub, and functions that take `num_labels`, are given the number of classes
-    where the configuration does not set it. NDS spaces (DARTS, ENAS, …) take it from their
-    `dataset`.
-
-    Raises:
-        ConfigError: there is no such space, or it does not take the arguments.
-    """
-    name, kwargs = config.space.name, dict(config.space.kwargs)
-    factory = _space_factory(name)
-    of_hub = vars(hub).get(name) is factory
-    # What else a space of one's own raises may be a bug in it.
-    with refusing(kwargs_of("space", config.space), *(FOREIGN if of_hub else ())):
-        # The classes of model spaces hide their arguments: NNI wraps `__init__`.
-        if inspect.isclass(factory) and issubclass(factory, ModelSpace):
-            takes_classes = of_hub and not issubclass(factory, hub.NDS)
-        else:
-            takes_classes = "num_labels" in inspect.signature(factory).parameters
-        if takes_classes:
-            kwargs.setdefault("num_labels", classes)
-        model_space = factory(**kwargs)
-    if not isinstance(model_space, ModelSpace):
-        raise ConfigError(
-            f"space.name is {name!r}, which gives a {type(model_space).__name__}; "
-            "it must give an NNI ModelSpace"
-        )
-    return model_space
-
-
-def build_optimizer(
-    config: Config, parameters: Iterable[torch.nn.Parameter]
-) -> torch.optim.Optimizer:
-    """Return the optimizer of a configuration.
-
-    Raises:
-        ConfigError: it does not take the arguments, or the parameters.
-    """
-    chosen = config.optimizer
-    with refusing(kwargs_of("optimizer", chosen), *FOREIGN):
-        optimizer: torch.optim.Optimizer = getattr(torch.optim, chosen.name)(
-            parameters, **chosen.kwargs
-        )
-    return optimizer
-
-
-def build_scheduler(
-    config: Config, optimizer: torch.optim.Optimizer
-) -> torch.optim.lr_scheduler.LRScheduler | None:
-    """Return the lr scheduler of a configuration, if it has one.
-
-    Raises:
-        ConfigError: it does not take the arguments.
-    """
-    chosen = config.scheduler
-    if chosen is None:
-        return None
-    with refusing(kwargs_of("scheduler", chosen), *FOREIGN):
-        kind = getattr(torch.optim.lr_scheduler, chosen.name)
-        scheduler: torch.optim.lr_scheduler.LRScheduler = kind(optimizer, **chosen.kwargs)
-    return scheduler
-
-
-def build_subnet(config: Config, classes: int, architecture: Architecture) -> torch.nn.Module:
-    """Return a stand-alone subnet of the space of a configuration, with new weights."""
-    model_space = build_space(config, classes)
-    subnet: torch.nn.Module = model_space.freeze(sample_of(architecture, model_space))
-    return subnet
-
-
-def updates_of(config: Config, batches: int) -> int:
-    """Return the number of updates in the budget of a configuration, given those of an epoch."""
-    return config.steps or (config.epochs or 0) * batches
 
 
 def train_supernet(
@@ -163,6 +82,7 @@ def train_supernet(
     Raises:
         ConfigError: the space cannot be built.
         CheckpointError: there are checkpoints, and none is sound.
+        KeyboardInterrupt: says after which epoch.
     """
     pl.seed_everything(seed, verbose=False)
     model_space = build_space(config, data.classes)
@@ -203,19 +123,56 @@ def train_supernet(
         options = asdict(config.dynamic) | {"total_steps": steps}
         strategy = dynamic(RandomOneShot(), seed=seed, **options)
         experiment = NasExperiment(model_space, evaluator, strategy)
+        on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             experiment.run()
+        except SystemExit as ended:
+            # What Lightning makes of Ctrl-C, from which on it ignores that.
+            if not isinstance(ended.__context__, KeyboardInterrupt):
+                raise
+            trainer = evaluator.trainer
+            raise KeyboardInterrupt(
+                f"after epoch {trainer.current_epoch} of {trainer.max_epochs}"
+            ) from None
         finally:
             experiment.stop()
-    supernet = strategy.supernet
+            if on_interrupt is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, on_interrupt)
+    supernet = Supernet(strategy.supernet)
     image, _ = data.validation[torch.tensor([0])]
-    return TrainedSupernet(
-        model=supernet,
-        space=search_space(supernet),
-        parameters=subnet_parameters(supernet),
-        macs=subnet_macs(supernet, image),
-        recorder=recorder,
-    )
+    return TrainedSupernet(supernet, supernet.subnet_macs(image), recorder)
+
+
+def load_supernet(config: Config, classes: int, folder: Path) -> Supernet:
+    """Return the supernet that `train_supernet` has trained, from its last checkpoint.
+
+    Args:
+        config: of the run.
+        classes: number of classes of its images.
+        folder: of the seed.
+
+    Raises:
+        ConfigError: the space cannot be built any more.
+        RunError: there is no sound checkpoint, or it has other weights than the space.
+    """
+    path = folder / "last.ckpt"
+    if not checkpoints.exists(path):
+        raise RunError(f"{path} is missing: the weights of a run are in its last checkpoint")
+    weights = {
+        name.removeprefix(WEIGHTS): tensor
+        for name, tensor in checkpoints.load(path, "cpu")["state_dict"].items()
+        if name.startswith(WEIGHTS)
+    }
+    with quiet():
+        model = RandomOneShot().mutate_model(build_space(config, classes))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunError(
+            f"{path} does not have the weights of the space of the run, {config.space.name}; has "
+            f"that been changed? ({str(error).splitlines()[-1].strip()})"
+        ) from error
+    return Supernet(model)
 
 
 class _Classification(ClassificationModule):
@@ -261,33 +218,6 @@ class _StopAfter(pl.Callback):
             trainer.should_stop = True
 
 
-def _space_factory(name: str) -> Callable[..., Any]:
-    if ":" in name:
-        module, _, attribute = name.partition(":")
-        if not module or module.startswith("."):
-            raise ConfigError(f"space.name is {name!r}; it must be module:callable, absolute")
-        try:
-            factory = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"space.name is {name!r}: cannot import it: {error}") from error
-        if not callable(factory):
-            raise ConfigError(
-                f"space.name is {name!r}, which is a {type(factory).__name__}; it must be a "
-                "callable that returns an NNI ModelSpace"
-            )
-        return factory  # type: ignore[no-any-return]
-    known = [
-        key
-        for key, value in vars(hub).items()
-        if inspect.isclass(value) and issubclass(value, ModelSpace)
-    ]
-    if name not in known:
-        raise ConfigError(
-            f"space.name is {name!r}; it must be module:callable or one of {', '.join(known)}"
-        )
-    return getattr(hub, name)  # type: ignore[no-any-return]
-
-
 def _every_epoch(folder: Path) -> ModelCheckpoint:
     return ModelCheckpoint(
         folder,
@@ -308,6 +238,9 @@ HINTS = (
     "`training_service` will be ignored for sequential execution engine",
     "Checkpoint callback does not have last_model_path",
     "Checkpoint callback is found to be None",
+    "Model 1 fails to be executed",  # the error itself is told
+    "Model 1 is interrupted",
+    "Strategy failed to execute",
     "Checkpoint directory",  # … exists and is not empty, when a run is resumed
     "`isinstance(treespec, LeafSpec)` is deprecated",
 )
@@ -319,9 +252,10 @@ def quiet(*, warned: bool = False) -> Iterator[None]:
     """Keep the hosts' hints off the terminal; their warnings about this training still show.
 
     Args:
-        warned: keep the warnings off as well, which the training itself gives.
+        warned: keep the warnings off as well, and what is attached: the training itself says so.
     """
     least = logging.ERROR if warned else logging.WARNING
+    own = logging.getLogger("nas_dynamic")
 
     def worth_showing(record: logging.LogRecord) -> bool:
         return record.levelno >= least and not record.getMessage().startswith(HINTS)
@@ -330,6 +264,8 @@ def quiet(*, warned: bool = False) -> Iterator[None]:
     handlers = [handler for logger in loggers for handler in logger.handlers]
     for handler in handlers:
         handler.addFilter(worth_showing)
+    if warned:
+        own.addFilter(worth_showing)
     try:
         with warnings.catch_warnings():
             for hint in ("",) if warned else HINTS:
@@ -338,3 +274,4 @@ def quiet(*, warned: bool = False) -> Iterator[None]:
     finally:
         for handler in handlers:
             handler.removeFilter(worth_showing)
+        own.removeFilter(worth_showing)

@@ -1,0 +1,200 @@
+"""`nas-dynamic search`: the best subnets of a trained supernet, within limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nas_dynamic.complexity import AdditiveTable, Complexity, lookup, measure_latency
+from nas_dynamic.evaluation.score_cache import digest
+from nas_dynamic.experiment.console import Display
+from nas_dynamic.experiment.load import LoadedRun, example_images
+from nas_dynamic.report.format import few, percent
+from nas_dynamic.report.tables import Table
+from nas_dynamic.search import (
+    Evaluation,
+    Evolution,
+    GradientBoosting,
+    Objective,
+    RandomSearch,
+    SearchResult,
+    Surrogate,
+)
+from nas_dynamic.search.supernet import LOWEST_LOSS
+from nas_dynamic.space import architecture_text
+from nas_dynamic.storage.journal import RunError, write_json
+
+__all__ = ["STRATEGIES", "found_table", "latency_table", "read_latency_table", "search_run"]
+
+STRATEGIES: Mapping[str, Callable[[], Any]] = {
+    "evolution": Evolution,
+    "random": RandomSearch,
+    "surrogate": lambda: Surrogate(GradientBoosting()),
+}
+
+CHECKED = 8
+"""Random subnets that a table of latencies is checked on."""
+
+
+def search_run(
+    run: LoadedRun,
+    display: Display,
+    *,
+    limits: Mapping[str, float],
+    minimize: Sequence[str] = (),
+    budget: int = 300,
+    strategy: str = "evolution",
+    seed: int = 0,
+    latency: AdditiveTable | None = None,
+) -> SearchResult:
+    """Search a run, and write search.json into its folder.
+
+    Args:
+        run: what is searched.
+        display: shows the progress.
+        limits: greatest values of parameters, macs, latency.
+        minimize: which of these to minimise beside the loss: then a Pareto set is found.
+        budget: greatest number of subnets that are scored.
+        strategy: a key of `STRATEGIES`.
+        seed: of the strategy.
+        latency: milliseconds of a subnet; measured on the run's device where it is asked for.
+
+    Raises:
+        RunError: no subnet is within the limits.
+    """
+    named = [*limits, *minimize]
+    images = example_images(run.data, 1)
+    measures: dict[str, Complexity] = {}
+    if "macs" in named:
+        measures["macs"] = lookup(run.supernet.space, run.supernet.subnet_macs(images))
+    if "latency" in named:
+        measures["latency"] = latency or latency_table(run, display)
+    try:
+        found = run.search(
+            budget=budget,
+            strategy=STRATEGIES[strategy](),
+            objectives=[*LOWEST_LOSS, *map(Objective, minimize)],
+            measures=measures,
+            at_most=limits,
+            progress=display.work("search"),
+            seed=seed,
+        )
+    except ValueError as error:
+        if isinstance(error, RunError):
+            raise
+        raise RunError(f"the search cannot be made: {error}") from error
+    content = {
+        "seed": run.seed,
+        "limits": dict(limits),
+        "minimize": list(minimize),
+        "strategy": strategy,
+        "strategy_seed": seed,
+        "evaluations": len(found.evaluations),
+        "best": _plain(best(found)),
+        "pareto": [_plain(evaluation) for evaluation in found.pareto],
+    }
+    write_json(run.folder / "search.json", content)
+    return found
+
+
+def best(found: SearchResult) -> Evaluation:
+    """Return the subnet of the lowest loss within the limits, of equal ones the smallest.
+
+    Subnets that differ only in what has no effect are one network, but for rounding.
+    """
+    feasible = [evaluation for evaluation in found.evaluations if evaluation.feasible]
+    return min(feasible, key=lambda e: (round(e.values["loss"], 6), e.values["parameters"]))
+
+
+def found_table(run: LoadedRun, found: SearchResult) -> Table:
+    """Return the best subnet, or the Pareto set, small ones first."""
+    several = len(found.objectives) > 1
+    rows = sorted(found.pareto, key=lambda e: e.values["parameters"]) if several else [best(found)]
+    measures = [name for name in ("macs", "latency") if name in rows[0].values]
+    titles = {"macs": "MACs", "latency": "latency, ms"}
+    body = [
+        [
+            f"{int(e.values['parameters']):,}",
+            *(few(e.values[name]) for name in measures),
+            f"{e.values['loss']:.3f}",
+            percent(e.values["accuracy"]),
+        ]
+        for e in rows
+    ]
+    header = ["parameters", *(titles[name] for name in measures), "loss", "accuracy"]
+    note = (
+        f"On {len(run.data.validation):,} validation images, by which it was chosen: the accuracy "
+        "is optimistic."
+    )
+    if several:
+        header.append("subnet")
+        for row, e in zip(body, rows, strict=True):
+            row.append(architecture_text(e.architecture))
+    else:  # which in a table would be one long line
+        note = f"Subnet: {architecture_text(rows[0].architecture)}. {note}"
+    return Table(
+        f"{'Pareto set' if several else 'Best'} of {len(found.evaluations):,} subnets, with "
+        "inherited weights",
+        header,
+        body,
+        note,
+        text=frozenset([len(header) - 1]) if several else frozenset(),
+    )
+
+
+def latency_table(run: LoadedRun, display: Display) -> AdditiveTable:
+    """Return milliseconds of a subnet for one image, measured on the run's device.
+
+    The table is kept in the folder of the run, and measured anew on another device.
+    """
+    device = run.config.torch_device
+    images = example_images(run.data, 1).to(device)
+    of = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "images": list(images.shape),
+        "torch": torch.__version__,
+    }
+    path = run.folder / f"latency-{digest(of)[:12]}.json"
+    if path.exists():
+        return AdditiveTable.load(path)
+    choices = run.supernet.space.choices.values()
+    total = 1 + sum(len(candidates) - 1 for candidates in choices) + CHECKED
+    progress, done = display.work("measure latency"), 0
+
+    def measured(architecture: Any) -> float:
+        nonlocal done
+        value = measure_latency(run.supernet.extract(architecture), images)
+        done += 1
+        progress(done, total)
+        return value
+
+    table = AdditiveTable.measure(run.supernet.space, measured)
+    errors = np.abs(table.errors(run.supernet.space, measured, CHECKED))
+    table.save(path)
+    display.say(
+        f"Latency of one image on {of['device']}, {of['threads']} threads: {path}. On {CHECKED} "
+        f"random subnets the table is off by {percent(float(np.median(errors)))} in the median, "
+        f"{percent(float(errors.max()))} at most."
+    )
+    return table
+
+
+def read_latency_table(path: Path) -> AdditiveTable:
+    """Return a table in a file, such as one that was measured on a telephone.
+
+    Raises:
+        RunError: it holds none.
+    """
+    try:
+        return AdditiveTable.load(path)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
+def _plain(evaluation: Evaluation) -> dict[str, Any]:
+    return {"architecture": dict(evaluation.architecture), "values": evaluation.values}

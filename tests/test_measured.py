@@ -1,0 +1,57 @@
+"""The measured differences that the package carries are those of the results in the repository."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from benchmarks.nb201.measured import MEASURED, measured_differences
+from benchmarks.nb201.report import read_results
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_package_carries_what_the_results_say():
+    carried = json.loads((ROOT / MEASURED).read_text())["differences"]
+    rows = read_results(ROOT / "benchmarks/results/nb201.csv")
+    assert carried == measured_differences(rows), "python -m benchmarks.nb201 measured"
+    assert len(carried) == 9
+
+
+def test_they_are_those_of_the_page_of_results():
+    page = (ROOT / "docs/results.md").read_text()
+    carried = json.loads((ROOT / MEASURED).read_text())["differences"]
+    (of_20_000,) = (
+        row
+        for row in carried
+        if (row["training"], row["updates"]) == ("the defaults", 20_000)
+        and "cosine" in row["against"]
+    )
+    (line,) = re.findall(r"^\| CaLR by rank \+ MS, the defaults \| 20,000 +\| 10 .*cosine|"
+                         r"^\| CaLR by rank \+ MS, the defaults \| 20,000 +\| 10 +\| \.511.*$",
+                         page, re.M)  # fmt: skip
+    value, low, high = (f"{end:+.3f}".replace("0.", ".").replace("-", "−") for end in
+                        of_20_000["tau_loss"])  # fmt: skip
+    assert f"{value} [{low}, {high}]" in line
+
+
+def test_readme_has_them_as_they_are():
+    readme = (ROOT / "README.md").read_text()
+    carried = json.loads((ROOT / MEASURED).read_text())["differences"]
+    rows = re.findall(r"^\| over a (\w+) decay +\| ([\d,]+) +\| (\d+) +\| (.*?) +\| (.*?) +\|$",
+                      readme, re.M)  # fmt: skip
+    assert len(rows) == 5
+    for curve, updates, pairs, tau, accuracy in rows:
+        (row,) = (
+            row
+            for row in carried
+            if row["training"] == "the defaults"
+            and row["updates"] == int(updates.replace(",", ""))
+            and row["against"] == f"static training, {curve} decay"
+        )
+        assert row["pairs"] == int(pairs)
+        for cell, measure, unit in ((tau, "tau_loss", 1), (accuracy, "mean_accuracy", 100)):
+            found = [float(n) for n in re.findall(r"[+-]?\d*\.\d+", cell.replace("−", "-"))]
+            digits = 3 if unit == 1 else 1
+            assert found == [round(unit * end, digits) for end in row[measure]]
