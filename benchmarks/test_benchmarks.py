@@ -5,10 +5,14 @@ from __future__ import annotations
 import csv
 import importlib
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from benchmarks import hosts
 
 pytestmark = pytest.mark.host
 
@@ -27,7 +31,8 @@ SLOW = {
     "speed.cost": "--channels 4 --cells 1 --size 8 --batch 4 --steps 4 --warm-up 1",
     "speed.lazy_coasting": "--updates 1",
 }
-"""`soak` is in neither, since the tests run its parts; `nb201` and `constant_lr` have their own."""
+"""`soak` is in neither, since the tests run its parts; nor is `hosts`, which installs packages;
+`nb201` and `constant_lr` have tests of their own."""
 
 
 @pytest.mark.parametrize(
@@ -71,3 +76,13 @@ def test_constant_lr_trains_what_its_results_lack(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.count("mean accuracy") == 2 * len(ARMS)
     assert printed.count("τ by the loss") == len(ARMS)
+
+
+def test_hosts_are_lent_torch_and_what_it_requires(tmp_path: Path):
+    versions = hosts.lend(tmp_path)
+    assert versions["torch"] == torch.__version__.partition("+")[0]
+    assert {"torchvision", "sympy", "jinja2"} <= {name.lower() for name in versions}
+    assert "numpy" not in versions
+    for name in ("torch", "sympy", "torchvision"):
+        there = importlib.import_module(name).__file__
+        assert (tmp_path / name / "__init__.py").samefile(there)

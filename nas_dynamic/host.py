@@ -46,8 +46,8 @@ class Host(Protocol):
         ...
 
     def total_steps(self) -> int | None:
-        """Return the number of updates of the whole training; None if it has no end."""
-        ...
+        """Return the number of updates of the whole training; None if it has or knows no end."""
+        return None
 
     def has_scheduler(self) -> bool | None:
         """Return whether an lr scheduler sets the optimizer's lr; None if that is not known."""

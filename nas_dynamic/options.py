@@ -129,6 +129,17 @@ class Options:
                 )
         return cls(**options)
 
+    @classmethod
+    def of_loop(cls, **options: Any) -> Options:
+        """Return options for a host that does not know how many updates it makes.
+
+        Without `total_steps` the decay is that of the lr scheduler that the loop has.
+        """
+        curve = options.get("curve") or (
+            "polynomial" if options.get("total_steps") else "scheduler"
+        )
+        return cls.of(**options | {"curve": curve})
+
     def build_calr(self, complexity: Complexity, total_steps: int | None, **reference: Any) -> CaLR:
         """Return CaLR by these options; `reference` is its `bounds` or its `population`."""
         return CaLR(

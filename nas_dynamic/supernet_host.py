@@ -11,16 +11,13 @@ from torch import nn
 
 from nas_dynamic.attach import DynamicTraining
 from nas_dynamic.attach.innermost import innermost
-from nas_dynamic.attach.intercept import intercept
 from nas_dynamic.complexity import Complexity, LookupTable, lookup
-from nas_dynamic.host import Host, Options, attach
+from nas_dynamic.host import Host, Options
 from nas_dynamic.sampling import Sampler, UniformSampler
+from nas_dynamic.sampling_state import attach_with_sampling
 from nas_dynamic.space import Architecture, SearchSpace
 
-__all__ = ["SAMPLING_KEY", "SupernetHost", "find_supernet"]
-
-SAMPLING_KEY = "dynamic_sampling"
-"""Where in `optimizer.state_dict()` the state of the sampling is."""
+__all__ = ["SupernetHost", "find_supernet"]
 
 
 class SupernetHost(Host):
@@ -88,18 +85,8 @@ class SupernetHost(Host):
         Raises:
             ValueError: an option does not suit the host, or the optimizer cannot be attached to.
         """
-        # Inside of attachment's own, which so checks a checkpoint first.
-        ends = [
-            intercept(self.optimizer, "load_state_dict", self._load_state_dict),
-            intercept(self.optimizer, "state_dict", self._state_dict),
-        ]
-        try:
-            self.training = attach(self, options)
-        except BaseException:
-            for end in ends:
-                end()
-            raise
-        self._ends = [self.training.detach, *ends]
+        self.training, end = attach_with_sampling(self, options, self)
+        self._ends = [end]
 
     def on_stop(self, end: Callable[[], None]) -> None:
         """Have `stop` undo one more thing, before those that were done before it."""
@@ -181,34 +168,20 @@ class SupernetHost(Host):
     def _compute(self, subnet: Architecture) -> None:
         self.supernet.activate(subnet)
 
-    def _state_dict(self, state_dict: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the sampling."""
         # Subnets by their numbers: candidates may be of classes that no checkpoint loads.
-        sampling = {
+        return {
             "sampler": self._sampler.state_dict(),
             "subnets": [self.space.encode(subnet).tolist() for subnet in self._subnets],
             "drawn_for": self._drawn_for,
         }
-        return state_dict(*args, **kwargs) | {SAMPLING_KEY: sampling}
 
-    def _load_state_dict(
-        self, load: Callable[..., None], state_dict: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
-        if SAMPLING_KEY not in state_dict:
-            raise ValueError(
-                "the checkpoint has no state of the sampling: it was written without this "
-                "adapter. Load it into the optimizer before dynamic training is attached"
-            )
-        own = {key: value for key, value in state_dict.items() if key != SAMPLING_KEY}
-        sampling = state_dict[SAMPLING_KEY]
-        subnets = [self.space.decode(numbers) for numbers in sampling["subnets"]]
-        before = copy.deepcopy(self._sampler.state_dict())
-        try:
-            self._sampler.load_state_dict(sampling["sampler"])
-            load(own, *args, **kwargs)
-        except BaseException:  # all of it is loaded, or nothing
-            self._sampler.load_state_dict(before)
-            raise
-        self._subnets, self._drawn_for = subnets, sampling["drawn_for"]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        subnets = [self.space.decode(numbers) for numbers in state["subnets"]]
+        self._sampler.load_state_dict(state["sampler"])
+        self._subnets, self._drawn_for = subnets, state["drawn_for"]
 
 
 def find_supernet(

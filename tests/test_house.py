@@ -15,7 +15,8 @@ FLOORS = (
     {"calr", "complexity_scale", "momentum", "sampling", "storage"},
     {"complexity", "mean_lr", "grouping", "evaluation", "analysis"},
     {"attach", "search"},
-    {"host", "options", "supernet_callback", "supernet_host", "update_log", "__init__"},
+    {"host", "options", "sampling_state", "__init__"},
+    {"strategy_host", "supernet_callback", "supernet_host", "update_log"},
     {"report", "adapters"},
     {"experiment", "__main__"},
 )

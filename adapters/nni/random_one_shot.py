@@ -13,6 +13,7 @@ from nni.nas.oneshot.pytorch.sampling import RandomSamplingLightningModule
 from nas_dynamic.adapters.nni.sampling import SeededSampling, accept_of
 from nas_dynamic.adapters.nni.space import architecture_of
 from nas_dynamic.sampling import Sampler, UniformSampler
+from nas_dynamic.sampling_state import numpy_state
 
 __all__ = ["MutableSampler", "RandomOneShotSampling"]
 
@@ -79,10 +80,8 @@ class MutableSampler:
         return sample
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the generator, without arrays: it loads with `weights_only=True`."""
-        state = self._generator.get_state(legacy=False)
-        key = state["state"]["key"].tolist()
-        return state | {"state": state["state"] | {"key": key}}
+        """Return the state of the generator, as plain data."""
+        return numpy_state(self._generator)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken."""

@@ -68,8 +68,7 @@ def attach(
         if inside:
             remedy = f"its part {inside[0]!r} is one: give that, with the optimizer of the whole"
         raise TypeError(f"{type(supernet).__name__} is no supernet of this adapter; {remedy}")
-    curve = curve or ("scheduler" if total_steps is None else "polynomial")
-    given = Options.of(total_steps=total_steps, curve=curve, **options)
+    given = Options.of_loop(total_steps=total_steps, curve=curve, **options)
     host = _Host(supernet, optimizer, sampler=sampler, seed=seed)
     if host.multi_subnet:
         raise TypeError(

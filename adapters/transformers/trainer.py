@@ -13,8 +13,8 @@ from nas_dynamic.attach.intercept import intercept
 from nas_dynamic.attach.state_dict import CHECKPOINT_KEY
 from nas_dynamic.host import Options, takes_options
 from nas_dynamic.sampling import Sampler
+from nas_dynamic.sampling_state import SAMPLING_KEY
 from nas_dynamic.supernet_callback import SupernetCallback
-from nas_dynamic.supernet_host import SAMPLING_KEY
 
 __all__ = ["DynamicSupernet"]
 
