@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Mapping
@@ -10,6 +11,12 @@ from typing import Any
 import torch
 
 from nas_dynamic._extras import extra
+from nas_dynamic.adapters._lightning_steps import (
+    check_plan,
+    has_scheduler,
+    planned_updates,
+    warn_if_unfinished,
+)
 from nas_dynamic.supernet_callback import SupernetCallback
 from nas_dynamic.update_log import UpdateLog
 
@@ -48,9 +55,28 @@ class DynamicSupernet(SupernetCallback, _Callback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach: optimizers are built by now, and their states not yet restored."""
         self.stop()  # not at the end of a fit, so that Trainer.save_checkpoint has it all
-        self.start(pl_module, trainer.optimizers, lambda: total_updates(trainer))
+        self.start(
+            pl_module,
+            trainer.optimizers,
+            lambda: total_updates(trainer),
+            has_scheduler=functools.partial(has_scheduler, trainer),
+        )
         assert self.log is not None
         log_start(self.log, trainer)
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Check loaders that were made anew: they may be longer than T was read from."""
+        calr = None if self.training is None else self.training.calr
+        own = calr is not None and not calr.follows_scheduler and self.options.total_steps is None
+        automatic = pl_module.automatic_optimization
+        if own and automatic and trainer.reload_dataloaders_every_n_epochs:
+            assert self.training is not None
+            check_plan(self.training, planned_updates(trainer, from_here=True))
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Say where the training has ended before T, as by early stopping."""
+        if self.training is not None:
+            warn_if_unfinished(trainer, self.training)
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
@@ -66,20 +92,20 @@ class DynamicSupernet(SupernetCallback, _Callback):
         log_update(self.log, trainer, outputs)
 
 
-def total_updates(trainer: Any) -> int | None:
-    """Return the number of updates that a trainer will make, None if it has no end.
+def total_updates(trainer: Any) -> int:
+    """Return the number of updates that a trainer will make.
 
     Raises:
-        ValueError: manual optimization decides when to update, so that batches do not tell.
+        ValueError: manual optimization decides when to update, so that batches do not tell; or the
+            training has no end that is known before.
     """
-    steps = trainer.estimated_stepping_batches
     if not (trainer.lightning_module.automatic_optimization or trainer.max_epochs == -1):
         raise ValueError(
             "in manual optimization the training step decides which batches make an update, so "
             "that the trainer does not know their number; give total_steps=…, or an end by "
             "Trainer(max_steps=…) alone"
         )
-    return None if steps in (-1, float("inf")) else int(steps)
+    return planned_updates(trainer)
 
 
 def log_start(log: UpdateLog, trainer: Any) -> None:

@@ -51,7 +51,12 @@ class DynamicSupernetHook(SupernetCallback, Hook):
         if self.host is not None and self.host.optimizer is optimizer:  # a test after the training
             return
         wrapper = wrappers[optimizers.index(optimizer)]
-        self.start(runner.model, [optimizer], lambda: total_updates(runner, wrapper))
+        self.start(
+            runner.model,
+            [optimizer],
+            lambda: total_updates(runner, wrapper),
+            has_scheduler=lambda optimizer: bool(runner.param_schedulers),
+        )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Draw the subnet of the update, or compute it again after a validation."""

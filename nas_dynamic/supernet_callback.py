@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from nas_dynamic.attach import DynamicTraining
@@ -72,8 +73,17 @@ class SupernetCallback:
         optimizers: Sequence[Any],
         total_steps: Callable[[], int | None],
         options: Options | None = None,
+        *,
+        has_scheduler: Callable[[torch.optim.Optimizer], bool],
     ) -> SupernetHost:
         """Attach to the optimizer of the supernet in a model, and return the host.
+
+        Args:
+            model: that the framework trains.
+            optimizers: that it steps.
+            total_steps: () → number of updates of the whole training; None if it has no end.
+            options: in place of those that were given to the callback.
+            has_scheduler: optimizer → whether an lr scheduler sets its lr.
 
         Raises:
             ValueError: there is no such supernet, or no one optimizer of it; or an option does not
@@ -81,7 +91,12 @@ class SupernetCallback:
         """
         supernet, optimizer = find_supernet(model, optimizers)
         host = SupernetHost(
-            supernet, optimizer, total_steps, sampler=self._sampler, seed=self._seed
+            supernet,
+            optimizer,
+            total_steps,
+            sampler=self._sampler,
+            seed=self._seed,
+            has_scheduler=has_scheduler(optimizer),
         )
         host.undrawn = "a training step made two; call draw() of this callback before the second"
         host.start(self.options if options is None else options)

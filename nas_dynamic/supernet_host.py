@@ -36,6 +36,7 @@ class SupernetHost(Host):
         sampler: draws the subnet, or the subnets, of each update; `UniformSampler` by default. To
             resume, give a new one of the same seed: γ by rank depends on what it draws first.
         seed: of the default sampler.
+        has_scheduler: whether an lr scheduler sets the optimizer's lr; None if that is not known.
 
     Attributes:
         training: the `DynamicTraining`; there from `start` on.
@@ -65,8 +66,10 @@ class SupernetHost(Host):
         *,
         sampler: Sampler | None = None,
         seed: int = 0,
+        has_scheduler: bool | None = None,
     ) -> None:
         self.supernet = supernet
+        self._has_scheduler = has_scheduler
         self.optimizer = innermost(optimizer)
         self.space: SearchSpace = supernet.space
         self.seed = seed
@@ -123,6 +126,10 @@ class SupernetHost(Host):
             self._compute(subnet)
             yield weight
         self._weighted_for = self._turn
+
+    def has_scheduler(self) -> bool | None:
+        """Return whether an lr scheduler sets the optimizer's lr, as was given."""
+        return self._has_scheduler
 
     def sampled(self) -> Sequence[Architecture]:
         """Return the subnets of this update.

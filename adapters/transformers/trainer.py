@@ -74,7 +74,14 @@ class DynamicSupernet(SupernetCallback, TrainerCallback):
             )
         loaded = inner.state_dict()
         options = self._options_for(args)
-        host = self.start(others["model"], [inner], lambda: state.max_steps, options)
+        constant = _schedule(args) in CONSTANT
+        host = self.start(
+            others["model"],
+            [inner],
+            lambda: state.max_steps,
+            options,
+            has_scheduler=lambda optimizer: not constant,
+        )
         if carried is not None:
             inner.load_state_dict(loaded | carried)
 
@@ -115,10 +122,14 @@ class DynamicSupernet(SupernetCallback, TrainerCallback):
         self.stop()
 
     def _options_for(self, args: TrainingArguments) -> Options:
-        schedule = args.lr_scheduler_type
-        if self._curve_given or getattr(schedule, "value", schedule) in CONSTANT:
+        if self._curve_given or _schedule(args) in CONSTANT:
             return self.options
         return replace(self.options, curve="scheduler")
+
+
+def _schedule(args: TrainingArguments) -> str:
+    schedule = args.lr_scheduler_type
+    return str(getattr(schedule, "value", schedule))
 
 
 def _carry(state_dict: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
