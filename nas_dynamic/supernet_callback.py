@@ -74,7 +74,7 @@ class SupernetCallback:
         total_steps: Callable[[], int | None],
         options: Options | None = None,
         *,
-        has_scheduler: Callable[[torch.optim.Optimizer], bool],
+        has_scheduler: Callable[[torch.optim.Optimizer], bool | None] = lambda optimizer: None,
     ) -> SupernetHost:
         """Attach to the optimizer of the supernet in a model, and return the host.
 
@@ -83,7 +83,7 @@ class SupernetCallback:
             optimizers: that it steps.
             total_steps: () → number of updates of the whole training; None if it has no end.
             options: in place of those that were given to the callback.
-            has_scheduler: optimizer → whether an lr scheduler sets its lr.
+            has_scheduler: optimizer → whether an lr scheduler sets its lr; None if not known.
 
         Raises:
             ValueError: there is no such supernet, or no one optimizer of it; or an option does not

@@ -17,6 +17,7 @@ from nni.nas.oneshot.pytorch.strategy import ENAS, OneShotStrategy, Proxyless, R
 from nas_dynamic.adapters._lightning_steps import check_plan, has_scheduler, warn_if_unfinished
 from nas_dynamic.adapters.lightning import log_start, log_update
 from nas_dynamic.adapters.nni import policies
+from nas_dynamic.adapters.nni._locks import lock_problem
 from nas_dynamic.adapters.nni.complexity import complexity_of
 from nas_dynamic.adapters.nni.random_one_shot import RandomOneShotSampling
 from nas_dynamic.adapters.nni.resume import Resumable, StrategyState
@@ -67,6 +68,8 @@ def dynamic(strategy: Strategy, *, seed: int | None = None, **options: Any) -> S
     """
     sampling_factory(strategy)
     given = Options.of(**options)
+    if (problem := lock_problem()) is not None:
+        warnings.warn(problem, UserWarning, stacklevel=2)
     attached = copy.copy(strategy)
     if seed is not None and hasattr(attached, "seed"):
         attached.seed = seed

@@ -36,6 +36,9 @@ PARTS = (
         "transformers",
     ),
     ("nas_dynamic.adapters.mmengine", "mmengine runners", "mmengine", "mmengine"),
+    ("nas_dynamic.adapters.modelopt", "ModelOpt's autonas", "modelopt", "modelopt"),
+    ("nas_dynamic.adapters.archai", "Archai's searches", "archai pandas", "archai"),
+    ("nas_dynamic.adapters.whittle", "whittle's strategies", "whittle", "whittle"),
     ("nas_dynamic.experiment.run", "train, compare and export", EXPERIMENT, "nni,experiment"),
     (
         "nas_dynamic.experiment.demo",
@@ -76,6 +79,7 @@ def examine() -> Iterator[Finding]:
     yield from map(_package, PACKAGES.split())
     for part in PARTS:
         yield _part(*part)
+    yield from _locks()
     threads, cpus = torch.get_num_threads(), os.cpu_count()
     yield Finding("CPU threads", "works", f"{threads} of {cpus} processors")
     yield from _accelerators()
@@ -145,6 +149,15 @@ def _part(module: str, purpose: str, packages: str, extra: str) -> Finding:
             remedy = f"in a new environment: pip install 'nas-dynamic[{extra}]'"
             return Finding(module, "broken", f"{type(error).__name__}: {error}; {remedy}")
     return Finding(module, "works", purpose)
+
+
+def _locks() -> Iterator[Finding]:
+    """Say where NNI's experiments would hang."""
+    if importlib.util.find_spec("nni") is not None:
+        from nas_dynamic.adapters.nni._locks import lock_problem
+
+        if (problem := lock_problem()) is not None:
+            yield Finding("NNI's locks", "broken", problem)
 
 
 def _accelerators() -> list[Finding]:

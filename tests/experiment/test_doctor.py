@@ -107,3 +107,20 @@ def test_wrong_lrs_are_noticed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert not print_findings(examine())
     assert "broken   update: the lrs of two updates are [0.25, 0.25]" in capsys.readouterr().out
     assert main(["doctor"]) == 1
+
+
+def test_a_filelock_with_which_nni_hangs_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch):
+    """Newer ones keep what they know in `_context`, and never look at what NNI sets."""
+    filelock = pytest.importorskip("filelock")
+    pytest.importorskip("nni")
+    from nni.nas.strategy import RandomOneShot
+
+    from nas_dynamic.adapters.nni import dynamic
+
+    assert not [f for f in examine() if f.name == "NNI's locks"]
+    monkeypatch.setattr(filelock.SoftFileLock, "_context", object(), raising=False)
+    (finding,) = [f for f in examine() if f.name == "NNI's locks"]
+    assert finding.state == "broken"
+    assert "pip install 'filelock<3.12'" in finding.detail
+    with pytest.warns(UserWarning, match="NasExperiment hangs before it trains"):
+        dynamic(RandomOneShot())

@@ -18,6 +18,7 @@ import torch
 
 from nas_dynamic._extras import extra
 from nas_dynamic.adapters.nni import Supernet, dynamic
+from nas_dynamic.adapters.nni._locks import lock_problem
 from nas_dynamic.experiment.config import Config
 from nas_dynamic.experiment.console import Progress
 from nas_dynamic.experiment.data import ImageData, batch_loader
@@ -124,6 +125,8 @@ def train_supernet(
         if options["keep_mean_lr"] is None:  # from the same lr as the static arm of a comparison
             options["keep_mean_lr"] = False
         strategy = dynamic(RandomOneShot(), seed=seed, **options)
+        if (problem := lock_problem()) is not None:
+            raise RunError(problem)
         experiment = NasExperiment(model_space, evaluator, strategy)
         on_interrupt = signal.getsignal(signal.SIGINT)
         try:
