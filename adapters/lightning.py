@@ -17,8 +17,8 @@ from nas_dynamic.adapters._lightning_steps import (
     planned_updates,
     warn_if_unfinished,
 )
-from nas_dynamic.supernet_callback import SupernetCallback
-from nas_dynamic.update_log import UpdateLog
+from nas_dynamic.host.supernet_callback import SupernetCallback
+from nas_dynamic.host.update_log import UpdateLog
 
 __all__ = ["UNWEIGHTED", "DynamicSupernet", "log_start", "log_update", "total_updates"]
 
@@ -42,14 +42,14 @@ class DynamicSupernet(SupernetCallback, _Callback):
     """Trains the supernet of a `LightningModule` dynamically, a subnet for each update.
 
     The supernet is the part of the module that has `space`, a `SearchSpace`, and `activate`; see
-    `nas_dynamic.supernet_host.SupernetHost`. Each update trains a subnet that is drawn by a seed,
+    `SupernetHost`. Each update trains a subnet that is drawn by a seed,
     the same on all ranks; the micro-batches of one update train the same. The state of it all is
     in the optimizer's state, and so in Lightning's checkpoints. What the updates used goes to the
-    trainer's loggers at every `log_every_n_steps`-th update, see `nas_dynamic.update_log`.
+    trainer's loggers at every `log_every_n_steps`-th update, see `nas_dynamic.host.update_log`.
 
     In validation the supernet computes the subnet that was trained last, or one that you activate.
 
-    Args and errors are those of `nas_dynamic.supernet_callback.SupernetCallback`.
+    Args and errors are those of `nas_dynamic.host.supernet_callback.SupernetCallback`.
     """
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:

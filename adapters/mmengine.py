@@ -7,8 +7,8 @@ from typing import Any
 
 from nas_dynamic._extras import extra
 from nas_dynamic.attach.innermost import innermost
-from nas_dynamic.supernet_callback import SupernetCallback
-from nas_dynamic.supernet_host import find_supernet
+from nas_dynamic.host.supernet_callback import SupernetCallback
+from nas_dynamic.host.supernet_host import find_supernet
 
 with extra("mmengine"):
     from mmengine.hooks import Hook
@@ -24,15 +24,15 @@ class DynamicSupernetHook(SupernetCallback, Hook):
     """Trains the supernet of a `Runner`'s model dynamically, a subnet for each update.
 
     The supernet is the model or the part of it that has `space`, a `SearchSpace`, and `activate`;
-    see `nas_dynamic.supernet_host.SupernetHost`. Each update trains a subnet that is drawn by a
+    see `SupernetHost`. Each update trains a subnet that is drawn by a
     seed, the same on all ranks; the iterations of one update (`accumulative_counts`) train the
     same. The state of it all is in the optimizer's state, and so in the checkpoints of
     `CheckpointHook`. What the updates used goes to the message hub, and so to the log and the
-    `vis_backends`, see `nas_dynamic.update_log`.
+    `vis_backends`, see `nas_dynamic.host.update_log`.
 
     In validation the supernet computes the subnet that was trained last, or one that you activate.
 
-    Args and errors are those of `nas_dynamic.supernet_callback.SupernetCallback`.
+    Args and errors are those of `nas_dynamic.host.supernet_callback.SupernetCallback`.
     """
 
     priority = "NORMAL"  # before LoggerHook

@@ -12,7 +12,7 @@ from nas_dynamic._extras import extra
 from nas_dynamic.attach.innermost import innermost
 from nas_dynamic.complexity import Complexity, count_macs, lookup
 from nas_dynamic.host import Host, Options, takes_options
-from nas_dynamic.sampling_state import SamplingOncePerUpdate
+from nas_dynamic.host.sampling_state import SamplingOncePerUpdate
 from nas_dynamic.space import Architecture, SearchSpace
 
 with extra("modelopt"):

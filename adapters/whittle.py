@@ -13,10 +13,10 @@ from nas_dynamic._extras import extra
 from nas_dynamic.attach.innermost import innermost
 from nas_dynamic.complexity import CachedComplexity, Complexity
 from nas_dynamic.host import Options, takes_options
-from nas_dynamic.sampling_state import GlobalGenerators, numpy_state
+from nas_dynamic.host.sampling_state import GlobalGenerators, numpy_state
+from nas_dynamic.host.strategy_host import StrategyHost
+from nas_dynamic.host.update_log import UpdateLog
 from nas_dynamic.space import Architecture, SearchSpace
-from nas_dynamic.strategy_host import StrategyHost
-from nas_dynamic.update_log import UpdateLog
 
 with extra("whittle"):
     from syne_tune.config_space import Categorical, Domain, Integer
@@ -48,7 +48,7 @@ def dynamic(
     included. The optimizer's `state_dict` holds that state. A subnet whose loss is that of the
     super-network is told as the largest of the space. Where an update trains several subnets, CaLR
     weights their losses. The loggers of the strategy's Fabric get what
-    `nas_dynamic.update_log.UpdateLog` says of every update, at the number of the strategy's call.
+    `UpdateLog` says of every update, at the number of the strategy's call.
 
     Args:
         strategy: `RandomStrategy`, `SandwichStrategy`, `RandomLinearStrategy`, `ATS` or one of

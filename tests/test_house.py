@@ -15,8 +15,7 @@ FLOORS = (
     {"calr", "complexity_scale", "momentum", "sampling", "storage"},
     {"complexity", "mean_lr", "grouping", "evaluation", "analysis"},
     {"attach", "search"},
-    {"host", "options", "sampling_state", "__init__"},
-    {"strategy_host", "supernet_callback", "supernet_host", "update_log"},
+    {"host", "__init__"},
     {"report", "adapters"},
     {"experiment", "__main__"},
 )

@@ -12,7 +12,7 @@ from torch import nn
 
 from nas_dynamic import SearchSpace, UniformSampler
 from nas_dynamic.host import Options
-from nas_dynamic.supernet_host import SupernetHost, find_supernet
+from nas_dynamic.host.supernet_host import SupernetHost, find_supernet
 from tests.attach.reference import assert_identical
 
 

@@ -12,8 +12,8 @@ from nni.nas.oneshot.pytorch.sampling import RandomSamplingLightningModule
 
 from nas_dynamic.adapters.nni.sampling import SeededSampling, accept_of
 from nas_dynamic.adapters.nni.space import architecture_of
+from nas_dynamic.host.sampling_state import numpy_state
 from nas_dynamic.sampling import Sampler, UniformSampler
-from nas_dynamic.sampling_state import numpy_state
 
 __all__ = ["MutableSampler", "RandomOneShotSampling"]
 

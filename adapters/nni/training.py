@@ -25,10 +25,10 @@ from nas_dynamic.adapters.nni.sampling import Sampling, begins_update
 from nas_dynamic.attach import DynamicTraining
 from nas_dynamic.complexity import Complexity
 from nas_dynamic.host import Host, Options, attach, takes_options
+from nas_dynamic.host.update_log import UpdateLog
 from nas_dynamic.momentum import GroupBy
 from nas_dynamic.sampling import Sampler
 from nas_dynamic.space import Architecture
-from nas_dynamic.update_log import UpdateLog
 
 __all__ = ["DynamicCallback", "NniHost", "dynamic"]
 
@@ -171,7 +171,7 @@ class DynamicCallback(pl.Callback):
     """Attaches dynamic training to the weight optimizer of an NNI one-shot module.
 
     `dynamic` adds it to the trainer. At every `log_every_n_steps`-th update the trainer's loggers
-    get what `nas_dynamic.update_log.UpdateLog` says of it, at the number of the update. Without a
+    get what `UpdateLog` says of it, at the number of the update. Without a
     logger nothing is done.
 
     Attributes:

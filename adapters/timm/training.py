@@ -11,9 +11,9 @@ from torch import nn
 
 from nas_dynamic.adapters.timm.supernet import Supernet
 from nas_dynamic.host import Options, takes_options
+from nas_dynamic.host.supernet_host import SupernetHost
 from nas_dynamic.sampling import Sampler
 from nas_dynamic.space import Architecture
-from nas_dynamic.supernet_host import SupernetHost
 
 __all__ = ["Attached", "attach"]
 

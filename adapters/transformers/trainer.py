@@ -12,9 +12,9 @@ from nas_dynamic.attach.innermost import innermost
 from nas_dynamic.attach.intercept import intercept
 from nas_dynamic.attach.state_dict import CHECKPOINT_KEY
 from nas_dynamic.host import Options, takes_options
+from nas_dynamic.host.sampling_state import SAMPLING_KEY
+from nas_dynamic.host.supernet_callback import SupernetCallback
 from nas_dynamic.sampling import Sampler
-from nas_dynamic.sampling_state import SAMPLING_KEY
-from nas_dynamic.supernet_callback import SupernetCallback
 
 __all__ = ["DynamicSupernet"]
 
@@ -28,10 +28,10 @@ class DynamicSupernet(SupernetCallback, TrainerCallback):
     """Trains the supernet of a `Trainer`'s model dynamically, a subnet for each update.
 
     The supernet is the model or the part of it that has `space`, a `SearchSpace`, and `activate`;
-    see `nas_dynamic.supernet_host.SupernetHost`. Each update trains a subnet that is drawn by a
+    see `SupernetHost`. Each update trains a subnet that is drawn by a
     seed, the same on all ranks; the micro-batches of one update train the same. The state of it
     all is in the `optimizer.pt` of a checkpoint. What the updates used goes into the logs of
-    `logging_steps`, see `nas_dynamic.update_log`, but for losses, which no callback sees.
+    `logging_steps`, see `nas_dynamic.host.update_log`, but for losses, which no callback sees.
 
     In evaluation the supernet computes the subnet that was trained last, or one that you activate.
 
@@ -39,7 +39,7 @@ class DynamicSupernet(SupernetCallback, TrainerCallback):
         curve: the decay. By default that of the lr schedule, `"scheduler"`, which Trainer has if
             nothing is said; with `lr_scheduler_type="constant"` or `"constant_with_warmup"` the
             polynomial one.
-        options: those of `nas_dynamic.supernet_callback.SupernetCallback`, as the errors are.
+        options: those of `nas_dynamic.host.supernet_callback.SupernetCallback`, as the errors are.
     """
 
     @takes_options

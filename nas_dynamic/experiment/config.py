@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import torch
 
 from nas_dynamic._extras import extra
-from nas_dynamic.options import Options
+from nas_dynamic.host.options import Options
 from nas_dynamic.storage.journal import RunError
 
 with extra("experiment"):

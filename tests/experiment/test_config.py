@@ -5,7 +5,7 @@ import math
 import pytest
 
 from nas_dynamic.experiment.config import ConfigError, load, parse
-from nas_dynamic.options import Options
+from nas_dynamic.host.options import Options
 
 LEAST = {"space": {"name": "NasBench201"}, "data": {"name": "digits"}, "epochs": 3}
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from nas_dynamic.supernet_callback import SupernetCallback
+from nas_dynamic.host.supernet_callback import SupernetCallback
 from tests.hosts.tiny import LR, UPDATES, Task
 
 pytestmark = [pytest.mark.host, pytest.mark.xdist_group("hosts")]

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from nas_dynamic.host import Options
+from nas_dynamic.host.sampling_state import GlobalGenerators, SamplingOncePerUpdate
+from nas_dynamic.host.strategy_host import StrategyHost
 from nas_dynamic.sampling import UniformSampler
-from nas_dynamic.sampling_state import GlobalGenerators, SamplingOncePerUpdate
-from nas_dynamic.strategy_host import StrategyHost
 from tests.attach.reference import assert_identical
 from tests.hosts.by_hand import Recorder, sgd, train_by_hand
 from tests.hosts.tiny import Supernet, Task, loss_of, parameters, supernet

@@ -12,15 +12,14 @@ import torch
 from nas_dynamic.attach import DynamicTraining
 from nas_dynamic.calr import CaLR
 from nas_dynamic.complexity import Complexity, bounds, population
-from nas_dynamic.evaluation.supernet import Supernet
 from nas_dynamic.grouping import check_rule, default_rule
+from nas_dynamic.host.options import Options
 from nas_dynamic.mean_lr import change_of_lr, mean_factor
 from nas_dynamic.momentum import GroupBy, MomentumSeparation
-from nas_dynamic.options import Options, takes_options
 from nas_dynamic.sampling import Sampler
 from nas_dynamic.space import Architecture, SearchSpace
 
-__all__ = ["Host", "Options", "Supernet", "attach", "build", "takes_options"]
+__all__ = ["Host", "attach", "build"]
 
 
 class Host(Protocol):

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 import torch
 
 from nas_dynamic.attach import DynamicTraining
-from nas_dynamic.host import Host, Options
-from nas_dynamic.sampling_state import SamplingOncePerUpdate
+from nas_dynamic.host.options import Options
+from nas_dynamic.host.sampling_state import SamplingOncePerUpdate
+from nas_dynamic.host.seam import Host
 from nas_dynamic.space import Architecture
 
 __all__ = ["StrategyHost"]

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from nas_dynamic.attach import DynamicTraining
-from nas_dynamic.host import Options, takes_options
+from nas_dynamic.host.options import Options, takes_options
+from nas_dynamic.host.supernet_host import SupernetHost, find_supernet
+from nas_dynamic.host.update_log import UpdateLog
 from nas_dynamic.sampling import Sampler
-from nas_dynamic.supernet_host import SupernetHost, find_supernet
-from nas_dynamic.update_log import UpdateLog
 
 __all__ = ["SupernetCallback"]
 

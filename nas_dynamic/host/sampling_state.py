@@ -12,7 +12,8 @@ import torch
 
 from nas_dynamic.attach import DynamicTraining
 from nas_dynamic.attach.intercept import intercept
-from nas_dynamic.host import Host, Options, attach
+from nas_dynamic.host.options import Options
+from nas_dynamic.host.seam import Host, attach
 
 __all__ = [
     "SAMPLING_KEY",

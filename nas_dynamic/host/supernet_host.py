@@ -12,9 +12,10 @@ from torch import nn
 from nas_dynamic.attach import DynamicTraining
 from nas_dynamic.attach.innermost import innermost
 from nas_dynamic.complexity import Complexity, LookupTable, lookup
-from nas_dynamic.host import Host, Options
+from nas_dynamic.host.options import Options
+from nas_dynamic.host.sampling_state import attach_with_sampling
+from nas_dynamic.host.seam import Host
 from nas_dynamic.sampling import Sampler, UniformSampler
-from nas_dynamic.sampling_state import attach_with_sampling
 from nas_dynamic.space import Architecture, SearchSpace
 
 __all__ = ["SupernetHost", "find_supernet"]
