@@ -113,7 +113,7 @@ def test_a_training_whose_length_is_not_known_says_so(tmp_path):
         default_root_dir=str(tmp_path),
         accelerator="cpu",
     )
-    with pytest.raises(ValueError, match="has no end that is known before"):
+    with pytest.raises(ValueError, match="is not known before: its data set has no length"):
         NasExperiment(Objects(), evaluator, dynamic(RandomOneShot())).run()
 
 

@@ -154,7 +154,7 @@ def by_teacher(logits, y, teacher):
 )
 def test_dynamic_equals_the_formulas_written_out(strategy, loss, classification):
     evaluator = classification(max_epochs=2, precision="64-true")
-    supernet, trainer, recorder = fit(dynamic(strategy()), evaluator)
+    supernet, trainer, recorder = fit(dynamic(strategy(), idle="coast"), evaluator)
     training = training_of(trainer)
     label = training.momentum.group_by
     batches = list(evaluator.train_dataloaders) * 2
@@ -168,7 +168,7 @@ def test_dynamic_equals_the_formulas_written_out(strategy, loss, classification)
 def test_weight_steps_of_a_policy_equal_the_formulas_written_out(strategy, classification):
     evaluator = classification(max_epochs=2, precision="64-true")
     batches = list(evaluator.train_dataloaders)
-    supernet, trainer, recorder = fit(dynamic(strategy()), evaluator)
+    supernet, trainer, recorder = fit(dynamic(strategy(), idle="coast"), evaluator)
     training = training_of(trainer)
     recorder.steps = [[update.architecture] for update in recorder.updates]
     assert training.updates == training.calr.total_steps == 12
