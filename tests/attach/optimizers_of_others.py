@@ -1,10 +1,10 @@
-"""Optimizers of other makers against one optimizer a group: identical, or refused by name.
+"""Optimizers of all makers against one optimizer a group: identical, or refused by name.
 
     python -m tests.attach.optimizers_of_others > docs/optimizers_of_others.md
 
-trains a small supernet with every optimizer class of pytorch_optimizer, schedulefree and
-bitsandbytes that this machine can build: straight, stopped half way and resumed in new objects,
-and through Accelerate's wrapper. The exit code is the number of silent differences.
+trains a small supernet with every optimizer class of torch, timm, pytorch_optimizer, schedulefree
+and bitsandbytes that this machine can build: straight, stopped half way and resumed in new objects,
+and through the wrappers of frameworks. The exit code is the number of silent differences.
 """
 
 from __future__ import annotations
@@ -45,8 +45,11 @@ from tests.attach.reference import (
     complexity,
     make_model,
 )
+from tests.attach.wrappers import WRAPPERS
 
 LIBRARIES = {
+    "torch": "torch.optim",
+    "timm": "timm.optim",
     "pytorch_optimizer": "pytorch_optimizer",
     "schedulefree": "schedulefree",
     "bitsandbytes": "bitsandbytes.optim",
@@ -183,15 +186,10 @@ def alone(optimizer: Any) -> Any:
     return optimizer
 
 
-def accelerated(optimizer: Any) -> Any:
-    accelerate = importlib.import_module("accelerate")
-    return accelerate.Accelerator(cpu=True).prepare_optimizer(optimizer)
-
-
 RUNS: dict[str, tuple[Callable[[Any], Any], int | None]] = {
     "straight": (alone, None),
     "resumed": (alone, STEPS // 2),
-    "Accelerate": (accelerated, None),
+    **{name: (wrap, None) for name, wrap in WRAPPERS.items()},
 }
 
 
@@ -202,7 +200,9 @@ def compared(case: Case, separate: bool, run: str) -> str:
     except ValueError as error:
         return f"refused: {error}"
     except Exception as error:
-        return f"error: {type(error).__name__}: {error}"
+        if raises_by_itself(case, run):
+            return "raises by itself"
+        return f"error: {type(error).__name__}: {first_sentence(str(error))}"
     there = reference_weights(case, separate, idle)
     try:
         assert_identical(here, there)
@@ -212,6 +212,21 @@ def compared(case: Case, separate: bool, run: str) -> str:
             return "groups share what it keeps around the optimizer it wraps"
         return "resumes differently by itself" if differs_by_itself(case, run) else "DIFFERENT"
     return "identical"
+
+
+def raises_by_itself(case: Case, run: str) -> bool:
+    """Whether the optimizer in this wrapper raises with nothing attached."""
+    model = make_model(case.model)
+    optimizer = case.build(case.groups(model))
+    wrapped = RUNS[run][0](optimizer)
+    try:
+        for x, y, architecture in batches(3):
+            wrapped.zero_grad()
+            backward(model, x, y, architecture, getattr(optimizer, "is_second_order", False))
+            wrapped.step()
+    except Exception:
+        return True
+    return False
 
 
 def differs_by_itself(case: Case, run: str) -> bool:
@@ -240,7 +255,7 @@ def row(case: Case) -> tuple[list[str], int]:
     """Return the cells of an optimizer's row, and how many silent differences it has."""
     if case.unbuildable:
         reason = case.unbuildable.splitlines()[0][:100] if case.unbuildable else ""
-        return [f"`{case.name}`", "not tested", "", "", "", reason], 0
+        return [f"`{case.name}`", "not tested", *[""] * len(RUNS), reason], 0
     parts, notes = "CaLR, MS", ""
     results = [compared(case, True, "straight")]
     separate = not results[0].startswith("refused")
@@ -249,8 +264,8 @@ def row(case: Case) -> tuple[list[str], int]:
         parts, results = "CaLR alone", [compared(case, False, "straight")]
         if results[0].startswith("refused"):
             notes = results[0].removeprefix("refused: ")
-            return [f"`{case.name}`", "refused", "", "", "", first_sentence(notes)], 0
-    results += [compared(case, separate, run) for run in ("resumed", "Accelerate")]
+            return [f"`{case.name}`", "refused", *[""] * len(RUNS), first_sentence(notes)], 0
+    results += [compared(case, separate, run) for run in [*RUNS][1:]]
     return [f"`{case.name}`", parts, *results, first_sentence(notes)], results.count("DIFFERENT")
 
 
@@ -259,17 +274,18 @@ def first_sentence(text: str) -> str:
     return " ".join(text.split()).split(". ", 1)[0].replace("|", "/")
 
 
-HEADER = """# Optimizers of other makers
+HEADER = """# Optimizers of all makers, resumed and in wrappers
 
 Written by `python -m tests.attach.optimizers_of_others > docs/optimizers_of_others.md`, with
 {versions}.
 Each is the training of a small supernet in three momentum groups, by default options, compared to
 the bit with one optimizer object for each group. *CaLR alone*: momenta are refused, for the reason
 in the note, before the first update. *Resumed*: saved half way and loaded into new objects.
-*Accelerate*: attached to, and stepped through, its wrapper.
+*Accelerate*, *Fabric*, *Lightning* (manual optimization), *SAM* (by a perturbation of 0): attached
+to, and stepped through, that wrapper. *By itself*: with nothing attached as well.
 
-| Optimizer | Parts | Straight | Resumed | Accelerate | Note |
-|---|---|---|---|---|---|
+| Optimizer | Parts | Straight | Resumed | Accelerate | Fabric | Lightning | SAM | Note |
+|---|---|---|---|---|---|---|---|---|
 """
 
 

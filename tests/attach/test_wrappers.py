@@ -13,6 +13,7 @@ from torch import nn
 
 from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation, SearchSpace
 from nas_dynamic.attach.innermost import innermost
+from tests.attach import wrappers
 from tests.attach.reference import (
     C_MAX,
     C_MIN,
@@ -99,23 +100,21 @@ class Subclass(torch.optim.Optimizer):
         self.what_a_stranger_calls_it.zero_grad(set_to_none)
 
 
-def accelerated(optimizer: torch.optim.Optimizer) -> Any:
-    accelerate = pytest.importorskip("accelerate")
-    return accelerate.Accelerator(cpu=True).prepare(optimizer)
+def of_framework(name: str) -> Callable[[torch.optim.Optimizer], Any]:
+    def wrapped(optimizer: torch.optim.Optimizer) -> Any:
+        try:
+            return wrappers.WRAPPERS[name](optimizer)
+        except ImportError as missing:
+            pytest.skip(f"{missing}")
 
-
-def fabric(optimizer: torch.optim.Optimizer) -> Any:
-    wrappers = pytest.importorskip("lightning_fabric.wrappers")
-    strategies = pytest.importorskip("lightning_fabric.strategies")
-    return wrappers._FabricOptimizer(optimizer, strategies.SingleDeviceStrategy("cpu"))
+    return wrapped
 
 
 WRAPPERS = {
     "bare": Bare,
     "subclass": Subclass,
     "wrapped twice": lambda optimizer: Bare(Subclass(optimizer)),
-    "accelerate": accelerated,
-    "fabric": fabric,
+    **{name: of_framework(name) for name in wrappers.WRAPPERS},
 }
 
 
