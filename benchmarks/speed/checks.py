@@ -3,7 +3,7 @@
 Updates of the NAS-Bench-201 supernet (C=16, N=5, batch 64). Each is made from the same gradients
 by `DynamicTraining` by itself and with a check: `nonfinite="raise"` and `check_sampled` in one
 process, and `RankAgreement` in two (gloo). The last two check at every update here, and by default
-at every 100th, and at the first 256 and every 64th. Printed are the median of the differences,
+at every 400th, and at the first 256 and every 64th. Printed are the median of the differences,
 paired within an update, its bootstrap interval, and the share of a whole training step.
 """
 
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from benchmarks.nb201.supernet import SPACE, Supernet, parameters
 from benchmarks.speed.overhead import median_interval
 from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation, UniformSampler
+from nas_dynamic.attach.ranks import EVERY
 from nas_dynamic.attach.sampled_check import THEN_EVERY
 from nas_dynamic.complexity import bounds, lookup
 
@@ -32,7 +33,7 @@ WARM_UP = 10
 CHECKS: dict[str, tuple[dict[str, Any], int, int]] = {
     'nonfinite="raise"': ({"nonfinite": "raise"}, 1, 1),
     "check_sampled": ({"check_sampled": True}, 1, THEN_EVERY),
-    "RankAgreement": ({"check_ranks_every": 1}, 2, 100),
+    "RankAgreement": ({"check_ranks_every": 1}, 2, EVERY),
 }
 
 

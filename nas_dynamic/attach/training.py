@@ -18,7 +18,7 @@ from nas_dynamic.attach.innermost import innermost
 from nas_dynamic.attach.intercept import intercept
 from nas_dynamic.attach.nonfinite import NonFiniteGuard, check_nonfinite
 from nas_dynamic.attach.outer_step import OuterStep
-from nas_dynamic.attach.ranks import RankAgreement, check_every, several_ranks
+from nas_dynamic.attach.ranks import EVERY, RankAgreement, check_every, several_ranks
 from nas_dynamic.attach.sampled_check import SampledCheck
 from nas_dynamic.attach.state_dict import CHECKPOINT_KEY, TrainingState, read
 from nas_dynamic.attach.supported import (
@@ -104,7 +104,7 @@ class DynamicTraining:
         idle: Literal["auto", "coast", "freeze"] = "auto",
         space: SearchSpace | None = None,
         nonfinite: Literal["ignore", "raise", "skip"] = "ignore",
-        check_ranks_every: int | None = 100,
+        check_ranks_every: int | None = EVERY,
         check_sampled: bool = True,
         extend: bool = False,
         seed: int | None = None,

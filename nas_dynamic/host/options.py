@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from nas_dynamic.attach.nonfinite import check_nonfinite
-from nas_dynamic.attach.ranks import check_every
+from nas_dynamic.attach.ranks import EVERY, check_every
 from nas_dynamic.attach.supported import check_idle
 from nas_dynamic.calr import CaLR
 from nas_dynamic.complexity import Complexity
@@ -78,7 +78,7 @@ class Options:
     max_groups: int = 64
     idle: Literal["auto", "coast", "freeze"] = "auto"
     nonfinite: Literal["ignore", "raise", "skip"] = "ignore"
-    check_ranks_every: int | None = 100
+    check_ranks_every: int | None = EVERY
     check_sampled: bool = True
     extend: bool = False
 
