@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from nas_dynamic.attach import DynamicTraining
+from nas_dynamic.host import Options
 
 __all__ = ["check_plan", "has_scheduler", "planned_updates", "warn_if_unfinished"]
 
@@ -69,19 +71,27 @@ def _accumulated(trainer: Any, epoch: int) -> int:
     return int(trainer.accumulate_grad_batches)
 
 
-def check_plan(training: DynamicTraining, left: int) -> None:
+def check_plan(
+    trainer: Any, training: DynamicTraining | None, options: Options, left: Callable[[], int]
+) -> None:
     """Check, where loaders were made anew, that T still has room for the updates that are left.
 
     Args:
-        training: with CaLR, whose T was read from the trainer.
-        left: updates from here on.
+        trainer: that an epoch begins of.
+        training: attached; None is for none yet.
+        options: of it; T is read from the trainer if they do not give it.
+        left: () → number of updates from here on.
 
     Raises:
         ValueError: it has not; the training would otherwise fail at its update T.
     """
-    assert training.calr is not None
-    planned, total = training.steps + left, training.calr.total_steps
-    if total is not None and planned > total:
+    calr = None if training is None else training.calr
+    if training is None or calr is None or calr.total_steps is None or calr.follows_scheduler:
+        return
+    if options.total_steps is not None or not trainer.reload_dataloaders_every_n_epochs:
+        return
+    planned, total = training.steps + left(), calr.total_steps
+    if planned > total:
         raise ValueError(
             f"the training data has grown: {planned:,} updates are to be made in all, and CaLR's "
             f"decay is planned for {total:,}, as they were when the fit began. Give max_steps, or "

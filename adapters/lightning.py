@@ -42,10 +42,10 @@ class DynamicSupernet(SupernetCallback, _Callback):
     """Trains the supernet of a `LightningModule` dynamically, a subnet for each update.
 
     The supernet is the part of the module that has `space`, a `SearchSpace`, and `activate`; see
-    `SupernetHost`. Each update trains a subnet that is drawn by a seed,
-    the same on all ranks; the micro-batches of one update train the same. The state of it all is
-    in the optimizer's state, and so in Lightning's checkpoints. What the updates used goes to the
-    trainer's loggers at every `log_every_n_steps`-th update, see `nas_dynamic.host.update_log`.
+    `SupernetHost`. Each update trains a subnet that is drawn by a seed, the same on all ranks; the
+    micro-batches of one update train the same. The state of it all is in the optimizer's state,
+    and so in Lightning's checkpoints. What the updates used goes to the trainer's loggers at every
+    `log_every_n_steps`-th update, see `nas_dynamic.host.update_log`.
 
     In validation the supernet computes the subnet that was trained last, or one that you activate.
 
@@ -66,12 +66,9 @@ class DynamicSupernet(SupernetCallback, _Callback):
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Check loaders that were made anew: they may be longer than T was read from."""
-        calr = None if self.training is None else self.training.calr
-        own = calr is not None and not calr.follows_scheduler and self.options.total_steps is None
-        automatic = pl_module.automatic_optimization
-        if own and automatic and trainer.reload_dataloaders_every_n_epochs:
-            assert self.training is not None
-            check_plan(self.training, planned_updates(trainer, from_here=True))
+        if pl_module.automatic_optimization:
+            left = functools.partial(planned_updates, trainer, from_here=True)
+            check_plan(trainer, self.training, self.options, left)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Say where the training has ended before T, as by early stopping."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -198,12 +199,8 @@ class DynamicCallback(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check loaders that were made anew: they may be longer than T was read from."""
-        remade = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
-        if self.training is None or not remade or self.options.total_steps is not None:
-            return
-        calr = self.training.calr
-        if calr is not None and not calr.follows_scheduler:
-            check_plan(self.training, self.sampling.planned_updates(trainer, from_here=True))
+        left = functools.partial(self.sampling.planned_updates, trainer, from_here=True)
+        check_plan(trainer, self.training, self.options, left)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say where the training has ended before T, as by early stopping."""

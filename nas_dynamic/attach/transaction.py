@@ -193,8 +193,12 @@ class UpdateTransaction:
 
     def settle(self) -> None:
         """Wait for the device's word on the last update; take it back if it was not made."""
-        unsettled, self._unsettled = self._unsettled, None
-        if unsettled is None or not unsettled.not_made:
+        unsettled = self._unsettled
+        if unsettled is None:
+            return
+        not_made = bool(unsettled.not_made)  # if this is interrupted, it is asked for again
+        self._unsettled = None
+        if not not_made:
             return
         self._progress, self._last = unsettled.progress, unsettled.last
         if unsettled.begun.state is not None:

@@ -719,3 +719,22 @@ def test_lookahead_is_refused_around_and_inside(group_by: str | None):
     with pytest.raises(ValueError, match="is wrapped by Lookahead"):
         outer.step()
     assert_identical(wrapped_later.everything(), before)
+
+
+@pytest.mark.filterwarnings("ignore:SGD keeps no state")
+def test_parameters_that_are_cast_are_lent_zeros_of_their_new_kind():
+    """Zeros are kept from one update to the next; weight decay moves by them."""
+    loop = Loop(functools.partial(torch.optim.SGD, weight_decay=0.1), idle="coast")
+    loop.train(3)
+    loop.model.double()
+    before = {name: p.detach().clone() for name, p in loop.model.named_parameters()}
+    x, y, architecture = batches(1)[0]
+    loop.backward(x.double(), y, architecture)
+    idle = [name for name, p in loop.model.named_parameters() if p.grad is None]
+    loop.optimizer.step()
+    assert loop.dynamic.updates == 4
+    for name, p in loop.model.named_parameters():
+        if name in idle:
+            assert p.grad is None
+            assert torch.all(p.abs() < before[name].abs())
+    assert idle

@@ -223,3 +223,35 @@ def test_options_are_checked_where_they_are_given():
 def test_a_complexity_that_the_supernet_does_not_tell_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"needs Supernet\.subnet_macs\(\)"):
         train(pl, Task(options={"complexity": "macs"}), tmp_path)
+
+
+def test_updates_are_counted_as_the_accumulation_of_each_epoch_makes_them(tmp_path: Path):
+    callback = DynamicSupernet()
+    schedule = pl.callbacks.GradientAccumulationScheduler({0: 1, 1: 2})
+    train(pl, Task(), tmp_path, callback=callback, callbacks=[schedule])
+    batches = UPDATES // 2  # of an epoch
+    made = batches + -(-batches // 2)
+    assert callback.training.updates == callback.training.calr.total_steps == made
+
+
+def test_a_fit_that_is_stopped_says_how_far_the_decay_came(tmp_path: Path):
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, *batch: Any) -> None:
+            trainer.should_stop = trainer.global_step == UPDATES // 2
+
+    with pytest.warns(UserWarning, match=f"ended after {UPDATES // 2} updates.* for {UPDATES}"):
+        train(pl, Task(), tmp_path, callbacks=[Stop()])
+
+
+def test_loaders_that_have_grown_are_refused_before_the_decay_ends(tmp_path: Path):
+    class Growing(module_of(pl).__class__):
+        def train_dataloader(self) -> Any:
+            return torch.utils.data.DataLoader(Task(accumulate=1 + self.current_epoch).dataset(), 4)
+
+    module = Growing()
+    trainer = pl.Trainer(
+        callbacks=[DynamicSupernet()], max_epochs=2, reload_dataloaders_every_n_epochs=1, **QUIET
+    )
+    with pytest.raises(ValueError, match=r"the training data has grown: 75 updates .* for 50"):
+        trainer.fit(module)
+    assert trainer.global_step == UPDATES // 2
