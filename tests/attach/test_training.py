@@ -733,8 +733,10 @@ def test_parameters_that_are_cast_are_lent_zeros_of_their_new_kind():
     idle = [name for name, p in loop.model.named_parameters() if p.grad is None]
     loop.optimizer.step()
     assert loop.dynamic.updates == 4
+    moved = False
     for name, p in loop.model.named_parameters():
         if name in idle:
             assert p.grad is None
-            assert torch.all(p.abs() < before[name].abs())
-    assert idle
+            assert torch.all(p.abs() <= before[name].abs())
+            moved |= not torch.equal(p, before[name])
+    assert moved
