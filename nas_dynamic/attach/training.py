@@ -196,6 +196,11 @@ class DynamicTraining:
         return self._update.progress.skipped
 
     @property
+    def turn(self) -> int:
+        """What to draw for: the next subnet takes its turn after an update, or one skipped."""
+        return self.updates + self.skipped
+
+    @property
     def last(self) -> Update | None:
         """What the last update used, for logging."""
         return self._update.last

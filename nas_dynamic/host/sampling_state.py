@@ -130,8 +130,7 @@ class SamplingOncePerUpdate:
     @property
     def begun(self) -> bool:
         """Whether a subnet has been drawn for the coming update."""
-        # A subnet whose gradients are not finite would fail again: the next one takes its turn.
-        return self._began == self.training.updates + self.training.skipped
+        return self._began == self.training.turn
 
     def begin(self) -> None:
         """Call before the host draws."""
@@ -139,7 +138,7 @@ class SamplingOncePerUpdate:
             self._sampling.load_state_dict(self._before)
         else:
             self._before = self._sampling.state_dict()
-            self._began = self.training.updates + self.training.skipped
+            self._began = self.training.turn
 
     def state_dict(self) -> Mapping[str, Any]:
         """Return the state that the coming update begins from."""

@@ -107,10 +107,10 @@ class SupernetHost(Host):
 
         A step that a GradScaler skips is no update: its subnet is tried again.
         """
-        if self._drawn_for != self._turn:
+        if self._drawn_for != self.training.turn:
             drawn = self._sampler.sample()
             self._subnets = [drawn] if isinstance(drawn, Mapping) else list(drawn)
-            self._drawn_for = self._turn
+            self._drawn_for = self.training.turn
         if not self.multi_subnet:
             self._compute(self._subnets[0])
 
@@ -126,7 +126,7 @@ class SupernetHost(Host):
         for subnet, weight in zip(self._subnets, weights, strict=True):
             self._compute(subnet)
             yield weight
-        self._weighted_for = self._turn
+        self._weighted_for = self.training.turn
 
     def has_scheduler(self) -> bool | None:
         """Return whether an lr scheduler sets the optimizer's lr, as was given."""
@@ -138,9 +138,9 @@ class SupernetHost(Host):
         Raises:
             RuntimeError: they were not drawn, or not computed.
         """
-        if self._drawn_for != self._turn:
+        if self._drawn_for != self.training.turn:
             raise RuntimeError(f"no subnet has been drawn for this update: {self.undrawn}")
-        if self.multi_subnet and self._weighted_for != self._turn:
+        if self.multi_subnet and self._weighted_for != self.training.turn:
             raise RuntimeError(
                 f"the sampler drew {len(self._subnets)} subnets for this update, and the loss took "
                 "one forward pass: sum the losses of `for weight in ….weighted_subnets()`, or give "
@@ -167,11 +167,6 @@ class SupernetHost(Host):
     def sampler(self) -> Sampler | None:
         """Return the sampler that was given; the default one draws uniformly."""
         return self._given_sampler
-
-    @property
-    def _turn(self) -> int:
-        # A subnet whose gradients are not finite would fail again: the next one takes its turn.
-        return self.training.updates + self.training.skipped
 
     def _compute(self, subnet: Architecture) -> None:
         self.supernet.activate(subnet)
