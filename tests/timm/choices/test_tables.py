@@ -173,4 +173,4 @@ def test_lookup_takes_microseconds():
     supernet = built("MobileNetV3-SE")
     table, (architecture,) = supernet.subnet_parameters(), random_subnets(supernet, 1)
     seconds = min(timeit.repeat(lambda: table(architecture), number=1000, repeat=5)) / 1000
-    assert seconds < 10e-6
+    assert seconds < 100e-6, "2 to 4 µs were measured: only a change of order fails"

@@ -112,6 +112,6 @@ def test_look_up_takes_microseconds_and_refuses_strangers():
     parameters = supernet.subnet_parameters()
     architecture = supernet.architecture
     seconds = min(timeit.repeat(lambda: parameters(architecture), number=2000, repeat=5)) / 2000
-    assert seconds < 10e-6
+    assert seconds < 100e-6, "2 to 4 µs were measured: only a change of order fails"
     with pytest.raises(ValueError, match="7 is not a candidate of 'heads3'"):
         parameters(architecture | {"heads3": 7})
