@@ -131,7 +131,7 @@ def _ms(seconds: np.ndarray) -> str:
 
 def print_doctor() -> None:
     """Print what `nas-dynamic doctor` finds on the device."""
-    from nas_dynamic.experiment.doctor import gpu_findings, print_findings
+    from nas_dynamic.experiment.doctor.installation import gpu_findings, print_findings
 
     print_findings(gpu_findings(torch.device("cuda", 0)))
 

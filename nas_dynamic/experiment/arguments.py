@@ -56,6 +56,15 @@ the others, none of which needs this package. Taken is the subnet of the last se
 one, that of the lowest loss of those that train has scored; or --architecture. Files that an
 earlier export wrote there are overwritten."""
 
+DOCTOR = """\
+Prints what of this installation works. With --supernet CONFIG it examines that supernet instead:
+trains it shortly in three ways that differ in one thing each (static, with CaLR, with CaLR and
+momentum separation; from the same seeds, along one decay of the lr), and some of its subnets
+alone, for as many updates. It says how far large subnets lag, how alike gradients are, how noisy
+the ranking is, and ends in one of: CaLR, CaLR + MS, few-shot, nothing, cannot be told. Short
+trainings tell large effects only; compare tells at full length. What is in OUT/NAME-doctor is
+kept: start it again to go on after a stop, or with more seeds."""
+
 
 def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     """Return the parser of the command line.
@@ -102,32 +111,33 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
         "reading the runs, drawing figures",
         goes_on=False,
     )
-    command(
-        "doctor",
-        "Prints what of this installation works.",
-        "what works here",
-        "looking at this installation",
-        goes_on=False,
-    )
+    doctor = command("doctor", DOCTOR, "what works here, and what a supernet needs")
 
-    for of_runs in (demo, train, compare):
+    for of_runs in (demo, train, compare, doctor):
         of_runs.add_argument(
             "--out",
             type=Path,
             default=Path("runs"),
             help="folder of all runs (default: %(default)s)",
         )
+    doctor.add_argument(
+        "--supernet", type=Path, metavar="CONFIG", help="YAML file, as for train: examine that"
+    )
     for configured in (train, compare):
         configured.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
+    for configured in (train, compare, doctor):
         configured.add_argument("--device", help=f"instead of CONFIG's: {DEVICES}")
         configured.add_argument("--precision", choices=PRECISIONS, help="instead of CONFIG's")
-    compare.add_argument(
-        "--seed",
-        type=SEED,
-        nargs="+",
-        default=[0, 1, 2, 3, 4],
-        help="seeds of the supernets (default: 0 1 2 3 4)",
-    )
+    for paired, seeds in ((compare, range(5)), (doctor, range(4))):
+        paired.add_argument(
+            "--seed",
+            type=SEED,
+            nargs="+",
+            default=list(seeds),
+            help=f"seeds of the supernets (default: {' '.join(map(str, seeds))})",
+        )
+    _add_number(doctor, "--updates", 400, 10, "of each training")
+    _add_number(doctor, "--subnets", 12, 3, "that are trained alone")
     _add_number(compare, "--subnets", 30, 3, "that are scored, and trained alone")
     _add_number(compare, "--standalone-epochs", 10, 1, "of each subnet that is trained alone")
 

@@ -215,10 +215,39 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> None:
-    from nas_dynamic.experiment.doctor import examine, print_findings
+    if options.supernet is not None:
+        return _doctor_of_supernet(options)
+    from nas_dynamic.experiment.doctor.installation import examine, print_findings
 
     if not print_findings(examine()):  # each as it is found
         raise RunError("what is broken, and the remedy, stands above")
+
+
+def _doctor_of_supernet(options: argparse.Namespace) -> None:
+    from nas_dynamic.experiment.config import load
+    from nas_dynamic.experiment.console import Display
+    from nas_dynamic.experiment.doctor.pilot import examine_supernet, signs_table
+
+    config = load(options.supernet, device=options.device, precision=options.precision)
+    folder = options.out / f"{config.name}-doctor"
+    with Display() as display, _of_file(options.supernet):
+        signs, advice = examine_supernet(
+            config,
+            folder,
+            display,
+            updates=options.updates,
+            seeds=sorted(set(options.seed)),
+            subnets=options.subnets,
+        )
+    display.table(signs_table(signs))
+    display.say(f"Advice: {advice.what}. {advice.reason}.")
+    display.commands(
+        {
+            f"All of it is in {folder}; at full length, with an interval": command_text(
+                "nas-dynamic", "compare", options.supernet
+            )
+        }
+    )
 
 
 COMMANDS = {

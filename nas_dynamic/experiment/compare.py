@@ -25,7 +25,7 @@ from nas_dynamic.report.verdict import verdict
 from nas_dynamic.space import key
 from nas_dynamic.storage.journal import RunError, check_writable, environment, write_json
 
-__all__ = ["compare", "print_comparison", "static_arm"]
+__all__ = ["begin_arm", "compare", "print_comparison", "static_arm"]
 
 
 def static_arm(config: Config, curve: str = "cosine") -> Config:
@@ -126,7 +126,7 @@ def compare(
     # A stop leaves no earlier comparison beside new results.
     (folder / "compare.json").unlink(missing_ok=True)
     for name, arm in arms.items():
-        _begin(folder / name, arm)
+        begin_arm(folder / name, arm)
     for seed in seeds:
         for name, arm in arms.items():
             run_seed(arm, data, seed, display, folder / name, name=name)
@@ -153,7 +153,7 @@ def print_comparison(comparison: Comparison, display: Display) -> None:
     display.say(verdict(comparison))
 
 
-def _begin(folder: Path, config: Config) -> None:
+def begin_arm(folder: Path, config: Config) -> None:
     """Begin the folder of an arm, or go on with it for more seeds."""
     started = read_run(folder).config["seeds"] if (folder / "config.json").exists() else []
     seeds = sorted({*config.seeds, *started})

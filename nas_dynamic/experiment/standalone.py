@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,7 @@ def standalone_scores(
     *,
     on: Literal["test", "validation"] = "test",
     seed: int = 0,
+    updates: int | None = None,
 ) -> list[Score]:
     """Return the score of every architecture when it is trained alone.
 
@@ -44,6 +46,7 @@ def standalone_scores(
         display: shows the progress.
         on: images that are scored; those of validation to choose by.
         seed: of the weights and of the order of the images.
+        updates: end of each training within its epochs.
     """
     device = config.torch_device
     depends_on = {
@@ -52,6 +55,7 @@ def standalone_scores(
         "seed": seed,
         "device": device.type,
         "torch": torch.__version__,
+        **({} if updates is None else {"updates": updates}),
         **config.model_dump(
             include={"space", "data", "optimizer", "batch_size", "precision"}, mode="json"
         ),
@@ -69,6 +73,7 @@ def standalone_scores(
                 batch_size=config.batch_size,
                 precision=config.precision,
                 seed=seed,
+                updates=updates,
             )
             images = batch_loader(getattr(data, on), config.scoring.batch_size)
             yield Score(architecture, *evaluate(model, images, precision=config.precision))
@@ -91,17 +96,22 @@ def train_standalone(
     batch_size: int,
     precision: str = "32",
     seed: int = 0,
+    updates: int | None = None,
 ) -> None:
-    """Train a classifier, on the device that it is on, with a cosine decay of the lr to zero."""
+    """Train a classifier, on the device that it is on, with a cosine decay of the lr to zero.
+
+    It ends after the epochs, or after so many updates of them.
+    """
     device = next(model.parameters()).device
     batches = batch_loader(images, batch_size, shuffle=True, seed=seed)
     assert isinstance(batches.sampler, BatchSampler)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(batches))
+    steps = min(epochs * len(batches), updates or epochs * len(batches))
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "16-mixed")
     model.train()
     for epoch in range(epochs):
         batches.sampler.set_epoch(epoch)
-        for inputs, labels in batches:
+        for inputs, labels in islice(batches, max(0, steps - epoch * len(batches))):
             optimizer.zero_grad()
             with autocast(device, precision):
                 logits = model(inputs.to(device))

@@ -14,7 +14,7 @@ import torch
 
 from nas_dynamic import CaLR
 from nas_dynamic.experiment.cli import main
-from nas_dynamic.experiment.doctor import PARTS, examine, print_findings
+from nas_dynamic.experiment.doctor.installation import PARTS, examine, print_findings
 
 ROOT = Path(__file__).parent.parent.parent
 

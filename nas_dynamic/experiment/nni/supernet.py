@@ -248,8 +248,11 @@ HINTS = (
     "Strategy failed to execute",
     "Checkpoint directory",  # … exists and is not empty, when a run is resumed
     "`isinstance(treespec, LeafSpec)` is deprecated",
+    "TPU available: False",
+    "`Trainer.fit` stopped",  # the progress says it
+    "💡 Tip",
 )
-"""Beginnings of warnings that NNI and Lightning give for any one-shot experiment on this stack."""
+"""Beginnings of what NNI and Lightning give for any one-shot experiment on this stack."""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""`nas-dynamic doctor`: what of this installation works, and what to do about the rest."""
+"""What of this installation works, and what to do about the rest."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def _accelerators() -> list[Finding]:
 
 def gpu_findings(device: torch.device) -> list[Finding]:
     """Try updates on a device, for some seconds."""
-    from nas_dynamic.experiment.gpu import pooling_error, update_cost, updates_are_identical
+    from nas_dynamic.experiment.doctor.gpu import pooling_error, update_cost, updates_are_identical
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if not updates_are_identical(device):
