@@ -309,13 +309,10 @@ def test_the_adapter_of_the_documentation_equals_one_optimizer_a_group(idle: str
         optimizer = optimizers.setdefault(momentum.group(update.architecture), sgd(reference))
         optimizer.param_groups[0]["lr"] = 0.05 * calr.factor(update.architecture, step)
         assert loop.logged[step]["dynamic/lr"] == optimizer.param_groups[0]["lr"]
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=idle != "coast")
         reference.activate(update.architecture)
         for batch in batches[2 * (step % 3) : 2 * (step % 3) + 2]:
             ((reference(batch) - batch).square().mean() / 2).backward()
-        if idle == "coast":
-            for p in reference.parameters():
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         optimizer.step()
     assert len(optimizers) > 1
     assert_identical(supernet.state_dict(), reference.state_dict())

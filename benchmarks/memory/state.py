@@ -38,7 +38,8 @@ def compare_state(args: argparse.Namespace, groups: int, idle: str) -> dict[str,
     reference = Training(args, tensors, groups, idle, active)
     build = OPTIMIZERS[args.optimizer]
     optimizers = [build(reference.parameters) for _ in range(groups)]
-    for _ in range(groups * CANDIDATES):
+    # Twice: a parameter coasts in all groups once it has been trained in one.
+    for _ in range(2 * groups * CANDIDATES):
         training.prepare(zeros=False)
         training.optimizer.step()
         reference.prepare(zeros=idle == "coast")

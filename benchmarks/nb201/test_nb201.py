@@ -431,7 +431,7 @@ def test_idle_parameters_move_by_what_is_left_to_them(idle, images):
             value, gradient, moved = weight.data, weight.grad, True
             if gradient is not None:
                 gradient = gradient + decay * value
-            elif idle in ("coast", "drift"):
+            elif idle in ("coast", "drift") and momenta[i] is not None:  # trained once
                 gradient = decay * value if idle == "coast" else torch.zeros_like(value)
             else:
                 moved = False

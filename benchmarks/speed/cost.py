@@ -60,9 +60,6 @@ class Training:
                 idle=options.idle,
             )
             self.step = self.optimizers[0].step
-        elif self.leaves_zeros:
-            for weight in self.weights:
-                weight.grad = torch.zeros_like(weight)
 
     def _step_of_group(self) -> None:
         group = SPACE.choices[EDGE].index(self.architecture[EDGE])

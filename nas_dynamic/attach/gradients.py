@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Filled", "LentZeros", "StepGradients", "ZeroedGradients"]
+__all__ = ["Coasting", "Filled", "LentZeros", "StepGradients", "ZeroedGradients"]
 
 Filled = list[tuple[torch.Tensor, torch.Tensor]]
 """Parameters, and the zeros that they were given for a gradient."""
@@ -99,6 +99,54 @@ class LentZeros:
         for parameter in changed:
             del self._kept[id(parameter)]
         return bool(changed)
+
+
+class Coasting:
+    """Which of the idle parameters coast: those that have been trained once.
+
+    So it is with `zero_grad(set_to_none=False)`, which leaves zeros where there was a gradient: a
+    parameter that no subnet has used yet has none, and stays as it was initialised. Once is: since
+    attachment, or just before it, so that the gradient is there still.
+
+    Args:
+        optimizer: of the parameters.
+        from_start: the optimizer needs a gradient of every parameter: all of them coast.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, from_start: bool) -> None:
+        self.from_start = from_start
+        self._trained: dict[int, torch.Tensor] = {}  # by id; they stay alive, so that ids do
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.add([parameter for parameter in parameters if parameter.grad is not None])
+
+    def of(self, gradients: StepGradients) -> list[torch.Tensor]:
+        """Return the parameters that coast in a step."""
+        if self.from_start:
+            return gradients.idle
+        return [parameter for parameter in gradients.idle if id(parameter) in self._trained]
+
+    def add(self, trained: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Have parameters coast from now on wherever they are idle; return those that are new."""
+        new = [parameter for parameter in trained if id(parameter) not in self._trained]
+        self._trained.update((id(parameter), parameter) for parameter in new)
+        return new
+
+    def discard(self, parameters: list[torch.Tensor]) -> None:
+        """Have these parameters not coast, as before their first training."""
+        for parameter in parameters:
+            del self._trained[id(parameter)]
+
+    def untrained(self, param_groups: list[dict[str, Any]]) -> list[int]:
+        """Return the numbers, over all param groups, of the parameters that do not coast yet."""
+        parameters = [p for group in param_groups for p in group["params"]]
+        return [n for n, parameter in enumerate(parameters) if id(parameter) not in self._trained]
+
+    def restore(self, param_groups: list[dict[str, Any]], untrained: list[int]) -> None:
+        """Go back to what `untrained` has returned."""
+        self._trained = {}
+        parameters = [p for group in param_groups for p in group["params"]]
+        left = set(untrained)
+        self.add([parameter for n, parameter in enumerate(parameters) if n not in left])
 
 
 class ZeroedGradients:

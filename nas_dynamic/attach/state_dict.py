@@ -20,16 +20,31 @@ CHECKPOINT_KEY = "dynamic_training"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingState:
-    """The progress of a dynamic training, and its groups as `GroupStates.state_dict` gives them."""
+    """What goes on in a dynamic training.
+
+    Attributes:
+        progress: how far it is.
+        groups: of the momentum, as `GroupStates.state_dict` gives them.
+        untrained: numbers of the parameters that do not coast yet, as `Coasting` gives them.
+    """
 
     progress: Progress
     groups: dict[str, Any] | None
+    untrained: list[int]
 
     def state_dict(self, definition: dict[str, Any]) -> dict[str, Any]:
         """Return what goes into a checkpoint, with what it may be resumed by."""
         progress = self.progress._asdict()
         lists = {name: list(progress[name]) for name in ("parts", "peak_lrs")}
-        return {"definition": definition} | progress | lists | {"groups": self.groups}
+        return (
+            {"definition": definition}
+            | progress
+            | lists
+            | {
+                "groups": self.groups,
+                "untrained": self.untrained,
+            }
+        )
 
 
 def read(
@@ -93,11 +108,18 @@ def read(
         "peak_lrs",
         peaks,
     )
+    # Of a checkpoint without it all have coasted from the start.
+    untrained = expect(saved.get("untrained", []), list, f"{CHECKPOINT_KEY}.untrained")
+    count = sum(len(group["params"]) for group in state_dict["param_groups"])
+    for place, number in enumerate(untrained):
+        known = 0 <= expect(number, int, f"{CHECKPOINT_KEY}.untrained[{place}]") < count
+        _check(known, "untrained", untrained)
     groups = None
     if definition["momentum"] is not None:
         groups = expect(saved.get("groups"), dict, f"{CHECKPOINT_KEY}.groups")
         _check_groups(groups, state_dict["param_groups"])
-    return TrainingState(Progress(**counts, parts=(made, parts), peak_lrs=tuple(peaks)), groups)
+    progress = Progress(**counts, parts=(made, parts), peak_lrs=tuple(peaks))
+    return TrainingState(progress, groups, untrained)
 
 
 def _is_longer(saved: dict[str, Any], here: dict[str, Any]) -> bool:

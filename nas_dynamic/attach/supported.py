@@ -18,6 +18,7 @@ __all__ = [
     "check_supported",
     "check_trial",
     "default_idle",
+    "why_not_freeze",
 ]
 
 UNSUPPORTED = {
@@ -57,14 +58,14 @@ def check_supported(optimizer: torch.optim.Optimizer, idle: str) -> None:
             f"{type(optimizer).__name__} of this version of timm keeps the sizes of steps, with "
             "the lr of another subnet in them; install timm 1.0.31 or later, or use torch's RAdam"
         )
-    reason = _why_not_freeze(optimizer)
+    reason = why_not_freeze(optimizer)
     if idle == "freeze" and reason:
         raise ValueError(reason)
 
 
 def default_idle(optimizer: torch.optim.Optimizer) -> Literal["coast", "freeze"]:
     """Return what idle parameters do where the user does not say: freeze, but where none can."""
-    return "coast" if _why_not_freeze(optimizer) else "freeze"
+    return "coast" if why_not_freeze(optimizer) else "freeze"
 
 
 def check_trial(
@@ -128,7 +129,8 @@ def check_idle(idle: str) -> None:
         raise ValueError(f"idle must be 'auto', 'coast' or 'freeze', got {idle!r}")
 
 
-def _why_not_freeze(optimizer: torch.optim.Optimizer) -> str:
+def why_not_freeze(optimizer: torch.optim.Optimizer) -> str:
+    """Return why an update needs a gradient of every parameter; empty if it does not."""
     parameters = (p for group in optimizer.param_groups for p in group["params"])
     if any(getattr(p, "_fsdp_flattened", False) for p in parameters):
         return (

@@ -58,10 +58,10 @@ class DynamicTraining:
         momentum: the groups of subnets with a momentum of their own, or None for one momentum.
         idle: what an update does with the parameters outside of the subnet.
             `"freeze"`: nothing, as by torch itself. `"coast"`: as if their gradient were zero;
-            weight decay and their group's momentum move them on, as in the paper's experiments.
-            Either holds whether the host's `zero_grad` leaves None or zeros: coasting fills missing
-            gradients with zeros for the time of the update. `"auto"`: they freeze, but coast under
-            the few optimizers that cannot: SGD(fused=True) with a momentum, FSDP's first version.
+            from their first training on weight decay and their group's momentum move them, as in
+            the paper's experiments. Either holds whether the host's `zero_grad` leaves None or
+            zeros. `"auto"`: they freeze, but coast under the few optimizers that cannot, and from
+            the start: SGD(fused=True) with a momentum, FSDP's first version.
         space: checks every architecture against a space, where given.
         nonfinite: what a step does whose gradients have an inf or a NaN. `"ignore"`: the update,
             as without dynamic training. `"raise"`: a FloatingPointError before the update.
@@ -377,8 +377,9 @@ class DynamicTraining:
     def _state_dict(self, state_dict: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._recover()
         groups = None if self._states is None else self._states.state_dict()
-        saved = TrainingState(self._update.progress, groups).state_dict(self._definition())
-        return state_dict(*args, **kwargs) | {CHECKPOINT_KEY: saved}
+        update = self._update
+        saved = TrainingState(update.progress, groups, update.untrained())
+        return state_dict(*args, **kwargs) | {CHECKPOINT_KEY: saved.state_dict(self._definition())}
 
     def _load_state_dict(
         self, load: Callable[..., None], state_dict: dict[str, Any], *args: Any, **kwargs: Any
@@ -392,8 +393,7 @@ class DynamicTraining:
             groups = self._states.read(saved.groups, state_dict["param_groups"])
         self._recover()
         load(own, *args, **kwargs)
-        self._update.progress = saved.progress
-        self._update.forget_last()
+        self._update.restore(saved.progress, saved.untrained)
         self._weighted = []
         if self._states is not None and groups is not None:
             self._states.restore(groups)

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 
 from nas_dynamic.attach.device_flag import DeviceFlag
-from nas_dynamic.attach.gradients import Filled, LentZeros, StepGradients
+from nas_dynamic.attach.gradients import Coasting, Filled, LentZeros, StepGradients
 from nas_dynamic.attach.group_states import NO_GROUP, SCHEDULED, Counters, GroupStates
+from nas_dynamic.attach.supported import why_not_freeze
 from nas_dynamic.attach.update_rule import Update
 
 __all__ = ["Progress", "SkippedStep", "UpdateTransaction"]
@@ -78,6 +79,7 @@ class _Begun:
     progress: Progress
     scheduled_lrs: list[Any]
     previous_group: Hashable
+    trained: list[torch.Tensor] = field(default_factory=list)  # where the others coast
     filled: Filled = field(default_factory=list)
     state: _StateBefore | None = None
     by_guard: bool = False  # and not GradScaler, found_inf is on the optimizer
@@ -99,6 +101,11 @@ class UpdateTransaction:
 
     Where the device alone knows whether it has made an update, `commit` counts it, and `settle`
     takes that back if it has not; to ask for `progress` or `last` settles.
+
+    Args:
+        optimizer: whose updates they are.
+        states: of the momentum groups, if there are any.
+        idle: `"coast"` or `"freeze"`, what idle parameters do.
     """
 
     def __init__(
@@ -106,7 +113,8 @@ class UpdateTransaction:
     ) -> None:
         self.optimizer = optimizer
         self.states = states
-        self.idle = idle
+        from_start = bool(why_not_freeze(optimizer))
+        self.coasting = Coasting(optimizer, from_start) if idle == "coast" else None
         self._progress = Progress()
         self._last: Update | None = None
         self._begun: _Begun | None = None
@@ -130,10 +138,15 @@ class UpdateTransaction:
         self.settle()
         return self._last
 
-    def forget_last(self) -> None:
-        """Have no last update, as before the first."""
-        self.settle()
-        self._last = None
+    def untrained(self) -> list[int]:
+        """Return the numbers of the parameters that do not coast yet; see `Coasting`."""
+        return [] if self.coasting is None else self.coasting.untrained(self.optimizer.param_groups)
+
+    def restore(self, progress: Progress, untrained: list[int]) -> None:
+        """Go on from a checkpoint; there is no last update then, as before the first."""
+        self.progress, self._last = progress, None
+        if self.coasting is not None:
+            self.coasting.restore(self.optimizer.param_groups, untrained)
 
     def begin(
         self, update: Update, gradients: StepGradients, found_inf: torch.Tensor | None = None
@@ -164,8 +177,9 @@ class UpdateTransaction:
                 begun.state = _StateBefore(self.optimizer.state)
             for group, lr in zip(param_groups, update.lr, strict=True):
                 group["lr"] = lr
-            if self.idle == "coast":
-                begun.filled = self._zeros.lend(gradients.idle)
+            if self.coasting is not None:
+                begun.trained = gradients.trained
+                begun.filled = self._zeros.lend(self.coasting.of(gradients))
         except BaseException:
             self.roll_back(untouched=True)
             raise
@@ -180,6 +194,8 @@ class UpdateTransaction:
         found_inf = getattr(self.optimizer, "found_inf", None)
         not_made = None if found_inf is None else DeviceFlag(found_inf)
         self._put_back(begun)
+        if self.coasting is not None:
+            begun.trained = self.coasting.add(begun.trained)
         states = self.states
         counters = [] if states is None else states.counters(begun.update.group)
         if states is not None:
@@ -203,6 +219,8 @@ class UpdateTransaction:
         self._progress, self._last = unsettled.progress, unsettled.last
         if unsettled.begun.state is not None:
             unsettled.begun.state.restore()
+        if self.coasting is not None:
+            self.coasting.discard(unsettled.begun.trained)
         if self.states is not None:
             group = unsettled.begun.update.group
             self.states.discount_update(group, unsettled.counters)

@@ -8,11 +8,13 @@ a real scheduler on an optimizer that trains nothing, and each step sets lr and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+
+from nas_dynamic.attach.supported import default_idle
 
 Build = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 Schedule = Callable[[torch.optim.Optimizer], Any]
@@ -140,7 +142,7 @@ class Reference:
         groups: param groups of the model.
         group_of: architecture → momentum group.
         schedule: optimizer → its scheduler; `step()` is called after every update.
-        idle: "coast" or "freeze".
+        idle: "coast" or "freeze"; an optimizer that cannot freeze is given zeros from the start.
     """
 
     def __init__(
@@ -183,13 +185,23 @@ class Reference:
             for cycled in {"momentum", "betas"} & group.keys():
                 group[cycled] = scheduled[cycled]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        for parameter in parameters:
-            if parameter.grad is None and self.idle == "coast":
-                parameter.grad = torch.zeros_like(parameter)
+        if self.idle == "coast" and default_idle(optimizer) == "coast":
+            for parameter in parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
-        for parameter in parameters:
-            parameter.grad = None
+        # Coasting is what torch does where the host leaves zeros.
+        optimizer.zero_grad(set_to_none=self.idle == "freeze")
         self.scheduler.step()
+
+
+def coast(parameters: Iterable[torch.Tensor], trained: set[torch.Tensor]) -> None:
+    """Give zeros to idle parameters that have been trained, and note those that are now."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            trained.add(parameter)
+        elif parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def assert_identical(here: Any, there: Any, path: str = "") -> None:

@@ -24,6 +24,7 @@ from tests.attach.reference import (
     backward,
     batches,
     calr_factor,
+    coast,
     complexity,
     make_model,
     param_groups,
@@ -78,6 +79,7 @@ class Replay:
         self.last = self.__dict__.get("last", self.plain)
         self.origin = copy.deepcopy(self.last.state_dict())
         self.groups, self.steps = {}, 0
+        self.trained = {p for p in self.model.parameters() if p.grad is not None}
 
     def next_lr(self) -> None:
         with warnings.catch_warnings():
@@ -89,8 +91,7 @@ class Replay:
         self.model.zero_grad()
         backward(self.model, x, y, architecture, graph=False)
         if factor is not None and self.idle == "coast":
-            for p in self.model.parameters():
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            coast(self.model.parameters(), self.trained)
         for here, scheduled in zip(
             optimizer.param_groups, self.scheduled.param_groups, strict=True
         ):

@@ -87,7 +87,7 @@ class Loop:
 def reference(optimizer, sequence, factor, group_by=None, split=False, anneal="lr"):
     """Gradients by hand: Σ_k f_k ∇L_k, an lr or a loss that carries f, an optimizer a group."""
     model = Supernet()
-    optimizers = {}
+    optimizers, trained = {}, set()
     for t, (x, architectures) in enumerate(zip(batches(), sequence, strict=True)):
         parts = {}
         for architecture in architectures:
@@ -96,15 +96,17 @@ def reference(optimizer, sequence, factor, group_by=None, split=False, anneal="l
         for part in parts.values():
             factors = [factor(architecture, t) for architecture in part]
             mean = sum(factors) / len(factors)
-            gradient = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+            gradient = {name: torch.zeros_like(model.get_parameter(name)) for name in trained}
             for architecture, f in zip(part, factors, strict=True):
                 model.zero_grad()
                 model.loss(x, architecture).backward()
                 for name, p in model.named_parameters():
                     if p.grad is not None:
-                        gradient[name] += p.grad * (f if anneal == "loss" else f / mean)
+                        weighted = p.grad * (f if anneal == "loss" else f / mean)
+                        gradient[name] = gradient.get(name, 0) + weighted
+            trained |= gradient.keys()
             for name, p in model.named_parameters():
-                p.grad = gradient[name]
+                p.grad = gradient.get(name)
             group = part[0][group_by] if group_by else None
             if group not in optimizers:
                 optimizers[group] = optimizer(model.parameters(), lr=LR)

@@ -23,6 +23,7 @@ from tests.attach.reference import (
     backward,
     batches,
     calr_factor,
+    coast,
     complexity,
     make_model,
     param_groups,
@@ -251,6 +252,7 @@ def test_accumulated_and_clipped_gradients(idle: str, set_to_none: bool):
     loop = Loop(idle=idle, set_to_none=set_to_none)
     expected = make_model(Mixed)
     momenta: dict[tuple[str, str], torch.Tensor] = {}
+    trained: set[str] = set()
     for step, (x, y, architecture) in enumerate(batches(6)):
         loop.optimizer.zero_grad(set_to_none=set_to_none)
         expected.zero_grad()
@@ -265,7 +267,8 @@ def test_accumulated_and_clipped_gradients(idle: str, set_to_none: bool):
         names = [name for name, _ in expected.named_parameters()]
         with torch.no_grad():
             for number, (name, p) in enumerate(expected.named_parameters()):
-                if p.grad is None and idle == "freeze":
+                trained |= set() if p.grad is None else {name}
+                if p.grad is None and (idle == "freeze" or name not in trained):
                     continue
                 lr, decay = (LR, 0.05) if number < len(names) // 2 else (LR / 2, 0.0)
                 g = (0 if p.grad is None else p.grad) + decay * p
@@ -479,6 +482,37 @@ def test_attaching_twice_is_refused_and_detaching_leaves_a_plain_optimizer():
         loop.attach()
 
 
+@pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.AdamW])
+def test_parameters_coast_from_their_first_training_on_also_after_a_checkpoint(
+    optimizer_class: Any,
+):
+    def train(loop: Loop, layer1: str) -> torch.Tensor:
+        x, y, _ = batches(1)[0]
+        loop.backward(x, y, {"layer1": layer1, "layer2": "a"})
+        loop.optimizer.step()
+        return loop.model.layer1["b"][0].weight.detach().clone()
+
+    first = Loop(optimizer_class)
+    initial = first.model.layer1["b"][0].weight.detach().clone()
+    assert torch.equal(train(first, "a"), initial)
+    loop = Loop(optimizer_class)
+    loop.model.load_state_dict(first.model.state_dict())
+    loop.optimizer.load_state_dict(first.optimizer.state_dict())
+    assert torch.equal(train(loop, "a"), initial), "none of its updates has decayed it"
+    trained = train(loop, "b")
+    again = Loop(optimizer_class)
+    again.model.load_state_dict(loop.model.state_dict())
+    again.optimizer.load_state_dict(loop.optimizer.state_dict())
+    for resumed in (loop, again):
+        assert not torch.equal(train(resumed, "a"), trained)
+    # A checkpoint that does not say it is of a training in which all coasted from the start.
+    saved = first.optimizer.state_dict()
+    del saved["dynamic_training"]["untrained"]
+    old = Loop(optimizer_class)
+    old.optimizer.load_state_dict(saved)
+    assert not torch.equal(train(old, "a"), initial)
+
+
 @pytest.mark.parametrize(
     "optimizer_class", [torch.optim.SGD, torch.optim.AdamW, timm.optim.Adan, timm.optim.Lamb]
 )
@@ -489,6 +523,8 @@ def test_attached_after_plain_steps_every_group_starts_from_that_state(optimizer
     reference = make_model(Mixed)
     reference.load_state_dict(loop.model.state_dict())
     optimizers: dict[str, torch.optim.Optimizer] = {}
+    pairs = list(zip(reference.parameters(), loop.model.parameters(), strict=True))
+    trained = {here for here, there in pairs if there.grad is not None}
     loop.attach()
     loop.train(8, start=4)
     for step, (x, y, architecture) in enumerate(batches(12)[4:]):
@@ -501,8 +537,7 @@ def test_attached_after_plain_steps_every_group_starts_from_that_state(optimizer
         backward(reference, x, y, architecture, graph=False)
         for lr, param_group in zip((LR, LR / 2), optimizers[group].param_groups, strict=True):
             param_group["lr"] = lr * calr_factor(architecture, step, TOTAL_STEPS)
-        for p in reference.parameters():
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        coast(reference.parameters(), trained)
         optimizers[group].step()
     assert_identical(loop.model.state_dict(), reference.state_dict())
     saved = loop.optimizer.state_dict()["dynamic_training"]["groups"]["groups"]

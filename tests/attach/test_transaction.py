@@ -202,10 +202,12 @@ def plain_twin(loop: Loop, group: str) -> Loop:
     factor = calr_factor(loop.sampled, loop.dynamic.steps, TOTAL_STEPS)
     for param_group in twin.optimizer.param_groups:
         param_group["lr"] *= factor
-    for here, there in zip(twin.model.parameters(), loop.model.parameters(), strict=True):
+    untrained = saved["dynamic_training"]["untrained"]
+    pairs = zip(twin.model.parameters(), loop.model.parameters(), strict=True)
+    for number, (here, there) in enumerate(pairs):
         if there.grad is not None:
             here.grad = there.grad.clone()
-        elif loop.dynamic.idle == "coast":
+        elif loop.dynamic.idle == "coast" and number not in untrained:
             here.grad = torch.zeros_like(here)
     return twin
 

@@ -52,12 +52,8 @@ def train_by_hand(
         factors = [(1 - step / total) ** calr.gamma(subnet) for subnet in drawn]
         mean = sum(factors) / len(factors)
         optimizer.param_groups[0]["lr"] = LR * mean
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=training.idle == "freeze")
         backward(step, drawn, [factor / mean for factor in factors])
-        if training.idle == "coast":
-            for parameter in model.parameters():
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
     return len(optimizers)
 

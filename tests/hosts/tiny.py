@@ -165,16 +165,13 @@ def reference(task: Task, scheduled: Any = lambda step: LR) -> Supernet:
         optimizer = optimizers.setdefault(architecture["layer2"], sgd(net))
         optimizer.param_groups[0]["lr"] = scheduled(step) * factor(architecture, step)
         net.activate(architecture)
-        net.zero_grad()
+        net.zero_grad(set_to_none=task.dynamic.get("idle") != "coast")
         for x, y in micro:
             with torch.autocast("cpu", torch.bfloat16, enabled=task.bf16):
                 loss = loss_of(net, x, y)
             (loss / task.accumulate).backward()
         if task.clip is not None:
             nn.utils.clip_grad_norm_(net.parameters(), task.clip)
-        if task.dynamic.get("idle") == "coast":
-            for p in net.parameters():
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         optimizer.step()
     assert len(optimizers) == 3
     return net

@@ -101,7 +101,7 @@ def reference(recorder, batches, strategy, loss, calr=None, group_by=None):
     """One optimizer a group, the lr and the weights of the losses written out."""
     torch.manual_seed(0)
     supernet = strategy.mutate_model(NasBench201(4, 1, 10)).double()
-    optimizers = {}
+    optimizers, trained = {}, set()
     for t, ((x, y), subnets) in enumerate(zip(batches, recorder.steps, strict=True)):
         factors = [1.0 for _ in subnets]
         if calr is not None:
@@ -118,11 +118,12 @@ def reference(recorder, batches, strategy, loss, calr=None, group_by=None):
             teacher = logits.detach() if teacher is None else teacher
             parameters = list(supernet.parameters())
             found = torch.autograd.grad(value, parameters, allow_unused=True)
-            for total, gradient in zip(gradients, found, strict=True):
+            for n, (total, gradient) in enumerate(zip(gradients, found, strict=True)):
                 if gradient is not None:
                     total += factor / mean / len(subnets) * gradient
-        for p, gradient in zip(supernet.parameters(), gradients, strict=True):
-            p.grad = gradient
+                    trained.add(n)
+        for n, (p, gradient) in enumerate(zip(supernet.parameters(), gradients, strict=True)):
+            p.grad = gradient if n in trained else None
         group = subnets[0][group_by] if group_by else None
         if group not in optimizers:
             optimizers[group] = torch.optim.SGD(

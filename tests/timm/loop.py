@@ -18,6 +18,7 @@ from timm.utils import CheckpointSaver, ModelEmaV3, NativeScaler, dispatch_clip_
 from torch import nn
 
 from nas_dynamic.adapters.timm import LayerChoiceSupernet, attach, mobile_supernet
+from tests.attach.reference import coast
 
 ARCH_DEF = [["ds_r1_k3_s1_e1_c8"], ["ir_r2_k3_s2_e2_c8"], ["ir_r2_k3_s2_e2_c16"]]
 GROUP = "blocks.1.1"
@@ -208,6 +209,7 @@ def train_by_hand(
     lr_scheduler = scheduler_for(scheduled, options, updates_per_epoch)
     peaks = [0.0] * len(scheduled.param_groups)
     optimizers: dict[Any, torch.optim.Optimizer] = {}
+    trained: set[torch.Tensor] = set()
     done = 0
     for epoch in range(options.epochs):
         model.train()
@@ -222,9 +224,7 @@ def train_by_hand(
             if options.clip_mode is not None:
                 dispatch_clip_grad(model.parameters(), 0.1, mode=options.clip_mode)
             if options.idle == "coast":
-                for parameter in model.parameters():
-                    if parameter.grad is None:
-                        parameter.grad = torch.zeros_like(parameter)
+                coast(model.parameters(), trained)
             group = architecture[GROUP]
             if group not in optimizers:
                 optimizers[group] = optimizer_for(model, options)
