@@ -13,8 +13,10 @@ from pathlib import Path
 def main() -> None:
     results: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
     for path in sorted(Path(sys.argv[1]).glob("*/result.json")):
-        method, sampler = re.fullmatch(r"(\w+)-(\w+)-\w+-s\d+", path.parent.name).groups()
-        results[sampler, method].append(json.loads(path.read_text()))
+        method, sampler, published = re.fullmatch(
+            r"(\w+)-(\w+)-\w+(-published)?-s\d+", path.parent.name
+        ).groups()
+        results[sampler + (published or ""), method].append(json.loads(path.read_text()))
     if not results:
         sys.exit(f"{sys.argv[1]} has no */result.json; train.py writes them under --out")
     columns = list(dict.fromkeys(key for runs in results.values() for run in runs for key in run))

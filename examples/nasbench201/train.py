@@ -1,4 +1,4 @@
-"""Train NAS-Bench-201 supernets by the recipe of the CVPR 2025 paper, static and dynamic.
+"""Train NAS-Bench-201 supernets with the hyperparameters of the CVPR 2025 paper.
 
 On one device, a few minutes a run on a CPU:
     python examples/nasbench201/train.py --method dynamic --sampler fair
@@ -6,7 +6,9 @@ The paper's size, on several GPUs:
     torchrun --nproc_per_node=4 examples/nasbench201/train.py --preset paper --data CIFAR10 \
         --root ~/data --download --method dynamic --sampler spos
 
-A run that was stopped goes on where it was when it is started again with the same options.
+With --as-published FairNAS and few-shot are trained as the authors' own scripts do, which differ
+from the default in what the README lists. A run that was stopped goes on where it was when it is
+started again with the same options.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ class Preset:
 
 
 PRESETS = {"paper": Preset(16, 5, 250, 1000), "small": Preset(8, 1, 30, 100)}
+PUBLISHED_EPOCHS = {"spos": 250, "fair": 200, "fewshot": 300}
 BATCH, LR, MOMENTUM, WEIGHT_DECAY, CLIP = 64, 0.025, 0.9, 5e-4, 5.0
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -64,17 +67,24 @@ def main() -> None:
     options = parse()
     device = set_up_device(options.device)
     preset, data = PRESETS[options.preset], load_data(options)
-    folder = options.out / f"{options.method}-{options.sampler}-{options.preset}-s{options.seed}"
+    published = "-published" if options.as_published else ""
+    name = f"{options.method}-{options.sampler}-{options.preset}{published}-s{options.seed}"
+    folder = options.out / name
     folder.mkdir(parents=True, exist_ok=True)
 
     torch.manual_seed(options.seed)  # the same weights on every rank
+    few_shot, trained = options.sampler == "fewshot", []
     supernet = Supernet(preset.width, preset.cells, data.classes).to(device)
-    train(options, SPACE, supernet, data, folder / "supernet.pt")
-    trained = [(SPACE, supernet)]
-    if options.sampler == "fewshot":
+    if not (few_shot and options.as_published):
+        train(options, SPACE, supernet, data, folder / "supernet.pt")
+        trained = [(SPACE, supernet)]
+    if few_shot:
         trained = []
         for number, space in enumerate(partition(SPACE, [options.split])):
-            part = copy.deepcopy(supernet)
+            if options.as_published:  # from weights of its own
+                part = Supernet(preset.width, preset.cells, data.classes).to(device)
+            else:
+                part = copy.deepcopy(supernet)
             train(options, space, part, data, folder / f"supernet{number}.pt")
             trained.append((space, part))
     if RANK == 0:
@@ -91,6 +101,9 @@ def train(
     checkpoint: Path,
 ) -> None:
     """Train a supernet for the subnets of a space, or go on with it."""
+    # One update sums the losses of its subnets, which carry the factor of CaLR; lr and weight
+    # decay stay as they are, in the static arm as well.
+    summed = options.as_published and options.sampler == "fair"
     epochs = options.epochs or PRESETS[options.preset].epochs
     batches = batch_loader(data.train, BATCH, shuffle=True, seed=options.seed)
     steps = epochs * len(batches)
@@ -102,20 +115,27 @@ def train(
         parameters, LR, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY
     )
     # The static baselines have a schedule of their own, FairNAS as well as the others.
-    scheduler = None if anneal else torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    scheduler = None
+    if not (anneal or summed):
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     if options.sampler == "fair":
         # All subnets of a step are of one momentum group.
         sampler = FairSampler(space, options.seed, options.group_by if separate else None)
     else:
         sampler = UniformSampler(space, options.seed)
-    complexity = lookup(space, supernet.subnet_parameters())
+    complexity = lookup(SPACE, supernet.subnet_parameters())
+    reference = SPACE if options.as_published else space
+    calr = CaLR(
+        complexity,
+        total_steps=steps,
+        bounds=bounds(reference, complexity),
+        anneal="loss" if summed else "lr",
+    )
     subnets: list[Architecture] = []
     dynamic = DynamicTraining(
         optimizer,
         architecture=lambda: subnets,
-        calr=CaLR(complexity, total_steps=steps, bounds=bounds(space, complexity))
-        if anneal
-        else None,
+        calr=calr if anneal else None,
         momentum=MomentumSeparation(options.group_by) if separate else None,
         idle="coast",  # also in the static arms, so that method is all that differs
         space=space,
@@ -144,9 +164,10 @@ def train(
             for subnet, weight in zip(subnets, dynamic.loss_weights(subnets), strict=True):
                 supernet.activate(subnet)
                 loss = nn.functional.cross_entropy(supernet(images), labels)
-                (weight / len(subnets) * loss).backward()
+                (weight / (1 if summed else len(subnets)) * loss).backward()
             average_gradients(parameters)
-            nn.utils.clip_grad_norm_(parameters, CLIP)
+            if not summed:
+                nn.utils.clip_grad_norm_(parameters, CLIP)
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()
@@ -266,6 +287,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--download", action="store_true")
     parser.add_argument("--group-by", choices=SPACE.labels, default="3←0", help="edge of MS")
     parser.add_argument("--split", choices=SPACE.labels, default="1←0", help="edge of few-shot")
+    parser.add_argument(
+        "--as-published", action="store_true", help="fair, fewshot: as the authors' own scripts"
+    )
     parser.add_argument("--standalone", type=Path, help="CSV of arch_str, c10_test200: prints τ")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
@@ -273,6 +297,8 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.sampler == "fewshot" and options.group_by == options.split:
         parser.error("--group-by and --split must be different edges")
+    if options.as_published and options.preset == "paper" and options.epochs is None:
+        options.epochs = PUBLISHED_EPOCHS[options.sampler]
     return options
 
 

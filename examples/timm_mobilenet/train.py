@@ -22,7 +22,8 @@ from timm.utils import CheckpointSaver, ModelEmaV3, NativeScaler, ParseKwargs, r
 from torch import nn
 
 from nas_dynamic.adapters.timm import Supernet, attach, build
-from nas_dynamic.evaluation import evaluate, recalibrate, score_subnets
+from nas_dynamic.evaluation import evaluate, recalibrate
+from nas_dynamic.search import Objective, RandomSearch, search_supernet
 
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {
@@ -189,14 +190,19 @@ def search(
     supernet: Supernet, data: Images, args: argparse.Namespace, folder: Path
 ) -> dict[str, Any]:
     """Save the best of some random subnets, build it again, score it again, and fine-tune it."""
-    generator = np.random.default_rng(args.seed)
-    drawn = [supernet.space.sample(generator) for _ in range(args.subnets)]
     calibration = data.batches("calibration", 128)
     validation = data.batches("validation", 256)
-    scores = list(
-        score_subnets(supernet, type(supernet).activate, drawn, validation, calibration=calibration)
+    found = search_supernet(
+        supernet,
+        validation,
+        calibration=calibration,
+        objectives=[Objective("accuracy", maximize=True)],
+        strategy=RandomSearch(),
+        budget=args.subnets,
+        seed=args.seed,
+        path=folder / "search.jsonl",
     )
-    best = max(scores, key=lambda score: score.accuracy)
+    best = found.best
 
     subnet = supernet.extract(best.architecture)
     recalibrate(subnet, calibration)
@@ -208,20 +214,20 @@ def search(
     model = model.to(args.device, memory_format=torch.channels_last)
     model.load_state_dict(torch.load(folder / "subnet.pt", weights_only=True), strict=True)
     accuracy, loss = evaluate(model, validation)
-    if (accuracy, loss) != (best.accuracy, best.loss):
-        raise RuntimeError(f"the saved model scores {accuracy}, the subnet {best.accuracy}")
+    if (accuracy, loss) != (best.values["accuracy"], best.values["loss"]):
+        raise RuntimeError(f"the saved model scores {accuracy}, the subnet {best.values}")
     test = data.loader("test", 256)
     inherited, _ = evaluate(model, test)
     tuned, _ = evaluate(fine_tune(model, data, args, folder / "tuned"), test)
-    accuracies = [score.accuracy for score in scores]
+    accuracies = [evaluation.values["accuracy"] for evaluation in found.evaluations]
     return {
         "validation of random subnets": [
             round(float(value), 4)
             for value in (min(accuracies), np.mean(accuracies), max(accuracies))
         ],
-        "best, in the supernet": round(best.accuracy, 4),
+        "best, in the supernet": round(best.values["accuracy"], 4),
         "best, extracted": round(accuracy, 4),
-        "parameters": int(supernet.subnet_parameters()(best.architecture)),
+        "parameters": int(best.values["parameters"]),
         "MACs": int(supernet.subnet_macs(args.image_size)(best.architecture)),
         "test, inherited weights": round(inherited, 4),
         "test, fine-tuned": round(tuned, 4),

@@ -19,9 +19,10 @@ from timm.scheduler import create_scheduler_v2
 from torch.nn import functional as F
 
 from nas_dynamic.adapters.timm import ElasticVisionTransformer, attach, build, elastic_vit
-from nas_dynamic.evaluation import evaluate, score_subnets
+from nas_dynamic.evaluation import evaluate
 from nas_dynamic.experiment.data import ImageData, Images, batch_loader
 from nas_dynamic.experiment.data_sets import digits, image_folder
+from nas_dynamic.search import Objective, RandomSearch, search_supernet
 
 
 def main() -> None:
@@ -94,19 +95,21 @@ def search(
     supernet: ElasticVisionTransformer, data: ImageData, args: argparse.Namespace, title: str
 ) -> dict:
     """Return the most accurate of some random subnets, on the validation images."""
-    generator = np.random.default_rng(args.seed)
-    drawn = [supernet.space.sample(generator) for _ in range(args.subnets)]
-    validation = batch_loader(data.validation, 256)
-    scores = list(
-        score_subnets(supernet, type(supernet).activate, drawn, validation, batch_norm="running")
+    found = search_supernet(
+        supernet,
+        batch_loader(data.validation, 256),
+        batch_norm="running",
+        objectives=[Objective("accuracy", maximize=True)],
+        strategy=RandomSearch(),
+        budget=args.subnets,
+        seed=args.seed,
     )
-    accuracies = [score.accuracy for score in scores]
-    best = max(scores, key=lambda score: score.accuracy)
+    accuracies = [evaluation.values["accuracy"] for evaluation in found.evaluations]
     print(
-        f"{title}: {len(scores)} random subnets, validation accuracy "
+        f"{title}: {len(accuracies)} random subnets, validation accuracy "
         f"{min(accuracies):.3f} to {max(accuracies):.3f}, mean {np.mean(accuracies):.3f}"
     )
-    return dict(best.architecture)
+    return dict(found.best.architecture)
 
 
 def save(supernet: ElasticVisionTransformer, architecture: dict, folder: Path) -> None:

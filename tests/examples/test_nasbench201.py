@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -37,10 +38,12 @@ def example(monkeypatch):
 def run(example, monkeypatch, tmp_path):
     def run(method, sampler, out=tmp_path, **options):
         arguments = ["--method", method, "--sampler", sampler, "--out", str(out), "--device", "cpu"]
+        published = options.pop("published", False)
         arguments += [text for key, v in options.items() for text in (f"--{key}", str(v))]
+        arguments += ["--as-published"] if published else []
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
         example.main()
-        return out / f"{method}-{sampler}-small-s0"
+        return out / f"{method}-{sampler}-small{'-published' if published else ''}-s0"
 
     return run
 
@@ -68,6 +71,55 @@ def test_every_arm_trains_and_scores(example, run, method, sampler, tmp_path):
         else:
             assert training["groups"] is None
         assert (training["definition"]["calr"] is None) == (method in ("static", "ms"))
+
+
+@pytest.mark.parametrize("method", ["static", "dynamic"])
+def test_fairnas_as_published_equals_the_loop_of_the_scripts(example, run, method):
+    """Five optimizers of a constant lr, and losses that are summed, each with its factor."""
+    folder = run(method, "fair", published=True)
+    trained = torch.load(folder / "supernet.pt", weights_only=True)["supernet"]
+
+    torch.manual_seed(0)
+    data, space = example.digits(), example.SPACE
+    supernet = example.Supernet(4, 1, data.classes)
+    size = supernet.subnet_parameters()
+    sizes = [size(architecture) for architecture in space]
+    slope = -(4 - 0.25) / (math.log(max(sizes)) - math.log(min(sizes)))
+    batches = example.batch_loader(data.train, 64, shuffle=True, seed=0)
+    edge = "3←0" if method == "dynamic" else None
+    sampler = example.FairSampler(space, 0, edge)
+    options = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+    optimizers = {
+        operation: torch.optim.SGD(supernet.parameters(), 0.025, **options)
+        for operation in (space.choices[edge] if edge else [None])
+    }
+    total, step = 2 * len(batches), 0
+    supernet.train()
+    for epoch in range(2):
+        batches.sampler.set_epoch(epoch)
+        for images, labels in batches:
+            subnets = sampler.sample()
+            optimizer = optimizers[subnets[0][edge] if edge else None]
+            optimizer.zero_grad(set_to_none=False)
+            for subnet in subnets:
+                supernet.activate(subnet)
+                gamma = 0.25 + slope * (math.log(size(subnet)) - math.log(max(sizes)))
+                factor = (1 - step / total) ** gamma if edge else 1.0
+                (factor * torch.nn.functional.cross_entropy(supernet(images), labels)).backward()
+            optimizer.step()
+            step += 1
+    for name, parameter in supernet.state_dict().items():
+        torch.testing.assert_close(trained[name], parameter, rtol=1e-4, atol=1e-5)
+
+
+def test_few_shot_as_published_starts_each_supernet_anew_with_the_bounds_of_all(example, run):
+    folder = run("dynamic", "fewshot", published=True)
+    assert len(list(folder.glob("*.pt"))) == 5
+    size = example.Supernet(4, 1, 10).subnet_parameters()
+    sizes = [size(architecture) for architecture in example.SPACE]
+    for path in folder.glob("*.pt"):
+        saved = torch.load(path, weights_only=True)["optimizer"]["dynamic_training"]
+        assert saved["definition"]["calr"]["bounds"] == pytest.approx((min(sizes), max(sizes)))
 
 
 def test_stopped_and_resumed_equals_straight(example, run, monkeypatch, tmp_path):
