@@ -121,6 +121,18 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
         configured.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
         configured.add_argument("--device", help=f"instead of CONFIG's: {DEVICES}")
         configured.add_argument("--precision", choices=PRECISIONS, help="instead of CONFIG's")
+    for of_pieces, pieces in (
+        (train, "its seeds"),
+        (compare, "its trainings"),
+        (search, "the scoring of subnets"),
+    ):
+        of_pieces.add_argument(
+            "--engine",
+            choices=("local", "ray"),
+            default="local",
+            help=f"ray: {pieces} over the machines of a Ray cluster, that of RAY_ADDRESS or the "
+            "one that runs here (default: local, one after the other)",
+        )
     compare.add_argument(
         "--seed",
         type=SEED,
