@@ -218,23 +218,34 @@ def _connect() -> None:
             socket.create_connection((host.strip("[]"), int(port)), REACHED).close()
         ray.init(address=address, logging_level=logging.WARNING)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        raise RunError(f"no cluster of Ray can be reached ({error}); {START}") from error
+        at = "" if address == "auto" else f" at {address}"
+        raise RunError(f"no cluster of Ray can be reached{at} ({error}); {START}") from error
 
 
 def _raised(error: RayTaskError) -> BaseException:
-    """Return what a piece has raised; where it was, if that is for the user to mend."""
+    """Return what a piece has raised, or why there was none."""
     cause = error.cause
-    return type(cause)(f"{cause} (on {error.ip})") if isinstance(cause, RunError) else cause
+    if isinstance(cause, RayError):
+        return RunError(
+            f"{error.ip} cannot read a piece ({_first_line(cause)}); install there what is "
+            "installed here, the module of the space as well"
+        )
+    assert isinstance(cause, BaseException)
+    return cause
 
 
 def _lose(piece: _Piece, error: RayError) -> None:
     """Make ready for another worker."""
     piece.losses += 1
-    reason = str(error).strip().splitlines()[0]
+    reason = _first_line(error)
     if piece.losses > LOSSES:
         raise RunError(f"{piece} has lost {piece.losses} workers, the last one so: {reason}")
     warnings.warn(f"{piece} has lost its worker ({reason}); another one takes it", stacklevel=3)
     piece.shown.clear()
+
+
+def _first_line(error: RayError) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def _write(piece: _Piece, files: Files) -> None:

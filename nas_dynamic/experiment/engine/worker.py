@@ -88,12 +88,15 @@ def compute(
         RunError: this machine has other versions than the head.
     """
     here = package_versions()
-    differing = [f"{k} {here.get(k)}" for k, v in terms.versions.items() if here.get(k) != v]
+    differing = [
+        f"{name} {here[name]} in place of {version}"
+        for name, version in terms.versions.items()
+        if here[name] != version
+    ]
     if differing:
-        wanted = ", ".join(f"{k} {v}" for k, v in terms.versions.items() if here.get(k) != v)
         raise RunError(
-            f"{platform.node()} has {', '.join(differing)} where the head has {wanted}, so that "
-            "results would differ; install the same there"
+            f"results of {platform.node()} would differ from those of the head: it has "
+            f"{', '.join(differing)}; install the same there"
         )
     if not terms.gpu:  # `auto` would find one that was not asked for
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -111,7 +114,10 @@ def compute(
             for name, content in files.items():
                 (folder / name).write_bytes(content)
             sender.changed()
-        result = called(argument, Place(sender.work, None if files is None else folder))
+        try:
+            result = called(argument, Place(sender.work, None if files is None else folder))
+        except RunError as error:  # which is for the user to mend, and so says where
+            raise type(error)(f"{error} (on {platform.node()})") from error
         return result, sender.changed()
 
 
