@@ -189,8 +189,20 @@ def test_another_version_on_a_machine_is_refused(machines, monkeypatch):
         list(engine.map(pieces.threads, [0]))
 
 
+def test_a_piece_that_is_too_large_for_every_machine_is_refused(machines):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        with pytest.raises(RunError, match=r"takes 4 CPUs, .* more than 1: set OMP_NUM_THREADS=1$"):
+            RayEngine(lambda name: lambda *told: None, "cpu")
+    finally:
+        torch.set_num_threads(threads)
+    assert not ray.is_initialized()
+
+
 # The commands.
 
+EPOCHS = 40
 COMPARED = ("--seed", "3", "5", "--subnets", "6", "--standalone-epochs", "2")
 
 
@@ -243,7 +255,7 @@ def test_a_search_finds_what_it_finds_here(machines, compared, options, tmp_path
 @pytest.fixture(scope="module")
 def unbroken(folder) -> tuple[str, Path]:
     """A configuration of three seeds, which trains for some time, and its run here."""
-    config = write(folder / "train.yaml", TINY, epochs=100, seeds=[0, 1, 2])
+    config = write(folder / "train.yaml", TINY, epochs=EPOCHS, seeds=[0, 1, 2])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         succeed("train", config, "--out", folder / "unbroken")
@@ -285,7 +297,7 @@ def test_a_head_that_was_killed_goes_on(engine, machines, unbroken, killed, tmp_
     begun = list((tmp_path / "runs").rglob("last.ckpt"))
     epochs = [torch.load(path, weights_only=True)["epoch"] for path in begun]
     assert len(epochs) == 2
-    assert max(epochs) < 99
+    assert max(epochs) < EPOCHS - 1
     succeed("train", config, "--out", tmp_path / "runs", "--resume", "--engine", engine)
     assert_same_results(tmp_path / "runs/small", expected)
 
@@ -310,11 +322,11 @@ def free_port() -> int:
     ("changes", "message"),
     [
         ({"device": "cuda:1"}, "the device is 'cuda:1'"),
-        ({"OMP_NUM_THREADS": "4"}, "a piece takes 4 CPUs, .* OMP_NUM_THREADS=1$"),
+        ({"device": "cuda"}, "the device is 'cuda', and no machine of the cluster offers a GPU"),
         ({"RAY_ADDRESS": None}, r"can be reached at 127\.0\.0\.1:\d+ \(.*refused"),
         ({"RAY_ADDRESS": "here"}, r"can be reached at here \(.*RAY_ADDRESS=HOST:6379"),
     ],
-    ids=["device", "threads", "nobody", "no address"],
+    ids=["one of several", "no GPU", "nobody", "no address"],
 )
 def test_what_cannot_be_computed_is_refused_before_anything_is_written(
     machines, changes, message, tmp_path, monkeypatch

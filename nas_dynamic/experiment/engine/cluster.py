@@ -103,6 +103,7 @@ class RayEngine:
             )
         gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
         self._terms = Terms(torch.get_num_threads(), gpu, package_versions())
+        self._device = device
         self._starts = itertools.count()
         self._shipped: tuple[Any, Any] | None = None
         _connect()
@@ -199,7 +200,10 @@ class RayEngine:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         fitting = [machine for machine in machines if machine.get("GPU", 0) >= terms.gpu]
         if not fitting:
-            raise RunError("no machine of the cluster has a GPU, and this one has: give cpu")
+            raise RunError(
+                f"the device is {self._device!r}, and no machine of the cluster offers a GPU: "
+                "give cpu"
+            )
         cpus = max(machine.get("CPU", 0) for machine in fitting)
         if cpus < terms.threads:
             raise RunError(
