@@ -33,6 +33,9 @@ from tests.attach.reference import assert_identical
 from tests.experiment.configurations import TINY, write
 from tests.hosts import pieces
 
+# Ray starts a dozen processes, which on a busy machine takes as long as it takes.
+pytestmark = pytest.mark.timeout(3600)
+
 
 class Machines:
     """A cluster whose first node computes nothing, so that it outlives those that do."""
@@ -60,10 +63,12 @@ class Machines:
 
 @pytest.fixture(scope="module")
 def started() -> Iterator[Machines]:
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    machines = Machines()
-    yield machines
-    machines.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # by default they starve where all else is busy
+        machines = Machines()
+        yield machines
+        machines.stop()
 
 
 @pytest.fixture
