@@ -130,8 +130,8 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
             "--engine",
             choices=("local", "ray"),
             default="local",
-            help=f"ray: {pieces} over the machines of a Ray cluster, that of RAY_ADDRESS or the "
-            "one that runs here (default: local, one after the other)",
+            help=f"ray: {pieces} over the machines of the Ray cluster that this one is part of; "
+            "see docs/configuration.md (default: local, one after the other)",
         )
     compare.add_argument(
         "--seed",
