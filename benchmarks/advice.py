@@ -26,6 +26,7 @@ from nas_dynamic.experiment.compare import compare
 from nas_dynamic.experiment.config import Config, parse
 from nas_dynamic.experiment.console import Display
 from nas_dynamic.experiment.doctor.pilot import examine_supernet
+from nas_dynamic.experiment.engine import LocalEngine
 from nas_dynamic.report.measures import PRIMARY
 from nas_dynamic.storage.journal import read_json, write_json
 
@@ -127,10 +128,11 @@ def run(options: argparse.Namespace) -> None:
             continue
         config = configuration(task, options.data)
         with Display() as display:
+            engine = LocalEngine(display.work)
             _, advice = examine_supernet(
                 config,
                 options.runs / f"{task}-doctor",
-                display,
+                engine,
                 updates=UPDATES,
                 seeds=range(4),
                 subnets=SUBNETS,
@@ -139,7 +141,7 @@ def run(options: argparse.Namespace) -> None:
             comparison = compare(
                 config.model_copy(update={"scoring": scoring}),
                 options.runs / f"{task}-compare",
-                display,
+                engine,
                 seeds=list(COMPARED["seeds"]),
                 standalone_epochs=STANDALONE_EPOCHS.get(task, 15),
                 kept=options.runs,

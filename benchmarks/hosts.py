@@ -1,9 +1,9 @@
 """Adapters of packages that want an environment of their own, each tested in a fresh one.
 
-`python -m benchmarks.hosts` makes an environment for each host, with its extra and nothing else but
-what runs the tests, runs `tests/hosts/test_<host>.py` there, and writes the versions and the
-outcomes. torch and torchvision, with what torch requires, are lent by the environment that runs
-this; all else is installed by pip, by its rules.
+`python -m benchmarks.hosts` makes an environment for each host, and for the engine ray, with its
+extra and nothing else but what runs the tests, runs `tests/hosts/test_<host>.py` there, and writes
+the versions and the outcomes. torch and torchvision, with what torch requires, are lent by the
+environment that runs this; all else is installed by pip, by its rules.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ HOSTS = {
     "modelopt": ["-e.[modelopt]", "nvidia-modelopt==0.47.0"],
     "archai": ["-e.[archai]", "archai==1.0.0"],
     "whittle": ["-e.[whittle]", "whittle==0.6.0"],
+    "ray": ["-e.[ray,nni,experiment,search]", "ray==2.60.0"],
     "ofa": ["-e.", "ofa==0.1.0.post202307202001"],
 }
 """Host → what pip installs for it: the extra, and the version that is tried."""

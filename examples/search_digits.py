@@ -30,6 +30,7 @@ from nas_dynamic.experiment.config import Config
 from nas_dynamic.experiment.console import Display
 from nas_dynamic.experiment.data import ImageData
 from nas_dynamic.experiment.demo import demo_config
+from nas_dynamic.experiment.engine import LocalEngine
 from nas_dynamic.experiment.nni.supernet import TrainedSupernet, train_supernet
 from nas_dynamic.experiment.run import load_data, sample_architectures
 from nas_dynamic.experiment.scores import SubnetScorer
@@ -49,6 +50,7 @@ def main() -> None:
     data = load_data(config.data)
     places = []
     with Display() as display:
+        engine = LocalEngine(display.work)
 
         def alone(
             subnets: Sequence[Architecture],
@@ -56,7 +58,7 @@ def main() -> None:
             on: Literal["test", "validation"] = "test",
         ) -> np.ndarray:
             """[training, subnet]."""
-            options = (config, data, subnets, args.standalone_epochs, args.out, display)
+            options = (config, data, subnets, args.standalone_epochs, args.out, engine)
             scores = [
                 standalone_scores(*options, on=on, seed=seed) for seed in range(args.trainings)
             ]

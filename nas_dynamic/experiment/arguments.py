@@ -138,6 +138,19 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
         )
     _add_number(doctor, "--updates", 400, 10, "of each training")
     _add_number(doctor, "--subnets", 12, 3, "that are trained alone")
+    for of_pieces, pieces in (
+        (train, "its seeds"),
+        (compare, "its trainings"),
+        (doctor, "the trainings of --supernet"),
+        (search, "the scoring of subnets"),
+    ):
+        of_pieces.add_argument(
+            "--engine",
+            choices=("local", "ray"),
+            default="local",
+            help=f"ray: {pieces} over the machines of the Ray cluster that this one is part of; "
+            "see docs/configuration.md (default: local, one after the other)",
+        )
     _add_number(compare, "--subnets", 30, 3, "that are scored, and trained alone")
     _add_number(compare, "--standalone-epochs", 10, 1, "of each subnet that is trained alone")
 

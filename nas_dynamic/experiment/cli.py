@@ -87,15 +87,20 @@ def _compare(options: argparse.Namespace) -> None:
     from nas_dynamic.experiment.compare import compare, print_comparison
     from nas_dynamic.experiment.config import load
     from nas_dynamic.experiment.console import Display
+    from nas_dynamic.experiment.engine import open_engine
 
     config = load(options.config, device=options.device, precision=options.precision)
     scoring = config.scoring.model_copy(update={"subnets": options.subnets})
     folder = options.out / f"{config.name}-compare"
-    with Display() as display, _of_file(options.config):
+    with (
+        Display() as display,
+        open_engine(options.engine, display.work, config.device) as engine,
+        _of_file(options.config),
+    ):
         comparison = compare(
             config.model_copy(update={"scoring": scoring}),
             folder,
-            display,
+            engine,
             seeds=sorted(set(options.seed)),
             standalone_epochs=options.standalone_epochs,
             kept=options.out,
@@ -117,14 +122,19 @@ def _compare(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from nas_dynamic.experiment.config import load
     from nas_dynamic.experiment.console import Display
+    from nas_dynamic.experiment.engine import open_engine
     from nas_dynamic.experiment.run import run
     from nas_dynamic.report.tables import picked, scores
 
     config = load(
         options.config, seeds=options.seed, device=options.device, precision=options.precision
     )
-    with Display() as display, _of_file(options.config):
-        finished = run(config, options.out, display, resume=options.resume)
+    with (
+        Display() as display,
+        open_engine(options.engine, display.work, config.device) as engine,
+        _of_file(options.config),
+    ):
+        finished = run(config, options.out, engine, resume=options.resume)
     display.table(scores([finished]))
     display.say(picked(finished))
     middle = sorted(finished.parameters())[len(finished.subnets) // 2]
@@ -141,16 +151,21 @@ def _train(options: argparse.Namespace) -> None:
 
 def _search(options: argparse.Namespace) -> None:
     from nas_dynamic.experiment.console import Display
+    from nas_dynamic.experiment.engine import open_engine
     from nas_dynamic.experiment.load import load_run
     from nas_dynamic.experiment.search import found_table, read_latency_table, search_run
 
     check_writable(options.run)
     table = options.latency_table and read_latency_table(options.latency_table)
     run = load_run(options.run, options.seed, device=options.device)
-    with Display() as display:
+    with (
+        Display() as display,
+        open_engine(options.engine, display.work, run.config.device) as engine,
+    ):
         found = search_run(
             run,
             display,
+            engine,
             limits=dict(options.limit),
             minimize=options.minimize,
             budget=options.budget,
@@ -227,14 +242,19 @@ def _doctor_of_supernet(options: argparse.Namespace) -> None:
     from nas_dynamic.experiment.config import load
     from nas_dynamic.experiment.console import Display
     from nas_dynamic.experiment.doctor.pilot import examine_supernet, signs_table
+    from nas_dynamic.experiment.engine import open_engine
 
     config = load(options.supernet, device=options.device, precision=options.precision)
     folder = options.out / f"{config.name}-doctor"
-    with Display() as display, _of_file(options.supernet):
+    with (
+        Display() as display,
+        open_engine(options.engine, display.work, config.device) as engine,
+        _of_file(options.supernet),
+    ):
         signs, advice = examine_supernet(
             config,
             folder,
-            display,
+            engine,
             updates=options.updates,
             seeds=sorted(set(options.seed)),
             subnets=options.subnets,

@@ -11,11 +11,8 @@ from nas_dynamic.attach.supported import COAST_ONLY
 from nas_dynamic.evaluation.scoring import Score
 from nas_dynamic.experiment.config import Config, parse
 from nas_dynamic.experiment.console import Display
-from nas_dynamic.experiment.run import (
-    checked_data,
-    differences_to_start,
-    run_seed,
-)
+from nas_dynamic.experiment.engine import Engine
+from nas_dynamic.experiment.run import checked_data, differences_to_start, run_seeds
 from nas_dynamic.experiment.standalone import standalone_scores
 from nas_dynamic.report import measures
 from nas_dynamic.report.records import Comparison, Subnet
@@ -85,7 +82,7 @@ def static_arm(config: Config, curve: str = "cosine") -> Config:
 def compare(
     config: Config,
     folder: Path,
-    display: Display,
+    engine: Engine,
     *,
     seeds: Sequence[int],
     standalone_epochs: int,
@@ -100,7 +97,7 @@ def compare(
     Args:
         config: the dynamic arm; `static_arm` makes the other one of it.
         folder: of the comparison.
-        display: shows the progress.
+        engine: trains the supernets and the subnets.
         seeds: of the supernets, in place of those of the configuration.
         standalone_epochs: for which each scored subnet is trained alone.
         kept: folder that the stand-alone scores are kept in.
@@ -127,12 +124,10 @@ def compare(
     (folder / "compare.json").unlink(missing_ok=True)
     for name, arm in arms.items():
         begin_arm(folder / name, arm)
-    for seed in seeds:
-        for name, arm in arms.items():
-            run_seed(arm, data, seed, display, folder / name, name=name)
+    run_seeds({folder / name: arm for name, arm in arms.items()}, data, engine)
     runs = [read_run(folder / name).of_seeds(seeds) for name in arms]
     architectures = [subnet.architecture for subnet in runs[0].subnets]
-    scores = standalone_scores(config, data, architectures, standalone_epochs, kept, display)
+    scores = standalone_scores(config, data, architectures, standalone_epochs, kept, engine)
     known = {key(score.architecture): score.accuracy for score in scores}
     static, dynamic = (replace(run, standalone=known) for run in runs)
     found = measures.compare(static, dynamic)

@@ -13,9 +13,10 @@ import numpy as np
 from nas_dynamic.analysis.ranking import Estimate
 from nas_dynamic.experiment.config import Config, parse
 from nas_dynamic.experiment.console import Display
+from nas_dynamic.experiment.engine import LocalEngine
 from nas_dynamic.experiment.export import chosen_architecture, export_subnet
 from nas_dynamic.experiment.load import load_run
-from nas_dynamic.experiment.run import begin, checked_data, differences_to_start, run_seed
+from nas_dynamic.experiment.run import begin, checked_data, differences_to_start, run_seeds
 from nas_dynamic.experiment.search import found_table, search_run
 from nas_dynamic.experiment.update_cost import update_cost
 from nas_dynamic.report.records import SeedResult
@@ -91,13 +92,14 @@ def demo(config: Config, folder: Path, display: Display, *, seed: int, budget: i
         shutil.rmtree(folder)
     begin(folder, config)
     with display:
-        run_seed(config, data, seed, display, folder)
+        engine = LocalEngine(display.work)
+        run_seeds({folder: config}, data, engine)
         run = load_run(folder, seed)
         cost = update_cost(config, data, run.supernet, display.work("time updates"))
         middle = sorted(subnet.parameters for subnet in run.result.subnets)[
             len(run.result.subnets) // 2
         ]
-        found = search_run(run, display, limits={"parameters": middle}, budget=budget)
+        found = search_run(run, display, engine, limits={"parameters": middle}, budget=budget)
         architecture, reason = chosen_architecture(run)
         description, files = export_subnet(run, architecture, folder / "export")
     display.heading("1  What the training did")

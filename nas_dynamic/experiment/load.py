@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from nas_dynamic.adapters.nni import Supernet
 from nas_dynamic.evaluation.batch_norm import batch_norm_layers, recalibrate
 from nas_dynamic.experiment.config import Config, parse
 from nas_dynamic.experiment.data import ImageData
+from nas_dynamic.experiment.engine import Engine
 from nas_dynamic.experiment.nni.supernet import load_supernet
 from nas_dynamic.experiment.run import load_data
 from nas_dynamic.experiment.scores import SubnetScorer
@@ -61,6 +63,7 @@ class LoadedRun:
         strategy: Strategy | None = None,
         objectives: Sequence[Objective] | None = None,
         measures: Mapping[str, Callable[[Architecture], float]] | None = None,
+        engine: Engine | None = None,
         **options: Any,
     ) -> SearchResult:
         """Search the space, by the scores with inherited weights.
@@ -73,6 +76,7 @@ class LoadedRun:
             strategy: what to look at next; `Evolution()` by default.
             objectives: of `"loss"`, `"accuracy"` and the measures; the loss by default.
             measures: name → architecture → value, beside `"parameters"`.
+            engine: scores the subnets, here and one by one by default.
             options: as in `nas_dynamic.search.search`: at_most, at_least, patience, progress, …
         """
         from nas_dynamic.search import search  # here: an export takes no searching
@@ -80,7 +84,7 @@ class LoadedRun:
 
         return search(
             self.supernet.space,
-            scored_in_order(self.score),
+            scored_in_order(partial(self.score, engine=engine)),
             objectives or LOWEST_LOSS,
             budget=budget,
             strategy=strategy,

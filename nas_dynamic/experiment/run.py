@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import numpy as np
 
 from nas_dynamic.experiment.config import Config, refusing
 from nas_dynamic.experiment.config import Data as DataConfig
-from nas_dynamic.experiment.console import Display
 from nas_dynamic.experiment.data import ImageData
 from nas_dynamic.experiment.data_sets import digits, image_folder, torchvision_set
+from nas_dynamic.experiment.engine import Engine, Place
 from nas_dynamic.experiment.nni.preflight import check_trainable
 from nas_dynamic.experiment.nni.supernet import TrainedSupernet, train_supernet
 from nas_dynamic.experiment.scores import SubnetScorer
@@ -34,12 +35,12 @@ __all__ = [
     "differences_to_start",
     "load_data",
     "run",
-    "run_seed",
+    "run_seeds",
     "sample_architectures",
 ]
 
 
-def run(config: Config, out: Path, display: Display, *, resume: bool = False) -> Run:
+def run(config: Config, out: Path, engine: Engine, *, resume: bool = False) -> Run:
     """Train and score every seed of a configuration, in the folder `out / config.name`.
 
     The folder holds config.json and environment.json from the start, which is once the
@@ -49,7 +50,7 @@ def run(config: Config, out: Path, display: Display, *, resume: bool = False) ->
     Args:
         config: what to run.
         out: folder of all runs.
-        display: shows the progress.
+        engine: trains and scores the seeds.
         resume: go on with the run that the folder holds.
 
     Raises:
@@ -62,8 +63,7 @@ def run(config: Config, out: Path, display: Display, *, resume: bool = False) ->
     data = checked_data(config)
     _check_folder(folder, config, resume)
     begin(folder, config)
-    for seed in config.seeds:
-        run_seed(config, data, seed, display, folder)
+    run_seeds({folder: config}, data, engine)
     finished = read_run(folder)
     summary = {
         "config": finished.config,
@@ -74,24 +74,35 @@ def run(config: Config, out: Path, display: Display, *, resume: bool = False) ->
     return finished
 
 
-def run_seed(
-    config: Config, data: ImageData, seed: int, display: Display, folder: Path, *, name: str = ""
-) -> None:
-    """Train one supernet, score a sample of its subnets, and write the result.json of the seed.
+def run_seeds(runs: Mapping[Path, Config], data: ImageData, engine: Engine) -> None:
+    """Train and score every seed of some runs; what is in their folders already is kept.
 
-    What of these is in the folder of the run already is kept.
+    Args:
+        runs: folder of the run → its configuration; all have the same number of seeds.
+        data: the images of all of them.
+        engine: trains and scores the seeds, of several runs one after the other's.
     """
-    folder = folder / f"seed-{seed}"
-    if (folder / "result.json").exists():
-        return
-    label = f"{name} seed {seed}".strip()
+    seeds = {}
+    for of_runs in zip(*(config.seeds for config in runs.values()), strict=True):
+        for (folder, config), seed in zip(runs.items(), of_runs, strict=True):
+            label = f"{folder.name} seed {seed}" if len(runs) > 1 else f"seed {seed}"
+            seeds[folder / f"seed-{seed}"] = (config, seed, label)
+    missing = {f: seed for f, seed in seeds.items() if not (f / "result.json").exists()}
+    for _ in engine.map(partial(_run_seed, data), missing.values(), missing):
+        pass
+
+
+def _run_seed(data: ImageData, of_seed: tuple[Config, int, str], place: Place) -> None:
+    """Train one supernet, score a sample of its subnets, and write the result.json of the seed."""
+    (config, seed, label), folder = of_seed, place.folder
+    assert folder is not None
     trained = train_supernet(
-        config, data, seed, progress=display.work(f"train {label}"), folder=folder
+        config, data, seed, progress=place.work(f"train {label}"), folder=folder
     )
     space, parameters = trained.supernet.space, trained.supernet.subnet_parameters()
     architectures = sample_architectures(space, config.scoring.subnets, config.scoring.seed)
     macs = _macs(trained, architectures)
-    progress, scores = display.work(f"score {label}"), {}
+    progress, scores = place.work(f"score {label}"), {}
     for scored in SubnetScorer(trained.supernet, config, data, folder)(architectures):
         scores[key(scored.architecture)] = scored
         progress(len(scores), len(architectures))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nas_dynamic.adapters.nni import Supernet
+from nas_dynamic.evaluation.inference import placed
 from nas_dynamic.evaluation.score_cache import digest, kept_scores
 from nas_dynamic.evaluation.scoring import Score, score_subnets
 from nas_dynamic.experiment.config import Config
 from nas_dynamic.experiment.data import ImageData, batch_loader, calibration_batches
+from nas_dynamic.experiment.engine import Engine, LocalEngine, Place
 from nas_dynamic.space import Architecture
 
 __all__ = ["SubnetScorer"]
@@ -39,12 +41,20 @@ class SubnetScorer:
         self.data = data
         self.folder = folder
 
-    def __call__(self, architectures: Iterable[Architecture]) -> Iterator[Score]:
-        """Yield the scores in the order of the subnets; with a folder, those in it come first."""
+    def __call__(
+        self, architectures: Iterable[Architecture], engine: Engine | None = None
+    ) -> Iterator[Score]:
+        """Yield the scores; with a folder, those in it come first.
+
+        Args:
+            architectures: the subnets.
+            engine: scores them, here and in their order by default.
+        """
+        score = partial((engine or LocalEngine()).map, self._score)
         if self.folder is None:
-            return self._score(architectures)
+            return score(list(architectures))
         path = self.folder / "scores.jsonl"
-        return kept_scores(path, self.depends_on, architectures, self._score)
+        return kept_scores(path, self.depends_on, architectures, score)
 
     @cached_property
     def depends_on(self) -> dict[str, Any]:
@@ -68,18 +78,18 @@ class SubnetScorer:
 
     @cached_property
     def _validation(self) -> list[Batch]:
-        workers = self.config.data.workers
-        return list(
-            batch_loader(self.data.validation, self.config.scoring.batch_size, workers=workers)
-        )
+        workers, size = self.config.data.workers, self.config.scoring.batch_size
+        batches = batch_loader(self.data.validation, size, workers=workers)
+        return placed(batches, self.config.torch_device)
 
-    def _score(self, architectures: Iterable[Architecture]) -> Iterator[Score]:
-        return score_subnets(
+    def _score(self, architecture: Architecture, place: Place) -> Score:
+        (score,) = score_subnets(
             self.supernet,
             Supernet.activate,
-            architectures,
+            [architecture],
             self._validation,
             batch_norm=self.config.scoring.batch_norm,
             calibration=self.calibration,
             precision=self.config.precision,
         )
+        return score

@@ -12,6 +12,7 @@ import torch
 from nas_dynamic.complexity import AdditiveTable, Complexity, lookup, measure_latency
 from nas_dynamic.evaluation.score_cache import digest
 from nas_dynamic.experiment.console import Display
+from nas_dynamic.experiment.engine import Engine
 from nas_dynamic.experiment.load import LoadedRun, example_images
 from nas_dynamic.report.format import few, percent
 from nas_dynamic.report.tables import Table
@@ -43,6 +44,7 @@ CHECKED = 8
 def search_run(
     run: LoadedRun,
     display: Display,
+    engine: Engine,
     *,
     limits: Mapping[str, float],
     minimize: Sequence[str] = (),
@@ -56,6 +58,7 @@ def search_run(
     Args:
         run: what is searched.
         display: shows the progress.
+        engine: scores the subnets.
         limits: greatest values of parameters, macs, latency.
         minimize: which of these to minimise beside the loss: then a Pareto set is found.
         budget: greatest number of subnets that are scored.
@@ -80,6 +83,7 @@ def search_run(
             objectives=[*LOWEST_LOSS, *map(Objective, minimize)],
             measures=measures,
             at_most=limits,
+            engine=engine,
             progress=display.work("search"),
             seed=seed,
         )

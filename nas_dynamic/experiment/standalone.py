@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -14,8 +15,8 @@ from nas_dynamic.evaluation.inference import autocast
 from nas_dynamic.evaluation.score_cache import digest, kept_scores
 from nas_dynamic.evaluation.scoring import Score, evaluate
 from nas_dynamic.experiment.config import Config
-from nas_dynamic.experiment.console import Display
 from nas_dynamic.experiment.data import BatchSampler, ImageData, Images, batch_loader
+from nas_dynamic.experiment.engine import Engine, Place
 from nas_dynamic.experiment.nni.build import build_optimizer, build_subnet
 from nas_dynamic.space import Architecture, key
 
@@ -28,7 +29,7 @@ def standalone_scores(
     architectures: Iterable[Architecture],
     epochs: int,
     folder: Path,
-    display: Display,
+    engine: Engine,
     *,
     on: Literal["test", "validation"] = "test",
     seed: int = 0,
@@ -43,17 +44,16 @@ def standalone_scores(
         epochs: of each.
         folder: the scores are kept there, in a file that `nas-dynamic report --standalone` takes,
             and serve whatever has the same settings.
-        display: shows the progress.
+        engine: trains them.
         on: images that are scored; those of validation to choose by.
         seed: of the weights and of the order of the images.
         updates: end of each training within its epochs.
     """
-    device = config.torch_device
     depends_on = {
         "epochs": epochs,
         "on": on,
         "seed": seed,
-        "device": device.type,
+        "device": config.torch_device.type,
         "torch": torch.__version__,
         **({} if updates is None else {"updates": updates}),
         **config.model_dump(
@@ -61,30 +61,40 @@ def standalone_scores(
         ),
     }
 
-    def train(missing: list[Architecture]) -> Iterator[Score]:
-        for architecture in missing:
-            torch.manual_seed(seed)
-            model = build_subnet(config, data.classes, architecture).to(device)
-            train_standalone(
-                model,
-                data.train,
-                build_optimizer(config, model.parameters()),
-                epochs=epochs,
-                batch_size=config.batch_size,
-                precision=config.precision,
-                seed=seed,
-                updates=updates,
-            )
-            images = batch_loader(getattr(data, on), config.scoring.batch_size)
-            yield Score(architecture, *evaluate(model, images, precision=config.precision))
-
+    train = partial(_trained_score, config, data, epochs, on, seed, updates)
     wanted = list(architectures)
     path = folder / f"standalone-{digest(depends_on)[:12]}.jsonl"
-    progress, scores = display.work("train subnets alone"), {}
-    for score in kept_scores(path, depends_on, wanted, train):
+    progress, scores = engine.work("train subnets alone"), {}
+    for score in kept_scores(path, depends_on, wanted, partial(engine.map, train)):
         scores[key(score.architecture)] = score
         progress(len(scores), len({key(architecture) for architecture in wanted}))
     return [scores[key(architecture)] for architecture in wanted]
+
+
+def _trained_score(
+    config: Config,
+    data: ImageData,
+    epochs: int,
+    on: Literal["test", "validation"],
+    seed: int,
+    updates: int | None,
+    architecture: Architecture,
+    place: Place,
+) -> Score:
+    torch.manual_seed(seed)
+    model = build_subnet(config, data.classes, architecture).to(config.torch_device)
+    train_standalone(
+        model,
+        data.train,
+        build_optimizer(config, model.parameters()),
+        epochs=epochs,
+        batch_size=config.batch_size,
+        precision=config.precision,
+        seed=seed,
+        updates=updates,
+    )
+    images = batch_loader(getattr(data, on), config.scoring.batch_size)
+    return Score(architecture, *evaluate(model, images, precision=config.precision))
 
 
 def train_standalone(

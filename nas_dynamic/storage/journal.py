@@ -23,7 +23,9 @@ __all__ = [
     "RunError",
     "command_text",
     "environment",
+    "package_versions",
     "read_json",
+    "write_bytes",
     "write_json",
     "write_text",
 ]
@@ -68,10 +70,18 @@ def write_text(path: Path, content: str) -> None:
     Raises:
         RunError: it cannot be written.
     """
+    write_bytes(path, content.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that is there in full or not at all, as `write_text` does."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with writing(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(content, encoding="utf-8")
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
 
 
@@ -212,11 +222,16 @@ def environment(device: torch.device) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": package_versions(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def package_versions() -> dict[str, str | None]:
+    """Return the versions of the packages that a result depends on; None for what is missing."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def _finite(content: Any) -> Any:

@@ -17,6 +17,7 @@ from nas_dynamic.experiment.cli import main
 from nas_dynamic.experiment.compare import static_arm
 from nas_dynamic.experiment.config import parse
 from nas_dynamic.experiment.console import Display
+from nas_dynamic.experiment.engine import LocalEngine
 from nas_dynamic.experiment.nni.build import build_space
 from nas_dynamic.experiment.nni.supernet import train_supernet
 from nas_dynamic.experiment.run import checked_data, load_data
@@ -310,7 +311,7 @@ def test_finalists_can_be_told_apart_without_the_test_images(tmp_path):
     found = {}
     with Display() as display:
         for on in ("test", "validation"):
-            options = (config, data, [architecture] * 2, 2, tmp_path, display)
+            options = (config, data, [architecture] * 2, 2, tmp_path, LocalEngine(display.work))
             found[on], same = standalone_scores(*options, on=on)
             assert same is found[on]
     assert len(list(tmp_path.glob("standalone-*.jsonl"))) == 2

@@ -18,6 +18,7 @@ import torch
 from nas_dynamic.complexity import AdditiveTable
 from nas_dynamic.experiment.cli import main
 from nas_dynamic.experiment.data import batch_loader
+from nas_dynamic.experiment.scores import SubnetScorer
 from nas_dynamic.storage.journal import RunError
 
 pytestmark = [pytest.mark.host, pytest.mark.xdist_group("compared")]
@@ -52,7 +53,8 @@ def scored(run: Path) -> list[str]:
 def test_a_loaded_run_scores_as_the_training_did(loaded, run):
     before = scored(run)
     result = loaded.result.subnets
-    again = [next(loaded.score._score([subnet.architecture])) for subnet in result[:3]]
+    anew = SubnetScorer(loaded.supernet, loaded.config, loaded.data)
+    again = list(anew([subnet.architecture for subnet in result[:3]]))
     assert [(s.loss, s.accuracy) for s in again] == [(s.loss, s.accuracy) for s in result[:3]]
     kept = {
         tuple(s.architecture.values()): s.loss

@@ -27,11 +27,11 @@ from nas_dynamic.analysis.ranking import (
 from nas_dynamic.evaluation.inference import autocast
 from nas_dynamic.experiment.compare import begin_arm, static_arm
 from nas_dynamic.experiment.config import Config, parse
-from nas_dynamic.experiment.console import Display
-from nas_dynamic.experiment.data import ImageData, batch_loader
+from nas_dynamic.experiment.data import batch_loader
 from nas_dynamic.experiment.doctor.advice import Advice, Signs, advise
+from nas_dynamic.experiment.engine import Engine
 from nas_dynamic.experiment.load import load_run
-from nas_dynamic.experiment.run import checked_data, differences_to_start, run_seed
+from nas_dynamic.experiment.run import checked_data, differences_to_start, run_seeds
 from nas_dynamic.experiment.standalone import standalone_scores
 from nas_dynamic.report.records import SeedResult, Subnet
 from nas_dynamic.report.run_folder import Run, read_run
@@ -82,7 +82,7 @@ def folder_name(arm: str) -> str:
 def examine_supernet(
     config: Config,
     folder: Path,
-    display: Display,
+    engine: Engine,
     *,
     updates: int,
     seeds: Sequence[int],
@@ -96,7 +96,7 @@ def examine_supernet(
     Args:
         config: of the supernet.
         folder: of the examination.
-        display: shows the progress.
+        engine: trains the supernets and the subnets.
         updates: of each training.
         seeds: of the supernets, two or more.
         subnets: number that is trained alone, twice each: evenly by size from those that are
@@ -115,9 +115,7 @@ def examine_supernet(
             raise RunError(differing)
     for name, arm in arms.items():
         begin_arm(folders[name], arm)
-    for seed in seeds:
-        for name, arm in arms.items():
-            run_seed(arm, data, seed, display, folders[name], name=name)
+    run_seeds({folders[name]: arm for name, arm in arms.items()}, data, engine)
     runs = {name: read_run(folders[name]).of_seeds(seeds) for name in arms}
     chosen = _by_size(runs["static"].subnets, subnets)
     architectures = [subnet.architecture for subnet in chosen]
@@ -132,7 +130,7 @@ def examine_supernet(
                     architectures,
                     epochs,
                     folder,
-                    display,
+                    engine,
                     on="validation",
                     seed=seed,
                     updates=updates,
@@ -142,9 +140,7 @@ def examine_supernet(
         ]
     )
     label = runs["CaLR + MS"].seeds[0].group_by or ""
-    similar = [
-        _similarity(folders["static"], data, seed, label, display) for seed in seeds if label
-    ]
+    similar = [_similarity(folders["static"], seed, label) for seed in seeds if label]
     signs = _signs(runs, chosen, alone, label, [found for found in similar if found is not None])
     advice = advise(signs)
     content: dict[str, Any] = asdict(signs)
@@ -233,9 +229,7 @@ def _losses(seed: SeedResult, chosen: Sequence[Subnet]) -> list[float]:
     return [known[key(subnet.architecture)] for subnet in chosen]
 
 
-def _similarity(
-    folder: Path, data: ImageData, seed: int, label: str, display: Display
-) -> LabelSimilarity | None:
+def _similarity(folder: Path, seed: int, label: str) -> LabelSimilarity | None:
     """Return how alike gradients are in a trained supernet, by a label; None if it is not one."""
     run = load_run(folder, seed)
     device = run.config.torch_device
