@@ -222,9 +222,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("command", choices=("run", "table"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[*range(10)])
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS])
-    parser.add_argument("--epochs", type=int, default=20, help="of a supernet")
-    parser.add_argument("--alone", type=int, default=15, help="epochs of what is found, alone")
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS, default=["spos", "gumbel", "gumbel-max-w", "random"]
+    )
+    parser.add_argument("--epochs", type=int, default=12, help="of a supernet")
+    parser.add_argument("--alone", type=int, default=10, help="epochs of what is found, alone")
     folder = Path("benchmarks/results")
     parser.add_argument("--results", type=Path, default=folder / "latency_limit.csv")
     parser.add_argument("--latencies", type=Path, default=folder / "latency_limit_table.json")

@@ -154,13 +154,15 @@ def test_the_latency_term_lowers_the_latency(classification):
     def expected(strength):
         space = NasBench201(4, 1, 10)
         table = table_of(space)
-        strategy = GumbelOneShot(
-            latency=table, limit=2.3, strength=strength, arc_learning_rate=0.1, warmup_epochs=1
+        strategy = dynamic(
+            GumbelOneShot(
+                latency=table, limit=2.3, strength=strength, arc_learning_rate=0.1, warmup_epochs=1
+            )
         )
         modules = []
         build = strategy.configure_oneshot_module
         strategy.configure_oneshot_module = lambda m: modules.append(build(m)) or modules[-1]
-        fit(dynamic(strategy), classification(max_epochs=5), space)
+        fit(strategy, classification(max_epochs=5), space)
         return float(modules[-1].expected_latency())
 
     assert expected(10.0) < expected(0.0) - 0.5
