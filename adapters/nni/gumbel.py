@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,7 @@ from nas_dynamic.adapters.nni.sampling import Sampling
 from nas_dynamic.adapters.nni.space import search_space
 from nas_dynamic.calr import CURVES
 from nas_dynamic.complexity import AdditiveTable
+from nas_dynamic.space import Key, key
 
 __all__ = ["GumbelLayer", "GumbelModule", "GumbelOneShot"]
 
@@ -40,13 +41,16 @@ class GumbelOneShot(GumbelDARTS):
     `penalty` has no gradient, since NNI makes numbers of the probabilities before.
 
     The space may have layer choices alone. The sampling is that of torch's global generator.
-    `export_top_models` gives the most probable subnet that keeps the limit.
+    `export_top_models` gives the most probable subnet that keeps the limit. Where several
+    candidates of a choice share the probability that one of them needs, that may leave much of
+    the limit: score some of `draw`, as FBNet does, and take the best.
 
     Args:
         latency: a table of the latency of subnets; or of any other cost that is additive.
         limit: greatest latency, in the unit of the table.
         strength: the loss of an architecture step is the training's, plus
-            `strength · max(0, E / limit − 1)`, E being the expected latency.
+            `strength · |E / limit − 1|`, E being the expected latency: from above and from below,
+            since subnets that leave the limit unspent learn first, and would be taken early.
         temperature: (first, last), annealed from epoch to epoch by sharpDARTS' cosine-power curve;
             or an NNI scheduler.
         max_w: Max-W regularization (sharpDARTS): candidate i is weighted by 1 − max(w) + w_i in
@@ -58,9 +62,9 @@ class GumbelOneShot(GumbelDARTS):
     Raises:
         ValueError: there is a table without a limit, or no subnet keeps it; or `penalty` is given.
 
-    Source: Wu et al., "FBNet", CVPR 2019; Hundt et al., "sharpDARTS", arXiv 1903.09900; the
-    gradient is the straight-through one of Jang et al., "Categorical Reparameterization with
-    Gumbel-Softmax", ICLR 2017.
+    Source: Wu et al., "FBNet", CVPR 2019; Hundt et al., "sharpDARTS", arXiv 1903.09900; Jang et
+    al., "Categorical Reparameterization with Gumbel-Softmax", ICLR 2017, for the straight-through
+    gradient; Bender et al., "TuNAS", CVPR 2020, for the absolute difference to the limit.
 
     Example:
         >>> table = AdditiveTable(1.0, {"layer1": {"conv3": 1.0, "conv5": 3.0}})
@@ -75,7 +79,7 @@ class GumbelOneShot(GumbelDARTS):
         strength: float = 1.0,
         temperature: tuple[float, float] | LinearTemperatureScheduler = (5.0, 0.5),
         max_w: bool = False,
-        arc_learning_rate: float = 0.01,
+        arc_learning_rate: float = 0.05,
         warmup_epochs: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -111,9 +115,10 @@ class GumbelOneShot(GumbelDARTS):
         Raises:
             ValueError: the latency table lacks a candidate.
         """
+        self._choices = search_space(model).choices
         if self.latency is not None:
             terms = self.latency.terms
-            for label, candidates in search_space(model).choices.items():
+            for label, candidates in self._choices.items():
                 missing = [c for c in candidates if c not in terms.get(label, {})]
                 if missing:
                     raise ValueError(
@@ -134,6 +139,28 @@ class GumbelOneShot(GumbelDARTS):
             log_prob_every_n_step=self.log_prob_every_n_step,
             warmup_epochs=self.warmup_epochs,
         )
+
+    def draw(self, number: int, seed: int = 0) -> list[dict[str, Hashable]]:
+        """Return different subnets, drawn by the learned probabilities, that keep the limit.
+
+        Args:
+            number: of subnets; fewer are returned where 100 times as many draws give no more.
+            seed: of the draws.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        drawn: dict[Key, dict[str, Hashable]] = {}
+        for _ in range(100 * number):
+            subnet = {
+                label: self._choices[label][
+                    int(alpha.detach().cpu().softmax(-1).multinomial(1, generator=generator))
+                ]
+                for label, alpha in self._arch_parameters.items()
+            }
+            if self.latency is None or self.limit is None or self.latency(subnet) <= self.limit:
+                drawn[key(subnet)] = subnet
+            if len(drawn) == number:
+                break
+        return list(drawn.values())
 
     def sampling_of(self, module: BaseOneShotLightningModule, seed: int) -> Sampling:
         """Return the sampling of a module of this strategy, for `dynamic`."""
@@ -271,7 +298,7 @@ class GumbelModule(GumbelDartsLightningModule):
             if self.strategy.limit is not None:
                 expected = self.expected_latency()
                 self.log("latency", expected.detach())
-                loss = loss + self.strategy.strength * (expected / self.strategy.limit - 1).relu()
+                loss = loss + self.strategy.strength * (expected / self.strategy.limit - 1).abs()
             self.manual_backward(loss)
         optimizer.step()
 
@@ -289,7 +316,7 @@ class GumbelModule(GumbelDartsLightningModule):
         """Return the most probable subnet; with a limit one that keeps it.
 
         That is the greatest log-probability less a price for the latency, at the lowest price that
-        keeps the limit: the most probable one of those on the convex hull.
+        keeps the limit: no subnet that is as fast is more probable.
 
         Args:
             within_limit: False for the most probable one of all.
@@ -309,14 +336,13 @@ class GumbelModule(GumbelDartsLightningModule):
                 chosen[label] = candidates[values.index(max(values))]
             return chosen
 
-        found = best(0.0)
-        limit = self.strategy.limit
+        limit, found = self.strategy.limit, best(0.0)
         if table is None or limit is None or not within_limit or table(found) <= limit:
             return found
         low, high = 0.0, 1.0 / limit
         while table(best(high)) > limit:
             low, high = high, 2 * high
-        for _ in range(50):
+        for _ in range(60):
             middle = (low + high) / 2
             low, high = (middle, high) if table(best(middle)) > limit else (low, middle)
         return best(high)

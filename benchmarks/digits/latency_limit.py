@@ -8,7 +8,8 @@ latency that one of ten random subnets keeps, by a table that was measured once 
 the results. Whatever an arm finds is then trained alone, from new weights. Arms:
 
 - `spos`: SPOS trained dynamically, and evolution over it with the limit.
-- `gumbel`: `GumbelOneShot` with the limit, trained dynamically.
+- `gumbel`: `GumbelOneShot` with the limit, trained dynamically; the best of 30 subnets that are
+  drawn by what it has learned.
 - `gumbel-static`: the same without CaLR and MS, by a cosine decay.
 - `gumbel-max-w`: as `gumbel`, with Max-W regularization.
 - `random`: the first random subnet between nine tenths of the limit and the limit.
@@ -34,11 +35,18 @@ from torch import nn
 from benchmarks.digits.strategies import quiet, train
 from benchmarks.nb201.report import append_result
 from nas_dynamic import Architecture, UniformSampler
-from nas_dynamic.adapters.nni import GumbelOneShot, Supernet, dynamic, extract, search_space
+from nas_dynamic.adapters.nni import (
+    GumbelOneShot,
+    Supernet,
+    activate,
+    dynamic,
+    extract,
+    search_space,
+)
 from nas_dynamic.analysis.paired import Difference, mean_estimate
 from nas_dynamic.analysis.text_table import text_table
 from nas_dynamic.complexity import AdditiveTable, measure_latency
-from nas_dynamic.evaluation import evaluate
+from nas_dynamic.evaluation import evaluate, score_subnets
 from nas_dynamic.experiment.data import ImageData, batch_loader, calibration_batches
 from nas_dynamic.experiment.data_sets import digits
 from nas_dynamic.experiment.standalone import train_standalone
@@ -139,7 +147,7 @@ def find(
         ).best.architecture
         return best, best
     gumbel = GumbelOneShot(
-        latency=table, limit=limit, max_w=arm == "gumbel-max-w", warmup_epochs=epochs // 5
+        latency=table, limit=limit, max_w=arm == "gumbel-max-w", warmup_epochs=epochs // 3
     )
     static = arm == "gumbel-static"
     options = {"calr": False, "momentum": False} if static else {"keep_mean_lr": False}
@@ -147,8 +155,17 @@ def find(
     module = strategy.configure_oneshot_module
     modules: list[pl.LightningModule] = []
     strategy.configure_oneshot_module = lambda inner: modules.append(module(inner)) or modules[-1]
-    train(strategy, space, data, cosine=static, **common)
-    return modules[-1].export(), modules[-1].export(within_limit=False)
+    supernet = train(strategy, space, data, cosine=static, **common)
+    drawn = strategy.draw(30, seed)
+    scores = score_subnets(
+        supernet,
+        activate,
+        drawn,
+        list(batch_loader(data.validation, 256)),
+        calibration=calibration_batches(data.train, 128, 4),
+    )
+    best = min(scores, key=lambda score: score.loss).architecture
+    return best, modules[-1].export(within_limit=False)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -225,8 +242,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--arms", nargs="+", choices=ARMS, default=["spos", "gumbel", "gumbel-max-w", "random"]
     )
-    parser.add_argument("--epochs", type=int, default=12, help="of a supernet")
-    parser.add_argument("--alone", type=int, default=10, help="epochs of what is found, alone")
+    parser.add_argument("--epochs", type=int, default=8, help="of a supernet")
+    parser.add_argument("--alone", type=int, default=8, help="epochs of what is found, alone")
     folder = Path("benchmarks/results")
     parser.add_argument("--results", type=Path, default=folder / "latency_limit.csv")
     parser.add_argument("--latencies", type=Path, default=folder / "latency_limit_table.json")

@@ -219,8 +219,8 @@ def table(options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=("run", "table"))
-    parser.add_argument("--updates", type=int, default=400, help="of a supernet in a stage")
-    parser.add_argument("--alone", type=int, default=800, help="updates of the pair that is found")
+    parser.add_argument("--updates", type=int, default=300, help="of a supernet in a stage")
+    parser.add_argument("--alone", type=int, default=600, help="updates of the pair that is found")
     parser.add_argument("--tuning", type=int, default=20, help="updates that rate a discriminator")
     parser.add_argument("--budget", type=int, default=20, help="architectures that are scored")
     parser.add_argument("--seeds", type=int, default=3)

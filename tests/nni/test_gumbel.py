@@ -181,6 +181,12 @@ def test_an_experiment_ends_in_a_network_within_the_limit(classification, tmp_pa
     atexit.unregister(experiment.stop)  # it would log to the stream that pytest has closed
     assert table(found) <= limit
     activate(strategy.supernet, found)
+    drawn = strategy.draw(50)
+    assert found in drawn
+    assert len({tuple(a.values()) for a in drawn}) == len(drawn)
+    assert {tuple(a.values()) for a in drawn} == {
+        tuple(a.values()) for a in search_space(space) if table(a) <= limit
+    }
 
 
 def test_temperature_falls_by_the_cosine_power_curve():
