@@ -86,3 +86,27 @@ def test_hosts_are_lent_torch_and_what_it_requires(tmp_path: Path):
     for name in ("torch", "sympy", "torchvision"):
         there = importlib.import_module(name).__file__
         assert (tmp_path / name / "__init__.py").samefile(there)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("latency_limit", "--epochs 3 --alone 1 --seeds 0 --arms spos gumbel random"),
+        ("sandwich", "--epochs 1 --seeds 1 --arms sandwich calr"),
+    ],
+)
+def test_a_benchmark_makes_what_its_results_lack(name, options, tmp_path, capsys):
+    pytest.importorskip("nni")
+    module = importlib.import_module(f"benchmarks.digits.{name}")
+    results = tmp_path / "results"
+    options = [*options.split(), "--results", str(results)]
+    if name == "latency_limit":
+        options += ["--latencies", str(tmp_path / "table.json")]
+    module.main(["run", *options])
+    made = results.read_text()
+    module.main(["run", *options])  # which has nothing left to do
+    assert results.read_text() == made
+    capsys.readouterr()
+    module.main(["table", *options])
+    assert "[" in capsys.readouterr().out

@@ -10,6 +10,7 @@ with extra("nni"):
 
 from nas_dynamic.adapters.nni.complexity import subnet_macs, subnet_parameters
 from nas_dynamic.adapters.nni.extract import extract
+from nas_dynamic.adapters.nni.gumbel import GumbelOneShot
 from nas_dynamic.adapters.nni.search import SupernetEvaluator
 from nas_dynamic.adapters.nni.space import activate, search_space
 from nas_dynamic.adapters.nni.strategies import (
@@ -25,6 +26,7 @@ __all__ = [
     "DynamicCallback",
     "FairOneShot",
     "FewShotOneShot",
+    "GumbelOneShot",
     "SamplerOneShot",
     "SandwichOneShot",
     "Supernet",

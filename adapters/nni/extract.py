@@ -13,6 +13,7 @@ from nni.nas.nn.pytorch import ChosenInputs, ModelSpace, Repeat
 from nni.nas.nn.pytorch.cell import preprocess_cell_inputs
 from nni.nas.oneshot.pytorch.strategy import is_supernet
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
+from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
 from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation
 from nni.nas.oneshot.pytorch.supermodule.proxyless import (
     ProxylessMixedInput,
@@ -28,6 +29,7 @@ from nni.nas.oneshot.pytorch.supermodule.sampling import (
 from nni.nas.space import model_context
 from torch import nn
 
+from nas_dynamic.adapters.nni.gumbel import GumbelLayer
 from nas_dynamic.adapters.nni.space import (
     architecture_of,
     mixed_arguments,
@@ -97,6 +99,7 @@ class _Extraction:
         self.kinds: dict[type, Callable[[Any], nn.Module]] = {
             PathSamplingLayer: self._chosen,
             ProxylessMixedLayer: self._chosen,
+            GumbelLayer: self._chosen,
             PathSamplingInput: self._inputs,
             ProxylessMixedInput: self._inputs,
             Repeat: self._blocks,
@@ -123,7 +126,7 @@ class _Extraction:
         elif isinstance(module, BaseSuperNetModule):
             raise TypeError(
                 f"{type(module).__name__} is a supernet module that is not known how to extract; "
-                "known are those of RandomOneShot, ENAS and Proxyless"
+                "known are those of RandomOneShot, ENAS, Proxyless and GumbelOneShot"
             )
         else:
             for name, value in vars(module).items():
@@ -145,7 +148,7 @@ class _Extraction:
             for item in value:
                 self._prepare_value(item)
 
-    def _chosen(self, module: PathSamplingLayer | ProxylessMixedLayer) -> nn.Module:
+    def _chosen(self, module: PathSamplingLayer | DifferentiableMixedLayer) -> nn.Module:
         return self.of(module[self.sample[module.label]])
 
     def _inputs(self, module: PathSamplingInput | ProxylessMixedInput) -> nn.Module:

@@ -108,7 +108,10 @@ class FairOneShot(SamplerOneShot):
 class SandwichOneShot(SamplerOneShot):
     """The sandwich rule (BigNAS): the largest subnet, the smallest and some random ones.
 
-    An update is the mean of their losses; see `SandwichSampler`.
+    An update is the mean of their losses; see `SandwichSampler`. Momentum separation does not go
+    well with it: the subnets of an update are then of one group, its largest and its smallest, so
+    that the ends of the space are trained in one of as many updates as there are groups. Take
+    `dynamic(…, momentum=False)` where the ends matter.
 
     Args:
         randoms: number of random subnets an update.

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from nas_dynamic.adapters.nni import (
     FairOneShot,
     FewShotOneShot,
+    GumbelOneShot,
     SandwichOneShot,
     activate,
     dynamic,
@@ -165,7 +166,9 @@ def test_dynamic_equals_the_formulas_written_out(strategy, loss, classification)
         torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("strategy", [Proxyless, pytest.param(enas, marks=needs_tianshou)])
+@pytest.mark.parametrize(
+    "strategy", [Proxyless, GumbelOneShot, pytest.param(enas, marks=needs_tianshou)]
+)
 def test_weight_steps_of_a_policy_equal_the_formulas_written_out(strategy, classification):
     evaluator = classification(max_epochs=2, precision="64-true")
     batches = list(evaluator.train_dataloaders)
