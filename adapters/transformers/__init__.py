@@ -8,7 +8,8 @@ with extra("transformers"):
     import accelerate  # noqa: F401
     import transformers  # noqa: F401
 
+from nas_dynamic.adapters.transformers.lm.importance import sort_by_importance
 from nas_dynamic.adapters.transformers.lm.supernet import ElasticLM, elastic_lm
 from nas_dynamic.adapters.transformers.trainer import DynamicSupernet
 
-__all__ = ["DynamicSupernet", "ElasticLM", "elastic_lm"]
+__all__ = ["DynamicSupernet", "ElasticLM", "elastic_lm", "sort_by_importance"]

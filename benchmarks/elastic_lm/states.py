@@ -36,7 +36,7 @@ RULES = {
     "both": Rule((FIRST, SECOND)),
     "both_global": Rule((FIRST, SECOND), in_updates_of_all=True),
     "late": Rule((FIRST, SECOND), begin=0.5),
-    "late_first": Rule((FIRST,), begin=0.5),
+    "late_global": Rule((FIRST, SECOND), in_updates_of_all=True, begin=0.5),
 }
 """Second moments alone cannot be separate: where a group's own slice never was, its second moment
 is 0 and the common first one is not."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import (
     GPT2LMHeadModel,
@@ -19,7 +20,7 @@ from nas_dynamic.adapters.transformers.lm import modeling_layerwise as layerwise
 from nas_dynamic.adapters.transformers.lm.sliced import SlicedFusedConv1D
 from nas_dynamic.adapters.transformers.lm.space import LayerShape, LmSpace
 
-__all__ = ["FAMILIES", "Family"]
+__all__ = ["FAMILIES", "Family", "family_of"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,22 @@ class Family:
         layer.input_layernorm.resize(width)
         layer.post_attention_layernorm.resize(width)
 
+    def outputs(self, layer: Any) -> tuple[nn.Module, nn.Module]:
+        """Return the projections from heads, and from hidden features, to the hidden states."""
+        return layer.self_attn.o_proj, layer.mlp.down_proj
+
+    def reorder(
+        self, layer: Any, queries: torch.Tensor, keys: torch.Tensor, features: torch.Tensor
+    ) -> None:
+        """Put the features of query heads, of key and value heads, and hidden ones in an order."""
+        attn, mlp = layer.self_attn, layer.mlp
+        orders = ((attn.q_proj, queries), (attn.k_proj, keys), (attn.v_proj, keys))
+        for linear, order in (*orders, (mlp.gate_proj, features), (mlp.up_proj, features)):
+            _reorder(linear.weight, 0, order)
+            _reorder(linear.bias, 0, order)
+        _reorder(attn.o_proj.weight, 1, queries)
+        _reorder(mlp.down_proj.weight, 1, features)
+
     def sliced_class(self, name: str, module: nn.Module, known: dict[Any, Any]) -> Any:
         """Return the sliced class of a module, None if it stays."""
         return None if name.endswith(("q_norm", "k_norm")) else known.get(type(module))
@@ -146,11 +163,25 @@ class _GPT2(Family):
         layer.ln_1.resize(width)
         layer.ln_2.resize(width)
 
+    def outputs(self, layer: Any) -> tuple[nn.Module, nn.Module]:
+        return layer.attn.c_proj, layer.mlp.c_proj
+
+    def reorder(
+        self, layer: Any, queries: torch.Tensor, keys: torch.Tensor, features: torch.Tensor
+    ) -> None:
+        fused, mlp = layer.attn.c_attn, layer.mlp
+        each = torch.cat([queries + len(queries) * part for part in range(3)])
+        for projection, order in ((fused, each), (mlp.c_fc, features)):
+            _reorder(projection.weight, 1, order)
+            _reorder(projection.bias, 0, order)
+        _reorder(layer.attn.c_proj.weight, 0, queries)
+        _reorder(mlp.c_proj.weight, 0, features)
+
     def sliced_class(self, name: str, module: nn.Module, known: dict[Any, Any]) -> Any:
         return SlicedFusedConv1D if name.endswith("c_attn") else known.get(type(module))
 
 
-FAMILIES: dict[type[PreTrainedModel], Family] = {
+FAMILIES: dict[type[nn.Module], Family] = {
     family.plain: family
     for family in (
         Family(LlamaForCausalLM, layerwise.LayerwiseLlamaForCausalLM, divides=True),
@@ -160,3 +191,23 @@ FAMILIES: dict[type[PreTrainedModel], Family] = {
     )
 }
 """Class of a model → its kind."""
+
+
+def family_of(model: nn.Module) -> Family:
+    """Return the kind of a model.
+
+    Raises:
+        TypeError: it is of none.
+    """
+    family = FAMILIES.get(type(model))
+    if family is None:
+        raise TypeError(
+            f"the model is a {type(model).__name__}; language models that can be elastic are "
+            f"{', '.join(cls.__name__ for cls in FAMILIES)}"
+        )
+    return family
+
+
+def _reorder(parameter: torch.Tensor | None, dim: int, order: torch.Tensor) -> None:
+    if parameter is not None:
+        parameter.copy_(parameter.index_select(dim, order))

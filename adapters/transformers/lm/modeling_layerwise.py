@@ -110,8 +110,8 @@ class LayerwiseGPT2LMHeadModel(GPT2LMHeadModel):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         width = config.hidden_size
-        numbers = (config.layer_heads, config.layer_ffn)
-        for block, heads, ffn in zip(self.transformer.h, *numbers, strict=True):
+        blocks: Any = self.transformer.h
+        for block, heads, ffn in zip(blocks, config.layer_heads, config.layer_ffn, strict=True):
             features = heads * config.head_dim
             block.attn.c_attn = Conv1D(3 * features, width)
             block.attn.c_proj = Conv1D(width, features)

@@ -16,7 +16,7 @@ from nas_dynamic.adapters.elastic.sliced import SlicedLinear, first_entries
 __all__ = ["SLICED", "SlicedFusedConv1D"]
 
 
-class _SlicedConv1D(Conv1D):  # type: ignore[misc]
+class _SlicedConv1D(Conv1D):
     """A Conv1D, a linear layer whose weight is (in, out), of which the first of both are active."""
 
     def resize(self, in_features: int, out_features: int) -> None:
@@ -27,12 +27,12 @@ class _SlicedConv1D(Conv1D):  # type: ignore[misc]
         return parameter[..., : self.nf]
 
     @property
-    def weight(self) -> torch.Tensor:
+    def weight(self) -> torch.Tensor:  # type: ignore[override]
         """Active part of the weight, contiguous as in the stand-alone model."""
         return self._outputs(cast(torch.Tensor, self._parameters["weight"])[: self.nx]).contiguous()
 
     @property
-    def bias(self) -> torch.Tensor:
+    def bias(self) -> torch.Tensor:  # type: ignore[override]
         """Active part of the bias."""
         return self._outputs(cast(torch.Tensor, self._parameters["bias"]))
 

@@ -25,7 +25,7 @@ from transformers import (
 
 from nas_dynamic.adapters.elastic.supernet import ActiveSubnet, filled
 from nas_dynamic.adapters.elastic.table import BlockTable
-from nas_dynamic.adapters.transformers.lm.families import FAMILIES, Family
+from nas_dynamic.adapters.transformers.lm.families import Family, family_of
 from nas_dynamic.adapters.transformers.lm.sliced import SLICED
 from nas_dynamic.adapters.transformers.lm.space import LayerShape, LmSpace
 from nas_dynamic.complexity import count_macs, count_parameters
@@ -79,12 +79,7 @@ def elastic_lm(
         >>> subnet.config.hidden_size, subnet.config.num_key_value_heads
         (16, 1)
     """
-    family = FAMILIES.get(type(model))
-    if family is None:
-        raise TypeError(
-            f"the model is a {type(model).__name__}; language models that can be elastic are "
-            f"{', '.join(cls.__name__ for cls in FAMILIES)}"
-        )
+    family = family_of(model)
     config = model.config
     given = {"depth": depth, "width": width, "heads": heads, "ffn": ffn}
     space = LmSpace(
@@ -110,7 +105,7 @@ def elastic_lm(
     return cast(ElasticLM, supernet)
 
 
-class ElasticLM(ActiveSubnet, PreTrainedModel):  # type: ignore[misc]
+class ElasticLM(ActiveSubnet, PreTrainedModel):
     """A language model of transformers that computes one of its subnets; made by `elastic_lm`.
 
     Names and shapes of the parameters are those of the model that it was made from, and so is
@@ -149,7 +144,7 @@ class ElasticLM(ActiveSubnet, PreTrainedModel):  # type: ignore[misc]
         filled(subnet, self._weights(architecture))
         if self.can_generate():
             subnet.generation_config = copy.deepcopy(self.generation_config)
-        return subnet.train(self.training)
+        return cast(PreTrainedModel, subnet.train(self.training))
 
     def configuration(self, architecture: Architecture) -> PretrainedConfig:
         """Return the configuration of the stand-alone subnet.
@@ -212,7 +207,7 @@ class ElasticLM(ActiveSubnet, PreTrainedModel):  # type: ignore[misc]
         """Write all the weights, as the model that the supernet was made from."""
         # The configuration that is written names the class of the model.
         elastic = type(self)
-        self.__class__ = self.family.plain
+        self.__class__ = self.family.plain  # type: ignore[assignment]
         try:
             return self.save_pretrained(*args, **kwargs)
         finally:
@@ -244,7 +239,8 @@ class ElasticLM(ActiveSubnet, PreTrainedModel):  # type: ignore[misc]
 
     def _select(self, architecture: Architecture) -> None:
         width, shapes = self.space.shape(architecture)
-        self.base_model.depth = len(shapes)
+        inner: Any = self.base_model
+        inner.depth = len(shapes)
         self.family.resize_outside(self, width)
         layers = operator.attrgetter(self.family.layers)(self)
         for layer, shape in zip(layers, shapes, strict=True):
@@ -255,7 +251,7 @@ class ElasticLM(ActiveSubnet, PreTrainedModel):  # type: ignore[misc]
         computed = self._computed or self._architecture
         self._compute(architecture)
         try:
-            depth = self.base_model.depth
+            depth = len(self.space.shape(architecture)[1])
             beyond = tuple(f"{self.family.layers}.{i}." for i in range(depth, self.space.depth))
             return {
                 name: operator.attrgetter(name)(self)
@@ -273,35 +269,35 @@ class _ActiveLayers(nn.Module):
         return cast(nn.ModuleList, self._modules[name])[: self.depth]
 
 
-class _LlamaModel(_ActiveLayers, LlamaModel):  # type: ignore[misc]
+class _LlamaModel(_ActiveLayers, LlamaModel):
     layers = property(lambda self: self._active("layers"))
 
 
-class _Qwen2Model(_ActiveLayers, Qwen2Model):  # type: ignore[misc]
+class _Qwen2Model(_ActiveLayers, Qwen2Model):
     layers = property(lambda self: self._active("layers"))
 
 
-class _Qwen3Model(_ActiveLayers, Qwen3Model):  # type: ignore[misc]
+class _Qwen3Model(_ActiveLayers, Qwen3Model):
     layers = property(lambda self: self._active("layers"))
 
 
-class _GPT2Model(_ActiveLayers, GPT2Model):  # type: ignore[misc]
+class _GPT2Model(_ActiveLayers, GPT2Model):
     h = property(lambda self: self._active("h"))
 
 
-class _ElasticLlama(ElasticLM, LlamaForCausalLM):  # type: ignore[misc]
+class _ElasticLlama(ElasticLM, LlamaForCausalLM):
     pass
 
 
-class _ElasticQwen2(ElasticLM, Qwen2ForCausalLM):  # type: ignore[misc]
+class _ElasticQwen2(ElasticLM, Qwen2ForCausalLM):
     pass
 
 
-class _ElasticQwen3(ElasticLM, Qwen3ForCausalLM):  # type: ignore[misc]
+class _ElasticQwen3(ElasticLM, Qwen3ForCausalLM):
     pass
 
 
-class _ElasticGPT2(ElasticLM, GPT2LMHeadModel):  # type: ignore[misc]
+class _ElasticGPT2(ElasticLM, GPT2LMHeadModel):
     pass
 
 
