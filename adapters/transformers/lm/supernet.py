@@ -163,7 +163,7 @@ class ElasticLM(ActiveSubnet, PreTrainedModel):
         return self.subnet_table(count_parameters)
 
     def subnet_macs(self, tokens: int | None = None) -> BlockTable:
-        """Return architecture → multiply-accumulates of a forward pass, without a cache; exact.
+        """Return architecture → multiply-accumulates of a forward pass; exact.
 
         Attention counts as torch counts it: all pairs of tokens, also those that are masked.
 
@@ -172,7 +172,13 @@ class ElasticLM(ActiveSubnet, PreTrainedModel):
         """
         length = tokens or min(1024, self.config.max_position_embeddings)
         ids = torch.zeros((1, length), dtype=torch.long, device="meta")
-        return self.subnet_table(lambda subnet: count_macs(subnet, ids))
+
+        def measure(subnet: Any) -> float:
+            # Without one transformers looks at values, which tensors on the meta device lack.
+            subnet.config.use_cache = True
+            return count_macs(subnet, ids)
+
+        return self.subnet_table(measure)
 
     def subnet_kv_cache(self, tokens: int = 1, dtype: torch.dtype | None = None) -> BlockTable:
         """Return architecture → bytes of keys and values in the cache of one sequence; exact.

