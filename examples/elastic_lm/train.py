@@ -18,16 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.utils.data import Dataset
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+import transformers
+from transformers import PreTrainedModel
 
 from nas_dynamic.adapters.transformers import (
     DynamicSupernet,
@@ -35,11 +27,11 @@ from nas_dynamic.adapters.transformers import (
     elastic_lm,
     sort_by_importance,
 )
-from nas_dynamic.search import Evaluation, Evolution, Objective, search
+from nas_dynamic.search import Evolution, Objective, search
+from nas_dynamic.space import Architecture
 
 PROMPT = b"ROMEO.\nWhat "
-SMALLER, WORSE = 1.5, 1.02
-"""LLaMA-NAS's figure: so many times smaller, at a perplexity so many times that of the largest."""
+WORSE = 1.02  # greatest perplexity of the subnet that is found, over that of the largest one
 
 
 @dataclass(frozen=True)
@@ -50,9 +42,9 @@ class Preset:
     heads: int
     context: int
     batch: int
-    pretraining: int
+    pretraining: int  # updates, as the next
     tuning: int
-    budget: int
+    budget: int  # subnets that the search scores
     lr: float = 3e-3
 
 
@@ -61,23 +53,6 @@ PRESETS = {
     "gpu": Preset(512, 12, 1408, 8, 512, 64, 10_000, 10_000, 300, lr=1e-3),
     "smoke": Preset(24, 2, 48, 3, 16, 2, 6, 6, 12),
 }
-
-
-class Windows(Dataset):
-    """Sequences of bytes that start at random places, the same for the same seed."""
-
-    def __init__(self, text: torch.Tensor, length: int, number: int, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.text, self.length = text, length
-        self.starts = torch.randint(len(text) - length, (number,), generator=generator)
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        start = int(self.starts[number])
-        tokens = self.text[start : start + self.length].long()
-        return {"input_ids": tokens, "labels": tokens}
 
 
 def main() -> None:
@@ -99,34 +74,14 @@ def main() -> None:
     callback = DynamicSupernet(momentum=False, seed=args.seed)
     fit(supernet, learned, preset, preset.tuning, args, [callback])
 
-    best, largest = find(supernet, validation, preset, args)
-    size = supernet.subnet_parameters()
-    subnet = supernet.extract(best.architecture)
-    subnet.save_pretrained(args.out / "subnet")
-    supernet.activate(supernet.base)
-    whole = perplexity(supernet, test, preset)
-    alone = AutoModelForCausalLM.from_pretrained(args.out / "subnet").to(supernet.device)
-    found = perplexity(alone, test, preset)
-    report("largest subnet", whole, size(supernet.base))
-    report(f"found, {dict(best.architecture)}", found, size(best.architecture))
-    macs, cache = supernet.subnet_macs(preset.context), supernet.subnet_kv_cache(preset.context)
-    smaller = size(supernet.base) / size(best.architecture)
-    print(
-        f"{smaller:.2f} times smaller at {found / whole - 1:+.1%} perplexity on the test text; "
-        f"{macs(supernet.base) / macs(best.architecture):.2f} times fewer MACs, "
-        f"{cache(supernet.base) / cache(best.architecture):.2f} times less KV cache"
-    )
-    result = {
-        "architecture": dict(best.architecture),
-        "smaller": smaller,
-        "perplexity": found,
-        "perplexity_of_the_largest": whole,
-        "validation_perplexity_of_both": [
-            math.exp(evaluation.values["loss"]) for evaluation in (best, largest)
-        ],
-    }
-    (args.out / "result.json").write_text(json.dumps(result, indent=1))
-    print(generate(alone, preset))
+    found = find(supernet, validation, preset, args)
+    supernet.extract(found).save_pretrained(args.out / "subnet")
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    alone = load(args.out / "subnet").to(supernet.device)
+    compare(supernet, found, alone, test, preset, args.out)
+    prompt = torch.tensor([[*PROMPT]], device=alone.device)[:, : preset.context // 2]
+    tokens = alone.generate(prompt, max_new_tokens=preset.context, do_sample=False)
+    print(bytes(tokens[0].tolist()).decode("ascii", "replace"))
 
 
 def read_text(path: Path | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -142,9 +97,9 @@ def read_text(path: Path | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     return text.tensor_split([len(text) * 9 // 10, len(text) * 19 // 20])
 
 
-def plain_model(preset: Preset, seed: int) -> LlamaForCausalLM:
+def plain_model(preset: Preset, seed: int) -> transformers.LlamaForCausalLM:
     torch.manual_seed(seed)
-    config = LlamaConfig(
+    config = transformers.LlamaConfig(
         vocab_size=256,
         hidden_size=preset.width,
         intermediate_size=preset.ffn,
@@ -155,7 +110,7 @@ def plain_model(preset: Preset, seed: int) -> LlamaForCausalLM:
         bos_token_id=None,
         eos_token_id=None,
     )
-    return LlamaForCausalLM(config)
+    return transformers.LlamaForCausalLM(config)
 
 
 def choices(preset: Preset) -> dict[str, list[int]]:
@@ -174,10 +129,10 @@ def fit(
     preset: Preset,
     updates: int,
     args: argparse.Namespace,
-    callbacks: list[TrainerCallback],
+    callbacks: list[transformers.TrainerCallback],
 ) -> None:
     start = time.perf_counter()
-    settings = TrainingArguments(
+    settings = transformers.TrainingArguments(
         args.out / "trainer",
         max_steps=updates,
         per_device_train_batch_size=preset.batch,
@@ -192,8 +147,12 @@ def fit(
         report_to=[],
         disable_tqdm=True,
     )
-    windows = Windows(text, preset.context, updates * preset.batch, args.seed)
-    Trainer(model, settings, train_dataset=windows, callbacks=callbacks).train()
+    generator = torch.Generator().manual_seed(args.seed)
+    number = min(updates * preset.batch, 20_000)
+    starts = torch.randint(len(text) - preset.context, (number,), generator=generator)
+    windows = [text[start : start + preset.context].long() for start in starts]
+    examples = [{"input_ids": tokens, "labels": tokens} for tokens in windows]
+    transformers.Trainer(model, settings, train_dataset=examples, callbacks=callbacks).train()
     print(f"{updates} updates in {time.perf_counter() - start:.0f} s", flush=True)
 
 
@@ -221,44 +180,54 @@ def perplexity(
 
 def find(
     supernet: ElasticLM, text: torch.Tensor, preset: Preset, args: argparse.Namespace
-) -> tuple[Evaluation, Evaluation]:
-    """Search by NSGA-II; return the smallest subnet at the wanted perplexity, and the largest."""
+) -> Architecture:
+    """Return the smallest subnet of the front of NSGA-II whose perplexity is low enough."""
 
-    def score(architectures):
+    def score(architectures: list[Architecture]) -> Iterator[dict[str, float]]:
         for architecture in architectures:
             supernet.activate(architecture)
-            yield {"loss": math.log(perplexity(supernet, text, preset))}
+            yield {"perplexity": perplexity(supernet, text, preset)}
 
     size = supernet.subnet_parameters()
-    (largest,) = (
-        Evaluation(supernet.base, values | {"parameters": size(supernet.base)}, True)
-        for values in score([supernet.base])
-    )
-    start = time.perf_counter()
+    (largest,) = score([supernet.base])
     result = search(
         supernet.space,
         score,
-        [Objective("loss"), Objective("parameters")],
+        [Objective("perplexity"), Objective("parameters")],
         strategy=Evolution(population=min(20, preset.budget // 2)),
         budget=preset.budget,
         measures={"parameters": size},
         seed=args.seed,
     )
-    spent = time.perf_counter() - start
-    print(f"{len(result.evaluations)} of {supernet.space.size} subnets scored in {spent:.0f} s")
-    limit = largest.values["loss"] + math.log(WORSE)
-    for number, evaluation in enumerate(result.pareto):
-        report(
-            f"front {number}", math.exp(evaluation.values["loss"]), size(evaluation.architecture)
-        )
-    good = [e for e in result.pareto if e.values["loss"] <= limit] or [largest]
-    return min(good, key=lambda e: e.values["parameters"]), largest
+    print(f"{len(result.evaluations)} of {supernet.space.size} subnets scored")
+    limit = WORSE * largest["perplexity"]
+    good = [e.architecture for e in result.pareto if e.values["perplexity"] <= limit]
+    return min([*good, supernet.base], key=size)
 
 
-def generate(model: PreTrainedModel, preset: Preset) -> str:
-    prompt = torch.tensor([[*PROMPT]], device=model.device)[:, : preset.context // 2]
-    tokens = model.generate(prompt, max_new_tokens=preset.context, do_sample=False)
-    return bytes(tokens[0].tolist()).decode("ascii", "replace")
+def compare(
+    supernet: ElasticLM,
+    found: Architecture,
+    alone: PreTrainedModel,
+    text: torch.Tensor,
+    preset: Preset,
+    out: Path,
+) -> None:
+    """Print and write what the subnet that was found is, alone, beside the largest one."""
+    sizes = {
+        "parameters": supernet.subnet_parameters(),
+        "MACs": supernet.subnet_macs(preset.context),
+        "bytes of KV cache": supernet.subnet_kv_cache(preset.context),
+    }
+    supernet.activate(supernet.base)
+    whole, own = perplexity(supernet, text, preset), perplexity(alone, text, preset)
+    report("largest subnet", whole, sizes["parameters"](supernet.base))
+    report(f"found, {dict(found)}", own, alone.num_parameters())
+    times = {name: size(supernet.base) / size(found) for name, size in sizes.items()}
+    less = ", ".join(f"{ratio:.2f} times fewer {name}" for name, ratio in times.items())
+    print(f"{own / whole - 1:+.1%} perplexity on the test text, {less}")
+    result = {"found": dict(found), "perplexity": own, "of the largest": whole} | times
+    (out / "result.json").write_text(json.dumps(result, indent=1))
 
 
 def report(name: str, perplexity: float, parameters: float) -> None:
