@@ -108,3 +108,5 @@ def test_architectures_of_another_space():
         with pytest.raises(ValueError, match="1 is not a candidate of 'depth'"):
             refuse({"depth": 1})
     assert supernet.architecture == {"depth": 3}
+    with pytest.raises(RuntimeError, match="before elastic_lm"):
+        supernet.resize_token_embeddings(70)

@@ -6,7 +6,7 @@ import copy
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import nn
@@ -218,6 +218,13 @@ class ElasticLM(ActiveSubnet, PreTrainedModel):
             return self.save_pretrained(*args, **kwargs)
         finally:
             self.__class__ = elastic
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: the active part would take the place of the whole."""
+        raise RuntimeError(
+            "resize the embeddings of the model before elastic_lm(model, …), or of an extracted "
+            "subnet"
+        )
 
     def _configured(self, width: int, layers: Sequence[LayerShape]) -> PretrainedConfig:
         family, space = self.family, self.space
