@@ -8,8 +8,21 @@ with extra("transformers"):
     import accelerate  # noqa: F401
     import transformers  # noqa: F401
 
+from nas_dynamic.adapters.transformers.lm.distillation import (
+    attention_features,
+    logits_loss,
+    relation_loss,
+)
 from nas_dynamic.adapters.transformers.lm.importance import sort_by_importance
 from nas_dynamic.adapters.transformers.lm.supernet import ElasticLM, elastic_lm
 from nas_dynamic.adapters.transformers.trainer import DynamicSupernet
 
-__all__ = ["DynamicSupernet", "ElasticLM", "elastic_lm", "sort_by_importance"]
+__all__ = [
+    "DynamicSupernet",
+    "ElasticLM",
+    "attention_features",
+    "elastic_lm",
+    "logits_loss",
+    "relation_loss",
+    "sort_by_importance",
+]

@@ -18,5 +18,9 @@ def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     names = {}
     exec(code, names)
+    (losses,) = re.findall(r"```py\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    names["tokens"] = names["texts"][:2]
+    exec(losses, names)
+    assert names["loss"] > names["teacher"].loss
     subnet = AutoModelForCausalLM.from_pretrained("runs/elastic_lm/subnet")
     assert subnet.num_parameters() == names["parameters"](names["architecture"])

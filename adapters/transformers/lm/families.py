@@ -103,6 +103,10 @@ class Family:
         """Return the projections from heads, and from hidden features, to the hidden states."""
         return layer.self_attn.o_proj, layer.mlp.down_proj
 
+    def projections(self, layer: Any) -> tuple[nn.Module, ...]:
+        """Return the projections to queries, keys and values, or the one to all three."""
+        return layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj
+
     def reorder(
         self, layer: Any, queries: torch.Tensor, keys: torch.Tensor, features: torch.Tensor
     ) -> None:
@@ -165,6 +169,9 @@ class _GPT2(Family):
 
     def outputs(self, layer: Any) -> tuple[nn.Module, nn.Module]:
         return layer.attn.c_proj, layer.mlp.c_proj
+
+    def projections(self, layer: Any) -> tuple[nn.Module, ...]:
+        return (layer.attn.c_attn,)
 
     def reorder(
         self, layer: Any, queries: torch.Tensor, keys: torch.Tensor, features: torch.Tensor
