@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["RULES", "Rule", "separate"]
+__all__ = ["RULES", "Rule", "separate", "separate_deviations"]
 
 FIRST, SECOND = "exp_avg", "exp_avg_sq"
 
@@ -87,6 +87,52 @@ def separate(
             kept[group()].setdefault(parameter, {name: state[name] for name in rule.entries})
         for g, pair in zip(optimizer.param_groups, betas, strict=True):
             g["betas"] = pair
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
+
+
+def separate_deviations(
+    optimizer: torch.optim.AdamW, group: Callable[[], Hashable], memory: float = 0.99
+) -> None:
+    """Keep the state common, and add to the first moment what is a group's own.
+
+        μ ← β μ + (1 − β) g,   δ_i ← ρ δ_i + (1 − ρ)(g − μ),   the update takes μ + δ_i
+
+    Where groups agree, δ_i is noise of a long memory, and little; where they do not, it is what μ
+    lacks. It moves only in the slice of the subnet. SCAFFOLD corrects the drift of clients so
+    (Karimireddy et al., ICML 2020, arXiv 1910.06378).
+
+    Args:
+        optimizer: that is stepped.
+        group: () → group of this update.
+        memory: ρ, in updates of the group.
+    """
+    deviations: dict[Hashable, dict[Any, torch.Tensor]] = {}
+    common: dict[Any, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def before(*_: Any) -> None:
+        own = deviations.setdefault(group(), {})
+        for param_group in optimizer.param_groups:
+            beta = param_group["betas"][0]
+            for parameter in param_group["params"]:
+                state, gradient = optimizer.state.get(parameter), parameter.grad
+                if gradient is None or not state:
+                    continue
+                mean = state[FIRST]
+                deviation = own.setdefault(parameter, torch.zeros_like(mean))
+                moved = torch.lerp(deviation, gradient - mean, 1 - memory)
+                deviation.copy_(torch.where(gradient != 0, moved, deviation))
+                common[parameter] = torch.lerp(mean, gradient, 1 - beta)
+                # What AdamW makes the wanted moment of, by its own lerp with the gradient.
+                state[FIRST] = mean + deviation / beta
+
+    @torch.no_grad()
+    def after(*_: Any) -> None:
+        for parameter, mean in common.items():
+            optimizer.state[parameter][FIRST] = mean
+        common.clear()
 
     optimizer.register_step_pre_hook(before)
     optimizer.register_step_post_hook(after)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.elastic_lm.states import RULES, separate
+from benchmarks.elastic_lm.states import RULES, separate, separate_deviations
 from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation, UniformSampler
 from nas_dynamic.adapters.transformers import ElasticLM, elastic_lm
 from nas_dynamic.complexity import population
@@ -18,9 +18,9 @@ from nas_dynamic.complexity import population
 __all__ = ["ARMS", "Run", "Size", "read_text", "train"]
 
 GROUP_BY = "width"
-ARMS = ("static", "calr", "own", *RULES)
+ARMS = ("static", "calr", "own", "deviation", *RULES)
 """`static`: γ is 1. `calr` and all others: γ by rank. `own`: MS as the package does it, the whole
-state of each group is its own. `RULES`: parts of it."""
+state of each group is its own. `deviation`: `separate_deviations`. `RULES`: parts of the state."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,14 @@ def train(
         momentum=MomentumSeparation(GROUP_BY) if arm == "own" else None,
         space=supernet.space,
     )
-    if arm in RULES:
-        separate(optimizer, lambda: supernet.architecture[GROUP_BY], RULES[arm], updates)
+
+    def group() -> Hashable:
+        return supernet.architecture[GROUP_BY]
+
+    if arm == "deviation":
+        separate_deviations(optimizer, group)
+    elif arm in RULES:
+        separate(optimizer, group, RULES[arm], updates)
     sampler = UniformSampler(supernet.space, seed)
     generator = torch.Generator().manual_seed(seed)
     start = time.perf_counter()
