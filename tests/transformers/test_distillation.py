@@ -47,7 +47,7 @@ def test_relation_loss_is_the_mean_divergence_of_relations():
                     for i, q in enumerate(of_student)
                 ]
     loss = relation_loss(student, teacher, heads=4)
-    assert float(loss) == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+    assert loss.item() == pytest.approx(sum(expected) / len(expected), rel=1e-4)
     loss.backward()
     assert all(tensor.grad is not None for tensor in student)
     assert all(tensor.grad is None for tensor in teacher)

@@ -95,10 +95,14 @@ def test_transformers_alone_reload_a_subnet(tmp_path):
     subprocess.run([sys.executable, "-c", RELOAD, *folders], cwd=tmp_path, check=True)
 
 
-def test_llama_wants_heads_that_divide_the_width():
+def test_llama_wants_heads_that_divide_the_width(tmp_path):
     supernet = elastic_lm(llama(), width=[40, 48], heads=[4, 6])
     odd = supernet.extract({"width": 40, "heads": 6})
     assert type(odd).__name__ == "LayerwiseLlamaForCausalLM"
+    odd.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
+    supernet.activate({"width": 40, "heads": 6})
+    assert torch.equal(loaded(tokens()).logits, supernet(tokens()).logits)
     plain = supernet.extract({"width": 40, "heads": 4})
     assert type(plain) is LlamaForCausalLM
     assert plain.config.num_key_value_heads == 2
@@ -168,6 +172,42 @@ def test_the_attention_implementation_is_kept(implementation):
         subnet = supernet.extract(architecture)
         assert subnet.config._attn_implementation == implementation
         assert torch.equal(subnet(tokens()).logits, supernet(tokens()).logits)
+
+
+VARIANTS = {
+    "biases": lambda: llama(attention_bias=True, mlp_bias=True),
+    "tied": lambda: llama(tie_word_embeddings=True, hidden_act="gelu"),
+    "scaled rotary": lambda: llama(
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 1e4,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        }
+    ),
+    "biases of Qwen": lambda: qwen3(attention_bias=True, tie_word_embeddings=True),
+    "scaled by the layer": lambda: gpt2(scale_attn_by_inverse_layer_idx=True),
+    "not tied": lambda: gpt2(tie_word_embeddings=False, reorder_and_upcast_attn=True),
+}
+
+
+@pytest.mark.parametrize("make", VARIANTS.values(), ids=VARIANTS)
+def test_variants_of_the_configuration(make, tmp_path):
+    model, ids = make(), tokens()
+    supernet = elastic_lm(model, **SIZES | {"heads": [2, 6], "per_layer": True})
+    parameters = supernet.subnet_parameters()
+    assert torch.equal(supernet(ids).logits, model(ids).logits)
+    for number, architecture in enumerate(random_subnets(supernet, 3)):
+        supernet.activate(architecture)
+        subnet = supernet.extract(architecture)
+        assert subnet.num_parameters() == parameters(architecture)
+        subnet.save_pretrained(tmp_path / str(number))
+        loaded = AutoModelForCausalLM.from_pretrained(
+            tmp_path / str(number), trust_remote_code=True
+        )
+        assert torch.equal(loaded(ids).logits, supernet(ids).logits)
 
 
 def test_padding_and_masks():

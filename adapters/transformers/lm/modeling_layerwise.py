@@ -6,7 +6,8 @@
 
 So it imports torch and transformers and nothing else. The configuration is that of the plain class
 and lists with a number for each layer: `layer_heads`, query heads; `layer_key_value_heads`, unless
-it is a GPT-2, where there are as many; `layer_ffn`, hidden features. A head is `head_dim` wide.
+it is a GPT-2, where there are as many; `layer_ffn`, hidden features. A head is `head_dim` wide. The
+numbers of the plain class, such as `num_attention_heads`, are then of no layer.
 """
 
 from __future__ import annotations
@@ -42,9 +43,6 @@ class LayerwiseLlamaConfig(LlamaConfig):
     """A LlamaConfig with `layer_heads`, `layer_key_value_heads` and `layer_ffn`."""
 
     model_type = "layerwise_llama"
-
-    def validate_architecture(self) -> None:
-        """Accept heads that do not divide the width: `head_dim` says how wide they are."""
 
 
 class LayerwiseQwen2Config(Qwen2Config):

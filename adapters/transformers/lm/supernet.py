@@ -237,6 +237,9 @@ class ElasticLM(ActiveSubnet, PreTrainedModel):
             cls = family.layerwise.config_class
             del entries["model_type"]
             entries["head_dim"] = space.head_dim
+            if family.divides:
+                most = range(max(layer.heads for layer in layers), 0, -1)
+                entries["num_attention_heads"] = next(n for n in most if width % n == 0)
             entries["layer_key_value_heads"] = [space.key_value_heads_of(n.heads) for n in layers]
             entries["layer_heads"] = [layer.heads for layer in layers]
             entries["layer_ffn"] = [layer.ffn for layer in layers]
