@@ -67,12 +67,14 @@ def main() -> None:
     fit(model, learned, preset, preset.pretraining, args, [])
     report("pretrained", perplexity(model, test, preset), model.num_parameters())
 
-    # Pretrained weights make a supernet: what matters most comes first, then all subnets learn.
+    # What matters most comes first; then all subnets learn, and for comparison the model alone.
     ordered = sort_by_importance(model, sequences(learned, preset, batches=4))
     supernet = elastic_lm(ordered, **choices(preset))
     # Momenta of their own cost too much in so few updates: see docs/elastic_lm.md.
     callback = DynamicSupernet(momentum=False, seed=args.seed)
     fit(supernet, learned, preset, preset.tuning, args, [callback])
+    fit(model, learned, preset, preset.tuning, args, [])
+    report("trained on alone", perplexity(model, test, preset), model.num_parameters())
 
     found = find(supernet, validation, preset, args)
     supernet.extract(found).save_pretrained(args.out / "subnet")
@@ -114,12 +116,12 @@ def plain_model(preset: Preset, seed: int) -> transformers.LlamaForCausalLM:
 
 
 def choices(preset: Preset) -> dict[str, list[int]]:
-    """Return depths from a half, widths by whole heads from two thirds, an FFN from a quarter."""
+    """Return depths and widths, by whole heads, from a half, and FFNs from a quarter."""
     head = preset.width // preset.heads
     return {
         "depth": [*range((preset.depth + 1) // 2, preset.depth + 1)],
-        "width": [n * head for n in range((2 * preset.heads + 2) // 3, preset.heads + 1)],
-        "ffn": [preset.ffn * n // 8 for n in range(2, 9)],
+        "width": [n * head for n in range((preset.heads + 1) // 2, preset.heads + 1)],
+        "ffn": [preset.ffn * n // 16 for n in range(4, 17)],
     }
 
 
@@ -166,14 +168,12 @@ def sequences(text: torch.Tensor, preset: Preset, batches: int) -> Iterator[torc
 
 
 @torch.inference_mode()
-def perplexity(
-    model: PreTrainedModel, text: torch.Tensor, preset: Preset, batches: int = 16
-) -> float:
+def perplexity(model: PreTrainedModel, text: torch.Tensor, preset: Preset) -> float:
     """Return the perplexity of a byte."""
     model.eval()
     losses = [
         model(tokens, labels=tokens, use_cache=False).loss
-        for tokens in sequences(text, preset, batches)
+        for tokens in sequences(text, preset, batches=16)
     ]
     return math.exp(torch.stack(losses).mean())
 
