@@ -64,7 +64,7 @@ MODELS = {"llama": llama, "qwen2": qwen2, "qwen3": qwen3, "gpt2": gpt2}
 SIZES = {"depth": [1, 2, 3], "width": [16, 32, 48], "ffn": [24, 64, 96]}
 PLAIN = {
     "llama": SIZES,
-    "qwen2": SIZES,
+    "qwen2": SIZES | {"heads": [2, 4, 6]},
     "qwen3": SIZES | {"heads": [2, 4, 6]},
     "gpt2": SIZES,
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, cast
@@ -203,11 +202,10 @@ class ElasticLM(ActiveSubnet, PreTrainedModel):
                 device.
         """
 
-        @functools.cache
-        def measured(width: int, layers: tuple[LayerShape, ...]) -> float:
+        def measured(width: int, layers: Sequence[LayerShape]) -> float:
             return measure(self._built(self._configured(width, layers)))
 
-        return BlockTable.measure(self.space, lambda width, layers: measured(width, (*layers,)))
+        return BlockTable.measure(self.space, measured)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         """Write all the weights, as the model that the supernet was made from."""
