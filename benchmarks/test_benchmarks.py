@@ -110,3 +110,47 @@ def test_a_benchmark_makes_what_its_results_lack(name, options, tmp_path, capsys
     capsys.readouterr()
     module.main(["table", *options])
     assert "[" in capsys.readouterr().out
+
+
+def test_elastic_lm_trains_what_its_results_lack(tmp_path, capsys):
+    pytest.importorskip("transformers")
+    from benchmarks.elastic_lm.__main__ import main
+
+    arms = ["calr", "own", "deviation", "both_global"]
+    results = tmp_path / "results.csv"
+    options = ["--data", str(Path(__file__).parents[1] / "README.md"), "--lr", "0.003"]
+    options += ["--updates", "3", "--seeds", "1", "--results", str(results)]
+    main([*options, "--arms", *arms[:2]])
+    rows = results.read_text()
+    main([*options, "--arms", *arms])
+    assert results.read_text().startswith(rows)
+    with results.open() as file:
+        assert [row["arm"] for row in csv.DictReader(file)] == arms
+    assert "both_global    1 seeds" in capsys.readouterr().out
+
+
+def test_deviations_of_groups_by_their_formula():
+    from benchmarks.elastic_lm.states import separate_deviations
+
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(5, dtype=torch.float64))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, betas=(0.9, 0.999), weight_decay=0.0)
+    group = None
+    separate_deviations(optimizer, lambda: group, memory=0.8)
+    expected, mean, square = weight.detach().clone(), torch.zeros(5).double(), 0.0
+    deviations = {0: torch.zeros(5).double(), 1: torch.zeros(5).double()}
+    for step in range(1, 9):
+        group = step % 2
+        gradient = torch.randn(5, dtype=torch.float64)
+        gradient[4] = 0.0  # outside of the slice
+        if step > 1:
+            own = deviations[group]
+            own += 0.2 * torch.where(gradient != 0, gradient - mean - own, 0.0)
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.999 * square + 0.001 * gradient**2
+        first = (mean + deviations[group]) / (1 - 0.9**step)
+        expected -= 0.1 * first / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+        weight.grad = gradient
+        optimizer.step()
+        torch.testing.assert_close(weight.detach(), expected)
+    assert float(weight.detach()[4]) == float(expected[4])

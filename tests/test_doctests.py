@@ -29,7 +29,7 @@ def modules_with_examples() -> list[str]:
 
 @pytest.mark.parametrize("name", modules_with_examples())
 def test_examples_of_the_docstrings(name: str):
-    for host in ("nni", "timm", "archai"):
+    for host in ("nni", "timm", "archai", "transformers"):
         if f".adapters.{host}" in name or (host == "nni" and ".experiment.nni" in name):
             pytest.importorskip(host)
     with warnings.catch_warnings():

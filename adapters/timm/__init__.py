@@ -10,6 +10,7 @@ except ImportError as error:
         f"(missing or broken: {error})"
     ) from error
 
+from nas_dynamic.adapters.elastic.table import BlockTable
 from nas_dynamic.adapters.timm.choices.choice import SKIP, LayerChoice
 from nas_dynamic.adapters.timm.choices.fusion import fuse
 from nas_dynamic.adapters.timm.choices.mobile import mobile_supernet
@@ -18,7 +19,6 @@ from nas_dynamic.adapters.timm.recipe import build
 from nas_dynamic.adapters.timm.supernet import Supernet
 from nas_dynamic.adapters.timm.training import Attached, attach
 from nas_dynamic.adapters.timm.vit.supernet import ElasticVisionTransformer, elastic_vit
-from nas_dynamic.adapters.timm.vit.table import BlockTable
 
 __all__ = [
     "SKIP",

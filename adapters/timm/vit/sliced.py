@@ -1,8 +1,4 @@
-"""Layers that compute with the first entries of their parameters.
-
-A layer becomes sliced by a change of its class, so names, shapes and values of its parameters stay,
-and so does its forward: what reads `layer.weight` gets the active part.
-"""
+"""Layers of timm that compute with the first entries of their parameters."""
 
 from __future__ import annotations
 
@@ -13,41 +9,11 @@ import torch
 from timm.layers import LayerNorm, LayerNormFp32, LayerScale, RmsNorm, RmsNormFp32
 from torch import nn
 
+from nas_dynamic.adapters.elastic.sliced import SlicedLinear, first_entries
 from nas_dynamic.adapters.timm.vit.attention import ATTENTIONS
 from nas_dynamic.adapters.timm.vit.space import BlockShape
 
-__all__ = ["SLICED", "SlicedLinear", "SlicedQKV", "resize_block", "resize_present"]
-
-
-def _first(layer: nn.Module, name: str, entries: int) -> torch.Tensor | None:
-    """Return the first entries of a parameter, None where there is none."""
-    whole = layer._parameters.get(name)
-    return None if whole is None else whole[:entries]
-
-
-class SlicedLinear(nn.Linear):
-    """A Linear whose first `in_features` columns and `out_features` rows are active."""
-
-    def resize(self, in_features: int, out_features: int) -> None:
-        """Choose the active part."""
-        self.in_features, self.out_features = in_features, out_features
-
-    def _rows(self, parameter: torch.Tensor) -> torch.Tensor:
-        return parameter[: self.out_features]
-
-    @property
-    def weight(self) -> torch.Tensor:  # type: ignore[override]
-        """Active part of the weight."""
-        whole = cast(torch.Tensor, self._parameters["weight"])
-        # Contiguous, as in the stand-alone model: matrix products choose their kernel, and so the
-        # last bit of the result, by the strides.
-        return self._rows(whole[:, : self.in_features]).contiguous()
-
-    @property
-    def bias(self) -> torch.Tensor | None:  # type: ignore[override]
-        """Active part of the bias."""
-        whole = self._parameters.get("bias")
-        return None if whole is None else self._rows(whole)
+__all__ = ["SLICED", "SlicedQKV", "resize_block", "resize_present"]
 
 
 class SlicedQKV(SlicedLinear):
@@ -68,12 +34,12 @@ class SlicedConv2d(nn.Conv2d):
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
         """Active part of the weight."""
-        return cast(torch.Tensor, _first(self, "weight", self.out_channels))
+        return cast(torch.Tensor, first_entries(self, "weight", self.out_channels))
 
     @property
     def bias(self) -> torch.Tensor | None:  # type: ignore[override]
         """Active part of the bias."""
-        return _first(self, "bias", self.out_channels)
+        return first_entries(self, "bias", self.out_channels)
 
 
 class _SlicedNorm(nn.Module):
@@ -86,12 +52,12 @@ class _SlicedNorm(nn.Module):
     @property
     def weight(self) -> torch.Tensor | None:
         """Active part of the weight."""
-        return _first(self, "weight", self.normalized_shape[0])
+        return first_entries(self, "weight", self.normalized_shape[0])
 
     @property
     def bias(self) -> torch.Tensor | None:
         """Active part of the bias."""
-        return _first(self, "bias", self.normalized_shape[0])
+        return first_entries(self, "bias", self.normalized_shape[0])
 
 
 class _SlicedTorchLayerNorm(_SlicedNorm, nn.LayerNorm):  # type: ignore[misc]
@@ -126,7 +92,7 @@ class SlicedLayerScale(LayerScale):
     @property
     def gamma(self) -> torch.Tensor:  # type: ignore[override]
         """Active part of the scale."""
-        return cast(torch.Tensor, _first(self, "gamma", self.width))
+        return cast(torch.Tensor, first_entries(self, "gamma", self.width))
 
 
 SLICED: dict[type[nn.Module], type[nn.Module]] = {

@@ -14,6 +14,7 @@ from timm.models._features import FeatureGetterNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from nas_dynamic.adapters.elastic.table import BlockTable
 from nas_dynamic.adapters.timm.recipe import Recipe, build
 from nas_dynamic.adapters.timm.supernet import Measure, Supernet
 from nas_dynamic.adapters.timm.vit.attention import ElasticAttention
@@ -21,7 +22,6 @@ from nas_dynamic.adapters.timm.vit.builder import constructor_arguments, operati
 from nas_dynamic.adapters.timm.vit.features import ElasticFeatures
 from nas_dynamic.adapters.timm.vit.sliced import SLICED, SlicedQKV, resize_block, resize_present
 from nas_dynamic.adapters.timm.vit.space import BlockShape, VitSpace
-from nas_dynamic.adapters.timm.vit.table import BlockTable
 from nas_dynamic.complexity import count_parameters
 from nas_dynamic.space import Architecture
 

@@ -1,4 +1,4 @@
-"""Complexity of the subnets of an elastic vision transformer, looked up."""
+"""Complexity of the subnets of an elastic transformer, looked up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from nas_dynamic.adapters.timm.vit.space import BlockShape, VitSpace
+from nas_dynamic.adapters.elastic.space import BlockSpace
 from nas_dynamic.complexity import LookupTable
 from nas_dynamic.space import Architecture, SearchSpace
 
@@ -19,17 +19,17 @@ __all__ = ["BlockTable"]
 class BlockTable(LookupTable):
     """Complexity as a sum over active blocks: a look-up of a few microseconds.
 
-    The embedding dimension enters every block, so a term of each choice alone would be wrong:
-    there is one table of blocks for each embedding dimension. All layers share it, since the size
+    The width of the tokens enters every block, so a term of each choice alone would be wrong:
+    there is one table of blocks for each width. All layers share it, since the size
     of a block does not depend on its place.
 
     Args:
         space: the choices.
         layers: for each layer the labels that decide about its block.
-        fixed: `depth` and `embed_dim`, where they are no choices.
-        rest: embedding dimension → what is outside of the blocks.
-        blocks: embedding dimension → candidates of a layer, in the order of its labels → one
-            block.
+        fixed: `depth` and the width, where they are no choices.
+        rest: width → what is outside of the blocks.
+        blocks: width → candidates of a layer, in the order of its labels → one block.
+        width_label: what the width of the tokens is called.
     """
 
     def __init__(
@@ -39,67 +39,70 @@ class BlockTable(LookupTable):
         fixed: Mapping[str, int],
         rest: Mapping[int, float],
         blocks: Mapping[int, Mapping[tuple[Hashable, ...], float]],
+        width_label: str = "embed_dim",
     ) -> None:
         self.space = space
         self.layers = [tuple(labels) for labels in layers]
         self.fixed = dict(fixed)
         self.rest = dict(rest)
-        self.blocks = {embed_dim: dict(table) for embed_dim, table in blocks.items()}
+        self.blocks = {width: dict(table) for width, table in blocks.items()}
+        self.width_label = width_label
         self._depth = _getter("depth", fixed)
-        self._embed_dim = _getter("embed_dim", fixed)
+        self._width = _getter(width_label, fixed)
         keys = [_key(labels) for labels in self.layers]
         depths: Any = space.choices.get("depth", [len(keys)])
         self._active = {depth: keys[:depth] for depth in depths}
 
     @classmethod
     def measure(
-        cls, space: VitSpace, measure: Callable[[int, Sequence[BlockShape]], float]
+        cls, space: BlockSpace[Any], measure: Callable[[int, Sequence[Any]], float]
     ) -> BlockTable:
         """Make the table from subnets of one block and of two.
 
         Args:
             space: the choices.
-            measure: (embedding dimension, blocks) → complexity of that subnet. Called once for
-                each embedding dimension and each combination of the candidates of one layer, and
-                once more for each embedding dimension.
+            measure: (width of the tokens, blocks) → complexity of that subnet. Called once for
+                each width and each combination of the candidates of one layer, and once more for
+                each width.
         """
         first_labels = space.layer_labels[0]
         combinations = list(itertools.product(*(space.candidates[n] for n in first_labels)))
         rest, blocks = {}, {}
-        for embed_dim in space.candidates.get("embed_dim", (space.embed_dim,)):
+        for width in space.candidates.get(space.width_label, (space.width,)):
             shapes = {}
             for candidates in combinations:
                 layer = dict(zip(first_labels.values(), candidates, strict=True))
-                _, (shape, *_) = space.shape(space.base | layer | {"embed_dim": embed_dim})
+                _, (shape, *_) = space.shape(space.base | layer | {space.width_label: width})
                 shapes[candidates] = shape
             first = shapes[combinations[0]]
-            one = measure(embed_dim, [first])
-            table = {c: measure(embed_dim, [first, shape]) - one for c, shape in shapes.items()}
-            blocks[embed_dim] = table
-            rest[embed_dim] = one - table[combinations[0]]
-        own = {"depth": space.depth, "embed_dim": space.embed_dim}
+            one = measure(width, [first])
+            table = {c: measure(width, [first, shape]) - one for c, shape in shapes.items()}
+            blocks[width] = table
+            rest[width] = one - table[combinations[0]]
+        own = {"depth": space.depth, space.width_label: space.width}
         return cls(
             space,
             [tuple(labels.values()) for labels in space.layer_labels],
             {name: size for name, size in own.items() if name not in space.candidates},
             rest,
             blocks,
+            space.width_label,
         )
 
     def __call__(self, architecture: Architecture) -> float:
         """Look the complexity up."""
         try:
-            embed_dim = self._embed_dim(architecture)
-            blocks = self.blocks[embed_dim]
+            width = self._width(architecture)
+            blocks = self.blocks[width]
             active = self._active[self._depth(architecture)]
-            return sum([blocks[key(architecture)] for key in active], self.rest[embed_dim])
+            return sum([blocks[key(architecture)] for key in active], self.rest[width])
         except KeyError:
             self.space.validate(architecture)
             raise
 
     def __repr__(self) -> str:
         entries = sum(len(blocks) for blocks in self.blocks.values())
-        return f"BlockTable({entries} blocks, {len(self.rest)} embedding dimensions)"
+        return f"BlockTable({entries} blocks, {len(self.rest)} widths)"
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON."""
@@ -107,9 +110,9 @@ class BlockTable(LookupTable):
             "choices": [[label, candidates] for label, candidates in self.space.choices.items()],
             "layers": self.layers,
             "fixed": self.fixed,
+            "width_label": self.width_label,
             "tables": [
-                [embed_dim, rest, [*self.blocks[embed_dim].items()]]
-                for embed_dim, rest in self.rest.items()
+                [width, rest, [*self.blocks[width].items()]] for width, rest in self.rest.items()
             ],
         }
         Path(path).write_text(json.dumps(content, indent=1))
@@ -127,11 +130,12 @@ class BlockTable(LookupTable):
                 SearchSpace(dict(content["choices"])),
                 content["layers"],
                 content["fixed"],
-                {embed_dim: float(rest) for embed_dim, rest, _ in content["tables"]},
+                {width: float(rest) for width, rest, _ in content["tables"]},
                 {
-                    embed_dim: {tuple(key): float(value) for key, value in blocks}
-                    for embed_dim, _, blocks in content["tables"]
+                    width: {tuple(key): float(value) for key, value in blocks}
+                    for width, _, blocks in content["tables"]
                 },
+                content.get("width_label", "embed_dim"),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(

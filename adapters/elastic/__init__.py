@@ -1,0 +1,1 @@
+"""What the elastic models of all frameworks share: slices, blocks, and the active subnet."""

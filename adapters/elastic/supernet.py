@@ -1,0 +1,116 @@
+"""A model that computes any subnet of a space: which one, and how its weights are taken out."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import nn
+
+from nas_dynamic.space import Architecture, SearchSpace
+
+__all__ = ["ActiveSubnet", "filled"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class ActiveSubnet(nn.Module):
+    """What a framework's model is beside itself when it computes any subnet of a space.
+
+    A supernet is of a subclass of the model's own class, so that the framework's tools treat it as
+    the model that it is.
+
+    In training mode it computes the subnet that is sampled for the current update, if there is
+    one; otherwise, and always in evaluation mode, the one that was activated. A copy, such as an
+    EMA model, has an active subnet of its own, and none that is sampled.
+
+    Attributes:
+        space: the subnets.
+        base: the subnet that is the model which the supernet was made from.
+    """
+
+    space: SearchSpace
+    base: dict[str, Hashable]
+    _architecture: dict[str, Hashable]
+    _sampled: Architecture | None = None
+    _computed: Architecture | None = None
+
+    @property
+    def architecture(self) -> dict[str, Hashable]:
+        """The subnet that was activated last, at first `base`."""
+        return dict(self._architecture)
+
+    def activate(self, architecture: Architecture) -> None:
+        """Make the supernet compute one subnet.
+
+        Raises:
+            ValueError: it is no architecture of the space.
+        """
+        self.space.validate(architecture)
+        self._architecture = dict(architecture)
+        self._compute(self._architecture)
+
+    @property
+    def sampled(self) -> Architecture | None:
+        """The subnet of the current update of training; None before the first.
+
+        Raises:
+            ValueError: when set to what is no architecture of the space.
+        """
+        return self._sampled
+
+    @sampled.setter
+    def sampled(self, architecture: Architecture | None) -> None:
+        if architecture is not None:
+            self.space.validate(architecture)
+        self._sampled = architecture and dict(architecture)
+        self._compute_by_mode()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute a subnet, by the mode."""
+        # Modes change without a call of `train`, as when an evaluation puts them back.
+        self._compute_by_mode()
+        return super().__call__(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, and with it the subnet, also for calls of parts of the supernet."""
+        super().train(mode)
+        self._compute_by_mode()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_sampled": None}
+
+    def _compute_by_mode(self) -> None:
+        sampled = self._sampled if self.training else None
+        self._compute(self._architecture if sampled is None else sampled)
+
+    def _compute(self, architecture: Architecture) -> None:
+        if architecture != self._computed:
+            self._select(architecture)
+            self._computed = dict(architecture)
+
+    def _select(self, architecture: Architecture) -> None:
+        """Make the layers compute a subnet."""
+        raise NotImplementedError
+
+
+def filled(subnet: Model, weights: Mapping[str, torch.Tensor]) -> Model:
+    """Give a stand-alone subnet copies of weights, strictly; one that has several names stays one.
+
+    Args:
+        subnet: with any weights, also on the meta device.
+        weights: name in `subnet.state_dict()` → tensor.
+    """
+    # Clones keep the memory format, which decides the kernels and so the last bit.
+    own = {name: tensor.clone() for name, tensor in weights.items()}
+    # A parameter with several names stays one, although new ones are assigned.
+    names: dict[nn.Parameter, str] = {}
+    for name, parameter in subnet.named_parameters(remove_duplicate=False):
+        if name == names.setdefault(parameter, name):
+            own[name] = nn.Parameter(own[name], requires_grad=parameter.requires_grad)
+        else:
+            own[name] = own[names[parameter]]
+    subnet.load_state_dict(own, strict=True, assign=True)
+    return subnet

@@ -1,0 +1,1 @@
+"""Elastic language models: subnets that are slices of the supernet's weights."""

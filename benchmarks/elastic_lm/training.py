@@ -1,0 +1,165 @@
+"""Train an elastic byte-level Llama, and measure its subnets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.elastic_lm.states import RULES, separate, separate_deviations
+from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation, UniformSampler
+from nas_dynamic.adapters.transformers import ElasticLM, elastic_lm
+from nas_dynamic.complexity import population
+
+__all__ = ["ARMS", "Run", "Size", "read_text", "train"]
+
+GROUP_BY = "width"
+ARMS = ("static", "calr", "own", "deviation", *RULES)
+"""`static`: γ is 1. `calr` and all others: γ by rank. `own`: MS as the package does it, the whole
+state of each group is its own. `deviation`: `separate_deviations`. `RULES`: parts of the state."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of the model and of the training.
+
+    Attributes:
+        width: of the largest subnet; widths are its quarters, and so are the heads.
+        depth: of the largest subnet; the smallest has half of it.
+        context: tokens of a sequence.
+        batch: sequences of an update.
+        lr: peak of the learning rate.
+    """
+
+    width: int = 64
+    depth: int = 4
+    context: int = 64
+    batch: int = 16
+    lr: float = 3e-3
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one training came to: nats a byte on the validation text.
+
+    Attributes:
+        mean: of all subnets.
+        smallest: of the smallest subnet.
+        largest: of the largest subnet.
+        seconds: that the training took.
+    """
+
+    mean: float
+    smallest: float
+    largest: float
+    seconds: float
+
+
+def read_text(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the bytes to train on, and the last twentieth, to validate on.
+
+    Args:
+        path: a file, or a folder whose text files are taken in the order of their names.
+    """
+    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    text = torch.frombuffer(bytearray(b"".join(f.read_bytes() for f in files)), dtype=torch.uint8)
+    split = len(text) * 19 // 20
+    return text[:split], text[split:]
+
+
+def supernet_of(size: Size, seed: int) -> ElasticLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=size.width,
+        intermediate_size=3 * size.width,
+        num_hidden_layers=size.depth,
+        num_attention_heads=4,
+        max_position_embeddings=size.context,
+        tie_word_embeddings=True,
+    )
+    quarters = [size.width * n // 4 for n in (1, 2, 3, 4)]
+    return elastic_lm(
+        LlamaForCausalLM(config),
+        depth=[*range(size.depth // 2, size.depth + 1)],
+        width=quarters,
+    )
+
+
+def train(
+    arm: str, seed: int, updates: int, size: Size, text: tuple[torch.Tensor, torch.Tensor]
+) -> Run:
+    """Train one arm; all arms of a seed have the same weights, batches and subnets.
+
+    Args:
+        arm: one of `ARMS`.
+        seed: of weights, batches and subnets.
+        updates: of the whole training.
+        size: of it all.
+        text: bytes to train on and to validate on.
+    """
+    supernet, (learned, held_out) = supernet_of(size, seed), text
+    parameters = supernet.subnet_parameters()
+    calr = CaLR(
+        parameters,
+        total_steps=updates,
+        population=population(supernet.space, parameters),
+        gamma_max=1.0 if arm == "static" else 4.0,
+        warmup_steps=updates // 20,
+    )
+    optimizer = torch.optim.AdamW(supernet.parameters(), lr=size.lr, weight_decay=0.1)
+    DynamicTraining(
+        optimizer,
+        lambda: supernet.architecture,
+        calr=calr,
+        momentum=MomentumSeparation(GROUP_BY) if arm == "own" else None,
+        space=supernet.space,
+    )
+
+    def group() -> Hashable:
+        return supernet.architecture[GROUP_BY]
+
+    if arm == "deviation":
+        separate_deviations(optimizer, group)
+    elif arm in RULES:
+        separate(optimizer, group, RULES[arm], updates)
+    sampler = UniformSampler(supernet.space, seed)
+    generator = torch.Generator().manual_seed(seed)
+    start = time.perf_counter()
+    supernet.train()
+    for _ in range(updates):
+        supernet.activate(sampler.sample())
+        starts = torch.randint(len(learned) - size.context, (size.batch,), generator=generator)
+        tokens = sequences(learned, starts, size.context)
+        optimizer.zero_grad()
+        supernet(tokens, labels=tokens, use_cache=False).loss.backward()
+        torch.nn.utils.clip_grad_norm_(supernet.parameters(), 1.0)
+        optimizer.step()
+    seconds = time.perf_counter() - start
+    losses = losses_of(supernet, held_out, size)
+    by_size = sorted(losses, key=lambda pair: pair[0])
+    mean = sum(loss for _, loss in losses) / len(losses)
+    return Run(mean, by_size[0][1], by_size[-1][1], seconds)
+
+
+@torch.inference_mode()
+def losses_of(supernet: ElasticLM, text: torch.Tensor, size: Size) -> list[tuple[float, float]]:
+    """Return (parameters, nats a byte) of every subnet, on 256 sequences spread over the text."""
+    supernet.eval()
+    starts = torch.linspace(0, len(text) - size.context - 1, 256).long()
+    tokens = sequences(text, starts, size.context)
+    parameters = supernet.subnet_parameters()
+    losses = []
+    for architecture in supernet.space:
+        supernet.activate(architecture)
+        loss = supernet(tokens, labels=tokens, use_cache=False).loss
+        losses.append((parameters(architecture), float(loss)))
+    return losses
+
+
+def sequences(text: torch.Tensor, starts: Sequence[int] | torch.Tensor, length: int):
+    return torch.stack([text[start : start + length] for start in starts]).long()
