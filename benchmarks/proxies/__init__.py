@@ -1,0 +1,1 @@
+"""Training-free metrics, and searches with them, over published tables."""
