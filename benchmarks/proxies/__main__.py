@@ -1,9 +1,11 @@
 """Training-free metrics, and searches with them, over published tables.
 
     python -m benchmarks.proxies agreement --scores CSV --images CIFAR10     # half an hour
+    python -m benchmarks.proxies robot --scores CSV                          # half an hour
 
-Each part writes what it found into benchmarks/results/proxies.json, and prints it. `--show` prints
-what the file has.
+Each part writes what it found into benchmarks/results/proxies.json, and prints it. Rows that a
+part has made are kept in runs/proxies, so that it goes on after a stop. `show` prints again what
+was found.
 """
 
 from __future__ import annotations
@@ -15,40 +17,54 @@ from pathlib import Path
 import torch
 
 from benchmarks.proxies.agreement import agreement, agreement_table
+from benchmarks.proxies.robot import robot, robot_table
 from benchmarks.proxies.tables import RESULTS, keep, kept
 
-SHOWN = {"agreement": agreement_table}
+SHOWN = {"agreement": agreement_table, "robot": robot_table}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.proxies", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.proxies",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("part", choices=[*SHOWN, "show"])
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--show", action="store_true", help="print what was found before")
-    parts = parser.add_subparsers(dest="part", required=True)
-    part = parts.add_parser("agreement", help="ours against the published scores")
-    part.add_argument("--scores", type=Path, help="CSV of NAS-Bench-Suite-Zero")
-    part.add_argument("--images", type=Path, help="CIFAR-10, a folder or its tar")
-    part.add_argument("--rows", type=Path, default=Path("runs/proxies/agreement.csv"))
-    part.add_argument("--networks", type=int, default=100)
-    part.add_argument("--batch", type=int, default=64)
-    part.add_argument("--channels", type=int, default=16)
-    part.add_argument("--cells", type=int, default=5)
+    parser.add_argument("--runs", type=Path, default=Path("runs/proxies"), help="folder of rows")
+    parser.add_argument("--scores", type=Path, help="CSV of NAS-Bench-Suite-Zero")
+    parser.add_argument("--images", type=Path, help="CIFAR-10, a folder or its tar")
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--budget", type=int, default=20, help="evaluations of a search")
+    parser.add_argument("--networks", type=int, default=100, help="rebuilt for each task")
+    parser.add_argument("--batch", type=int, default=64, help="images of a metric")
+    parser.add_argument("--channels", type=int, default=16)
+    parser.add_argument("--cells", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if not options.show:
-        start = time.perf_counter()
+    if options.part == "show":
+        for part, found in kept(options.results).items():
+            SHOWN[part](found)
+        return
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    rows = options.runs / f"{options.part}.csv"
+    start = time.perf_counter()
+    if options.part == "agreement":
         found = agreement(
             options.scores,
             options.images,
-            options.rows,
+            rows,
             networks=options.networks,
             batch=options.batch,
             channels=options.channels,
             cells=options.cells,
         )
-        keep(options.results, options.part, found)
-        print(f"{time.perf_counter() - start:.0f} s")
-    SHOWN[options.part](kept(options.results)[options.part])
+    else:
+        found = robot(options.scores, rows, budget=options.budget, seeds=seeds)
+    keep(options.results, options.part, found)
+    print(f"{time.perf_counter() - start:.0f} s")
+    SHOWN[options.part](found)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,13 @@ from nas_dynamic.search import (
     Evolution,
     GradientBoosting,
     Objective,
+    PretrainedMLP,
     RandomSearch,
+    RoBoT,
     SearchResult,
     Surrogate,
 )
+from nas_dynamic.search.proxies import proxy_measures
 from nas_dynamic.search.supernet import LOWEST_LOSS
 from nas_dynamic.space import architecture_text
 from nas_dynamic.storage.journal import RunError, write_json
@@ -34,7 +38,15 @@ STRATEGIES: Mapping[str, Callable[[], Any]] = {
     "evolution": Evolution,
     "random": RandomSearch,
     "surrogate": lambda: Surrogate(GradientBoosting()),
+    "pretrained": lambda: Surrogate(PretrainedMLP(subnets=MEASURED)),
+    "robot": lambda: RoBoT(pool=MEASURED),
 }
+
+MEASURED = 300
+"""Random subnets whose training-free metrics are computed."""
+
+TRAINING_FREE = ("gradient_norm", "synflow", "jacobian_covariance")
+"""Metrics that need no certain activation."""
 
 CHECKED = 8
 """Random subnets that a table of latencies is checked on."""
@@ -73,6 +85,8 @@ def search_run(
         measures["macs"] = lookup(run.supernet.space, run.supernet.subnet_macs(images))
     if "latency" in named:
         measures["latency"] = latency or latency_table(run, display)
+    if strategy in ("pretrained", "robot"):
+        measures |= _training_free(run)
     try:
         found = run.search(
             budget=budget,
@@ -99,6 +113,18 @@ def search_run(
     }
     write_json(run.folder / "search.json", content)
     return found
+
+
+def _training_free(run: LoadedRun) -> dict[str, Complexity]:
+    """Return metrics of subnets with new weights, on the first training images."""
+    untrained = copy.deepcopy(run.supernet).cpu()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        for module in untrained.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+    batch = run.data.train[torch.arange(min(64, len(run.data.train)))]
+    return dict(proxy_measures(untrained.to(run.config.torch_device), batch, TRAINING_FREE))
 
 
 def best(found: SearchResult) -> Evaluation:

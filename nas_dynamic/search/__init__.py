@@ -7,6 +7,7 @@ from nas_dynamic.search.objective import Limits, MnasReward, Objective
 from nas_dynamic.search.predictors import GradientBoosting, Predictor, PretrainedMLP, Regressor
 from nas_dynamic.search.problem import Evaluations, Problem, Strategy
 from nas_dynamic.search.result import Evaluation, SearchResult
+from nas_dynamic.search.robot import RoBoT
 from nas_dynamic.search.run import search
 from nas_dynamic.search.supernet import search_supernet
 from nas_dynamic.search.surrogate import Surrogate
@@ -24,6 +25,7 @@ __all__ = [
     "Problem",
     "RandomSearch",
     "Regressor",
+    "RoBoT",
     "SearchResult",
     "Strategy",
     "Surrogate",

@@ -85,6 +85,23 @@ def test_a_search_keeps_to_the_limits_and_scores_nothing_twice(loaded, run, caps
     (run / "search.json").unlink()
 
 
+@pytest.mark.parametrize("strategy", ["pretrained", "robot"])
+def test_a_search_by_training_free_metrics(run, strategy, monkeypatch):
+    if strategy == "robot":
+        pytest.importorskip("bayes_opt")
+    monkeypatch.setattr("nas_dynamic.experiment.search.MEASURED", 12)
+    command = ["search", str(run), "--strategy", strategy, "--budget", "10"]
+    assert main(command) == 0
+    found = json.loads((run / "search.json").read_text())
+    assert found["evaluations"] == 10
+    assert {"synflow", "gradient_norm"} < set(found["best"]["values"])
+    kept = scored(run)
+    assert main(command) == 0
+    assert json.loads((run / "search.json").read_text()) == found
+    assert scored(run) == kept
+    (run / "search.json").unlink()
+
+
 def test_a_search_by_a_table_of_latencies(loaded, run, tmp_path, capsys):
     space = loaded.supernet.space
     table = AdditiveTable(
