@@ -2,6 +2,7 @@
 
     python -m benchmarks.proxies agreement --scores CSV --images CIFAR10     # half an hour
     python -m benchmarks.proxies robot --scores CSV                          # half an hour
+    python -m benchmarks.proxies tasks --table CSV                           # some minutes
 
 Each part writes what it found into benchmarks/results/proxies.json, and prints it. Rows that a
 part has made are kept in runs/proxies, so that it goes on after a stop. `show` prints again what
@@ -19,8 +20,10 @@ import torch
 from benchmarks.proxies.agreement import agreement, agreement_table
 from benchmarks.proxies.robot import robot, robot_table
 from benchmarks.proxies.tables import RESULTS, keep, kept
+from benchmarks.proxies.tasks import tasks, tasks_table
 
-SHOWN = {"agreement": agreement_table, "robot": robot_table}
+SHOWN = {"agreement": agreement_table, "robot": robot_table, "tasks": tasks_table}
+BUDGETS = {"robot": 20, "tasks": 100}
 
 
 def main() -> None:
@@ -33,10 +36,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--runs", type=Path, default=Path("runs/proxies"), help="folder of rows")
     parser.add_argument("--scores", type=Path, help="CSV of NAS-Bench-Suite-Zero")
+    parser.add_argument("--table", type=Path, help="CSV of TransNAS-Bench-101, micro")
     parser.add_argument("--images", type=Path, help="CIFAR-10, a folder or its tar")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--budget", type=int, default=20, help="evaluations of a search")
+    parser.add_argument("--budget", type=int, help="evaluations of a search")
     parser.add_argument("--networks", type=int, default=100, help="rebuilt for each task")
     parser.add_argument("--batch", type=int, default=64, help="images of a metric")
     parser.add_argument("--channels", type=int, default=16)
@@ -45,7 +49,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if options.part == "show":
         for part, found in kept(options.results).items():
-            SHOWN[part](found)
+            SHOWN[part.partition(",")[0]](found)
         return
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     rows = options.runs / f"{options.part}.csv"
@@ -61,8 +65,13 @@ def main() -> None:
             cells=options.cells,
         )
     else:
-        found = robot(options.scores, rows, budget=options.budget, seeds=seeds)
-    keep(options.results, options.part, found)
+        budget = options.budget or BUDGETS[options.part]
+        if options.part == "robot":
+            found = robot(options.scores, rows, budget=budget, seeds=seeds)
+        else:
+            found = tasks(options.table, rows, budget=budget, seeds=seeds)
+    asked = options.budget not in (None, BUDGETS.get(options.part))
+    keep(options.results, options.part + (f", {options.budget}" if asked else ""), found)
     print(f"{time.perf_counter() - start:.0f} s")
     SHOWN[options.part](found)
 

@@ -11,6 +11,7 @@ from nas_dynamic.search.robot import RoBoT
 from nas_dynamic.search.run import search
 from nas_dynamic.search.supernet import search_supernet
 from nas_dynamic.search.surrogate import Surrogate
+from nas_dynamic.search.tasks import TasksResult, search_tasks
 
 __all__ = [
     "Evaluation",
@@ -29,6 +30,8 @@ __all__ = [
     "SearchResult",
     "Strategy",
     "Surrogate",
+    "TasksResult",
     "search",
     "search_supernet",
+    "search_tasks",
 ]
