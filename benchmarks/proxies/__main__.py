@@ -3,6 +3,7 @@
     python -m benchmarks.proxies agreement --scores CSV --images CIFAR10     # half an hour
     python -m benchmarks.proxies robot --scores CSV                          # half an hour
     python -m benchmarks.proxies tasks --table CSV                           # some minutes
+    python -m benchmarks.proxies pretraining --table CSV --images CIFAR10    # half an hour
 
 Each part writes what it found into benchmarks/results/proxies.json, and prints it. Rows that a
 part has made are kept in runs/proxies, so that it goes on after a stop. `show` prints again what
@@ -18,11 +19,17 @@ from pathlib import Path
 import torch
 
 from benchmarks.proxies.agreement import agreement, agreement_table
+from benchmarks.proxies.pretraining import pretraining, pretraining_table
 from benchmarks.proxies.robot import robot, robot_table
 from benchmarks.proxies.tables import RESULTS, keep, kept
 from benchmarks.proxies.tasks import tasks, tasks_table
 
-SHOWN = {"agreement": agreement_table, "robot": robot_table, "tasks": tasks_table}
+SHOWN = {
+    "agreement": agreement_table,
+    "robot": robot_table,
+    "tasks": tasks_table,
+    "pretraining": pretraining_table,
+}
 BUDGETS = {"robot": 20, "tasks": 100}
 
 
@@ -36,7 +43,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--runs", type=Path, default=Path("runs/proxies"), help="folder of rows")
     parser.add_argument("--scores", type=Path, help="CSV of NAS-Bench-Suite-Zero")
-    parser.add_argument("--table", type=Path, help="CSV of TransNAS-Bench-101, micro")
+    parser.add_argument("--table", type=Path, help="CSV of TransNAS (micro) or NAS-Bench-201")
     parser.add_argument("--images", type=Path, help="CIFAR-10, a folder or its tar")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=0)
@@ -64,6 +71,8 @@ def main() -> None:
             channels=options.channels,
             cells=options.cells,
         )
+    elif options.part == "pretraining":
+        found = pretraining(options.table, options.images, rows, seeds=seeds)
     else:
         budget = options.budget or BUDGETS[options.part]
         if options.part == "robot":
