@@ -1,1 +1,1 @@
-"""Training-free metrics, and searches with them, over published tables."""
+"""Training-free metrics, and searches over published tables."""

@@ -1,9 +1,11 @@
-"""Training-free metrics, and searches with them, over published tables.
+"""Training-free metrics, and searches over published tables.
 
     python -m benchmarks.proxies agreement --scores CSV --images CIFAR10     # half an hour
     python -m benchmarks.proxies robot --scores CSV                          # half an hour
     python -m benchmarks.proxies tasks --table CSV                           # some minutes
     python -m benchmarks.proxies pretraining --table CSV --images CIFAR10    # half an hour
+    python -m benchmarks.proxies sequences --rnn CSV --bert CSV              # seconds
+    python -m benchmarks.proxies capped --table CSV                          # some minutes
 
 Each part writes what it found into benchmarks/results/proxies.json, and prints it. Rows that a
 part has made are kept in runs/proxies, so that it goes on after a stop. `show` prints again what
@@ -19,8 +21,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.proxies.agreement import agreement, agreement_table
+from benchmarks.proxies.capped import capped, capped_table
 from benchmarks.proxies.pretraining import pretraining, pretraining_table
 from benchmarks.proxies.robot import robot, robot_table
+from benchmarks.proxies.sequences import sequences, sequences_table
 from benchmarks.proxies.tables import RESULTS, keep, kept
 from benchmarks.proxies.tasks import tasks, tasks_table
 
@@ -29,6 +33,8 @@ SHOWN = {
     "robot": robot_table,
     "tasks": tasks_table,
     "pretraining": pretraining_table,
+    "sequences": sequences_table,
+    "capped": capped_table,
 }
 BUDGETS = {"robot": 20, "tasks": 100}
 
@@ -44,6 +50,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/proxies"), help="folder of rows")
     parser.add_argument("--scores", type=Path, help="CSV of NAS-Bench-Suite-Zero")
     parser.add_argument("--table", type=Path, help="CSV of TransNAS (micro) or NAS-Bench-201")
+    parser.add_argument("--rnn", type=Path, help="CSV of NAS-Bench-NLP with scores")
+    parser.add_argument("--bert", type=Path, help="CSV of FlexiBERT with scores")
     parser.add_argument("--images", type=Path, help="CIFAR-10, a folder or its tar")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=0)
@@ -71,6 +79,10 @@ def main() -> None:
             channels=options.channels,
             cells=options.cells,
         )
+    elif options.part == "sequences":
+        found = sequences(options.rnn, options.bert)
+    elif options.part == "capped":
+        found = capped(options.table, seeds=seeds)
     elif options.part == "pretraining":
         found = pretraining(options.table, options.images, rows, seeds=seeds)
     else:
