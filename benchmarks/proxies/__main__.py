@@ -5,6 +5,7 @@
     python -m benchmarks.proxies tasks --table CSV                           # some minutes
     python -m benchmarks.proxies pretraining --table CSV --images CIFAR10    # half an hour
     python -m benchmarks.proxies sequences --rnn CSV --bert CSV              # seconds
+    python -m benchmarks.proxies recurrent --recipes CSV --rnn CSV           # ten minutes
     python -m benchmarks.proxies capped --table CSV                          # some minutes
 
 Each part writes what it found into benchmarks/results/proxies.json, and prints it. Rows that a
@@ -23,6 +24,7 @@ import torch
 from benchmarks.proxies.agreement import agreement, agreement_table
 from benchmarks.proxies.capped import capped, capped_table
 from benchmarks.proxies.pretraining import pretraining, pretraining_table
+from benchmarks.proxies.recurrent import recurrent, recurrent_table
 from benchmarks.proxies.robot import robot, robot_table
 from benchmarks.proxies.sequences import sequences, sequences_table
 from benchmarks.proxies.tables import RESULTS, keep, kept
@@ -34,6 +36,7 @@ SHOWN = {
     "tasks": tasks_table,
     "pretraining": pretraining_table,
     "sequences": sequences_table,
+    "recurrent": recurrent_table,
     "capped": capped_table,
 }
 BUDGETS = {"robot": 20, "tasks": 100}
@@ -51,12 +54,13 @@ def main() -> None:
     parser.add_argument("--scores", type=Path, help="CSV of NAS-Bench-Suite-Zero")
     parser.add_argument("--table", type=Path, help="CSV of TransNAS (micro) or NAS-Bench-201")
     parser.add_argument("--rnn", type=Path, help="CSV of NAS-Bench-NLP with scores")
+    parser.add_argument("--recipes", type=Path, help="CSV of NAS-Bench-NLP on WikiText-2")
     parser.add_argument("--bert", type=Path, help="CSV of FlexiBERT with scores")
     parser.add_argument("--images", type=Path, help="CIFAR-10, a folder or its tar")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--budget", type=int, help="evaluations of a search")
-    parser.add_argument("--networks", type=int, default=100, help="rebuilt for each task")
+    parser.add_argument("--networks", type=int, help="rebuilt for each task (default: 100, or all)")
     parser.add_argument("--batch", type=int, default=64, help="images of a metric")
     parser.add_argument("--channels", type=int, default=16)
     parser.add_argument("--cells", type=int, default=5)
@@ -74,13 +78,15 @@ def main() -> None:
             options.scores,
             options.images,
             rows,
-            networks=options.networks,
+            networks=options.networks or 100,
             batch=options.batch,
             channels=options.channels,
             cells=options.cells,
         )
     elif options.part == "sequences":
         found = sequences(options.rnn, options.bert)
+    elif options.part == "recurrent":
+        found = recurrent(options.recipes, options.rnn, rows, networks=options.networks)
     elif options.part == "capped":
         found = capped(options.table, seeds=seeds)
     elif options.part == "pretraining":

@@ -1,4 +1,4 @@
-"""Each part runs, at a size of seconds, on tables that are made up; networks have published sizes."""
+"""Each part runs, in seconds, on tables that are made up; networks have published sizes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from benchmarks.nb201.network import Network
 from benchmarks.nb201.supernet import EDGES, OPERATIONS, SPACE
 from benchmarks.proxies import __main__ as command
 from benchmarks.proxies.pretraining import PROXIES, pretraining
+from benchmarks.proxies.recurrent import RecipeNetwork
 from benchmarks.proxies.robot import METRICS
 from benchmarks.proxies.sequences import BERT, RNN
 from benchmarks.proxies.tasks import TASKS
@@ -145,6 +146,52 @@ def test_proxies_of_small_networks_are_kept(images, tmp_path):
     pretraining(tmp_path, images, rows, seeds=range(1), architectures=5)
     assert len(pd.read_csv(rows)) == 5
     assert set(PROXIES) <= set(FUNCTIONS)
+
+
+def test_recurrent_networks_of_recipes(run, tmp_path, monkeypatch):
+    # An LSTM without its bias terms, as the benchmark writes it, but with nodes in any order.
+    gates = {n: {"op": "linear", "input": ["x", "h_prev_0"]} for n in "ifgo"}
+    lstm = {
+        "h_new_0": {"op": "elementwise_prod", "input": ["o_act", "c_act"]},
+        **{n + "_act": {"op": "activation_sigm", "input": [n]} for n in "ifo"},
+        "g_act": {"op": "activation_tanh", "input": ["g"]},
+        "kept": {"op": "elementwise_prod", "input": ["f_act", "h_prev_1"]},
+        "new": {"op": "elementwise_prod", "input": ["i_act", "g_act"]},
+        "h_new_1": {"op": "elementwise_sum", "input": ["kept", "new"]},
+        "c_act": {"op": "activation_tanh", "input": ["h_new_1"]},
+        **gates,
+    }
+    network = RecipeNetwork(lstm, words=9, embedding=3, hidden=4)
+    torchs = torch.nn.LSTM(3, 4, batch_first=True)
+    linear = [network.cell.linear[gate] for gate in "ifgo"]  # the order of torch's rows
+    values = {
+        "weight_ih_l0": torch.cat([x.weight for x, _ in linear]),
+        "weight_hh_l0": torch.cat([h.weight for _, h in linear]),
+        "bias_ih_l0": torch.cat([x.bias for x, _ in linear]),
+        "bias_hh_l0": torch.zeros(16),
+    }
+    torchs.load_state_dict(values)
+    tokens = torch.randint(9, (2, 6))
+    torch.testing.assert_close(network(tokens), torchs(network.embedding(tokens))[0][:, -1])
+
+    monkeypatch.setattr("benchmarks.proxies.recurrent.HIDDEN", 6)
+    blend = {
+        "f": gates["f"],
+        "a": {"op": "activation_leaky_relu", "input": ["f"]},
+        "h_new_0": {"op": "blend", "input": ["f", "a", "h_prev_0"]},
+    }
+    recipes = pd.DataFrame({"recipe_id": [1, 2, 3, 3], "params": 1})
+    recipes["recipe"] = [json.dumps(lstm), json.dumps(blend), *[json.dumps(lstm)] * 2]
+    recipes["test_loss_50"] = [1.0, 2.0, 3.0, 3.0]
+    recipes.to_csv(tmp_path / "recipes.csv", index=False)
+    rnn = pd.DataFrame({"recipe_id": [1, 2, 3], "layer_1_hidden_covariance": [3.0, 2.0, 1.0]})
+    rnn.assign(params=[1, 3, 2]).to_csv(tmp_path / "rnn.csv", index=False)
+    given = {"recipes": tmp_path / "recipes.csv", "rnn": tmp_path / "rnn.csv"}
+    found, printed = run("recurrent", **given)
+    assert found["recurrent"]["n"] == 3
+    assert found["recurrent"]["published, loss"].startswith("−1.00")
+    assert "3 recurrent networks" in printed
+    assert run("recurrent", **given)[0] == found
 
 
 def test_sequence_models_beside_controls(run, tmp_path):

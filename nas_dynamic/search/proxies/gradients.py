@@ -116,8 +116,8 @@ def jacobian_covariance(model: nn.Module, batch: Batch) -> float:
     """Return −Σ (ln(λ + k) + 1/(λ + k)), λ the eigenvalues of the correlations of Jacobians.
 
     A row of the Jacobian is the gradient of the summed logits with respect to one input; k = 1e-5.
-    Rows that differ much tell inputs apart. A row without variance counts as equal to all others,
-    the worst that there is.
+    Rows that differ much tell inputs apart. A row without variance, or that is not finite, counts
+    as equal to all others: the worst that there is.
 
     Args:
         model: any module; of a supernet the active subnet counts.
@@ -148,9 +148,13 @@ def jacobian_covariance(model: nn.Module, batch: Batch) -> float:
 
 
 def correlation_score(rows: Tensor) -> float:
-    """Return −Σ (ln(λ + k) + 1/(λ + k)) of the correlations of rows, (rows, …)."""
+    """Return −Σ (ln(λ + k) + 1/(λ + k)) of the correlations of rows, (rows, …).
+
+    A row without variance, or that is not finite, counts as equal to all others.
+    """
     k = 1e-5
     flat = rows.detach().flatten(1).double().cpu()
+    flat = flat.masked_fill(~flat.isfinite().all(1, keepdim=True), 0.0)
     flat = flat - flat.mean(1, keepdim=True)
     norms = flat.norm(dim=1, keepdim=True)
     constant = norms[:, 0] == 0

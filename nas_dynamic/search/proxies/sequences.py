@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,18 +17,27 @@ __all__ = ["head_confidence", "head_importance", "hidden_covariance"]
 
 
 def hidden_covariance(
-    model: nn.Module, batch: Batch, *, layer: str | None = None, batch_dim: int | None = None
+    model: nn.Module,
+    batch: Batch,
+    *,
+    layer: str | None = None,
+    of: Literal["units", "inputs"] = "units",
+    batch_dim: int | None = None,
 ) -> float:
     """Return −Σ (ln(λ + k) + 1/(λ + k)), λ the eigenvalues of the correlations of hidden states.
 
-    A row holds the hidden states of one input at all times; k = 1e-5.
+    k = 1e-5. Units that do the same, or inputs that are not told apart, lower it.
 
     Args:
         model: any module; of a supernet the active subnet counts.
         batch: (inputs, labels).
-        layer: name of the module whose outputs are the hidden states; one that is called at each
-            time gives one tensor a call. The first `nn.RNN`, `nn.LSTM` or `nn.GRU` by default.
-        batch_dim: dimension of the inputs in these outputs. By default that of the layer where it
+        layer: name of the module whose outputs are the hidden states, (…, units); one that is
+            called at each time gives one tensor a call. The first `nn.RNN`, `nn.LSTM` or `nn.GRU`
+            by default.
+        of: `"units"`: correlations of hidden units over inputs and times, which is what the
+            published code computes; `"inputs"`: of inputs over units and times, as Mellor et al.
+            do with Jacobians.
+        batch_dim: dimension of the inputs, for `of="inputs"`. By default that of the layer where it
             is one of torch's, else 0.
 
     Raises:
@@ -48,10 +57,13 @@ def hidden_covariance(
     copied = Copied(model, batch)
     with copied.computing(), torch.no_grad():
         states = copied.outputs_of(layer, copied.inputs)
-    if batch_dim is None:
-        module = model.get_submodule(layer)
-        batch_dim = int(isinstance(module, nn.RNNBase) and not module.batch_first)
-    rows = [state.detach().movedim(batch_dim, 0).flatten(1) for state in states]
+    if of == "units":
+        rows = [state.flatten(0, -2).T for state in states]
+    else:
+        if batch_dim is None:
+            module = model.get_submodule(layer)
+            batch_dim = int(isinstance(module, nn.RNNBase) and not module.batch_first)
+        rows = [state.movedim(batch_dim, 0).flatten(1) for state in states]
     return correlation_score(torch.cat(rows, dim=1))
 
 

@@ -121,6 +121,18 @@ def test_a_jacobian_that_is_zero_is_the_worst():
     assert jacobian_covariance(model, (x, y)) == pytest.approx(of_eigenvalues(5, 0, 0, 0, 0))
 
 
+def test_states_that_overflow_are_the_worst():
+    class Exploding(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) / torch.tensor([1.0, 0.0, 0.0])
+
+    batch = (torch.randn(5, 4), torch.zeros(5, dtype=torch.long))
+    model = nn.Sequential(Exploding(4, 3), nn.ReLU())
+    # Two units that are infinite count as the third.
+    found = hidden_covariance(model, batch, layer="0")
+    assert found == pytest.approx(of_eigenvalues(3, 0, 0), rel=1e-6)
+
+
 def test_naswot_by_hand():
     # States 10, 11: two positions agree with oneself, one with the other; det [[2, 1], [1, 2]] = 3.
     model = nn.Sequential(linear([1.0, 0.0], [0.0, 1.0]), nn.ReLU())
@@ -198,7 +210,7 @@ def test_parameters_and_macs_are_those_of_the_network():
     assert macs(model, batch) == 6 * 27 * 64 + 8 * 54 * 16 + 32
 
 
-def test_hidden_covariance_is_of_the_states_of_each_input():
+def test_hidden_covariance_is_of_units_or_of_inputs():
     torch.manual_seed(0)
     tokens, labels = torch.randint(11, (5, 7)), torch.zeros(5, dtype=torch.long)
 
@@ -215,17 +227,18 @@ def test_hidden_covariance_is_of_the_states_of_each_input():
 
     model, twin = Recurrent(True), Recurrent(False)
     twin.load_state_dict(model.state_dict())
-    states = model.rnn(model.embedding(tokens))[0].detach().flatten(1).double()
-    eigenvalues = np.linalg.eigvalsh(np.corrcoef(states))
-    expected = -np.sum(np.log(eigenvalues + K) + 1 / (eigenvalues + K))
-    assert hidden_covariance(model, (tokens, labels)) == pytest.approx(expected, rel=1e-3)
-    assert hidden_covariance(twin, (tokens, labels)) == pytest.approx(expected, rel=1e-3)
-    assert hidden_covariance(model, (tokens, labels), layer="rnn") == hidden_covariance(
-        model, (tokens, labels)
-    )
+    states = model.rnn(model.embedding(tokens))[0].detach().double()
+    for of, rows in (("units", states.flatten(0, 1).T), ("inputs", states.flatten(1))):
+        eigenvalues = np.linalg.eigvalsh(np.corrcoef(rows))
+        expected = -np.sum(np.log(eigenvalues + K) + 1 / (eigenvalues + K))
+        for network in (model, twin):
+            found = hidden_covariance(network, (tokens, labels), of=of)
+            assert found == pytest.approx(expected, rel=1e-3)
+            assert hidden_covariance(network, (tokens, labels), of=of, layer="rnn") == found
 
 
-def test_hidden_covariance_of_a_cell_that_is_called_at_each_time():
+@pytest.mark.parametrize("of", ["units", "inputs"])
+def test_hidden_covariance_of_a_cell_that_is_called_at_each_time(of):
     class Steps(nn.Module):
         def __init__(self):
             super().__init__()
@@ -243,9 +256,9 @@ def test_hidden_covariance_of_a_cell_that_is_called_at_each_time():
     for name, values in model.cell.named_parameters():
         getattr(rnn, f"{name}_l0").data.copy_(values.data)
     batch = (x, torch.zeros(4, dtype=torch.long))
-    # The order of the columns, time or features first, does not matter to a correlation.
-    expected = hidden_covariance(rnn, batch)
-    assert hidden_covariance(model, batch, layer="cell") == pytest.approx(expected, rel=1e-3)
+    # The order of what is correlated over does not matter.
+    expected = hidden_covariance(rnn, batch, of=of)
+    assert hidden_covariance(model, batch, of=of, layer="cell") == pytest.approx(expected, rel=1e-3)
 
 
 class Attention(nn.Module):
