@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nas_dynamic.search.ensembles import Ensemble, EnsemblesResult, search_ensembles
 from nas_dynamic.search.evolution import Evolution, RandomSearch
 from nas_dynamic.search.objective import Limits, MnasReward, Objective
 from nas_dynamic.search.predictors import GradientBoosting, Predictor, PretrainedMLP, Regressor
@@ -14,6 +15,8 @@ from nas_dynamic.search.surrogate import Surrogate
 from nas_dynamic.search.tasks import TasksResult, search_tasks
 
 __all__ = [
+    "Ensemble",
+    "EnsemblesResult",
     "Evaluation",
     "Evaluations",
     "Evolution",
@@ -32,6 +35,7 @@ __all__ = [
     "Surrogate",
     "TasksResult",
     "search",
+    "search_ensembles",
     "search_supernet",
     "search_tasks",
 ]

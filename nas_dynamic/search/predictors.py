@@ -223,4 +223,5 @@ def _standardized(values: np.ndarray) -> np.ndarray:
 def _finite(column: np.ndarray) -> np.ndarray:
     known = column[np.isfinite(column)]
     low, high = (known.min(), known.max()) if len(known) else (0.0, 0.0)
-    return np.nan_to_num(column, nan=low, posinf=high, neginf=low)
+    finite: np.ndarray = np.nan_to_num(column, nan=low, posinf=high, neginf=low)
+    return finite
