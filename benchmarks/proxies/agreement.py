@@ -95,9 +95,9 @@ def agreement_table(found: dict[str, Any]) -> None:
     for task, by_metric in found["tasks"].items():
         counts = by_metric["counts"]
         console.print(
-            f"{task}: parameters are off by {counts['parameters_off']:g} at most; published flops "
-            "less MACs are whole multiples of elements of batch norm, ReLU and pooling, but for "
-            f"{counts['flops_off']:g} at most (both in millions)."
+            f"{task}: parameters are off by {counts['parameters_off']:g} at most. Published flops "
+            "less MACs are a constant, an amount a convolution (its batch norm and ReLU) and one a "
+            f"pooling, but for {counts['flops_off']:g} at most; all in millions."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -18,6 +19,7 @@ import torch
 from nas_dynamic.complexity import AdditiveTable
 from nas_dynamic.experiment.cli import main
 from nas_dynamic.experiment.data import batch_loader
+from nas_dynamic.experiment.search import expected_lowest
 from nas_dynamic.storage.journal import RunError
 
 pytestmark = [pytest.mark.host, pytest.mark.xdist_group("compared")]
@@ -69,6 +71,8 @@ def test_a_search_keeps_to_the_limits_and_scores_nothing_twice(loaded, run, caps
     assert main([*command, "--budget", "20"]) == 0
     printed = capsys.readouterr().out
     assert f"nas-dynamic export '{run}'" in printed
+    within = [s.loss for s in loaded.result.subnets if s.parameters <= sizes[6]]
+    assert f"best of {min(20, len(within))} random ones has a loss of" in " ".join(printed.split())
     found = json.loads((run / "search.json").read_text())
     assert found["evaluations"] == 20
     assert found["best"]["values"]["parameters"] <= sizes[6]
@@ -83,6 +87,13 @@ def test_a_search_keeps_to_the_limits_and_scores_nothing_twice(loaded, run, caps
     assert main([*command, "--budget", "25"]) == 0
     assert len(scored(run)) <= len(after) + 5
     (run / "search.json").unlink()
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_expected_best_of_random_subnets(count):
+    losses = [0.5, 2.0, 0.1, 0.7, 0.7]
+    lowest = [min(drawn) for drawn in itertools.combinations(losses, count)]
+    assert expected_lowest(losses, count) == pytest.approx(sum(lowest) / len(lowest))
 
 
 @pytest.mark.parametrize("strategy", ["pretrained", "robot"])
