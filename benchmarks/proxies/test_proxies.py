@@ -14,12 +14,13 @@ from PIL import Image
 from benchmarks.nb201.network import Network
 from benchmarks.nb201.supernet import EDGES, OPERATIONS, SPACE
 from benchmarks.proxies import __main__ as command
-from benchmarks.proxies.pretraining import PROXIES, pretraining
+from benchmarks.proxies.pretraining import PROXIES, _live, pretraining
 from benchmarks.proxies.recurrent import RecipeNetwork
 from benchmarks.proxies.robot import METRICS
 from benchmarks.proxies.sequences import BERT, RNN
 from benchmarks.proxies.tasks import TASKS
 from nas_dynamic.complexity import count_parameters
+from nas_dynamic.search import PretrainedMLP
 from nas_dynamic.search.proxies import METRICS as FUNCTIONS
 
 pytestmark = pytest.mark.host
@@ -146,6 +147,24 @@ def test_proxies_of_small_networks_are_kept(images, tmp_path):
     pretraining(tmp_path, images, rows, seeds=range(1), architectures=5)
     assert len(pd.read_csv(rows)) == 5
     assert set(PROXIES) <= set(FUNCTIONS)
+
+
+def test_searches_with_and_without_proxies(run, tmp_path, images, monkeypatch):
+    monkeypatch.setattr("benchmarks.proxies.pretraining.PREDICTOR", PretrainedMLP(50, 8, 2, 2))
+    rows = pd.DataFrame({"architecture": list(dict.fromkeys(map(_live, SPACE)))})
+    for column in (*PROXIES, "seconds"):
+        rows[column] = np.arange(len(rows)) / 100
+    (tmp_path / "runs").mkdir()
+    rows.to_csv(tmp_path / "runs/pretraining.csv", index=False)
+    table = pd.DataFrame({"arch_str": [CELL.format(*a.values()) for a in SPACE]})
+    table["c10_val200"] = np.arange(len(table)) % 50  # one of 50 is the best
+    table.to_csv(tmp_path / "nb201.csv", index=False)
+    given = {"table": tmp_path / "nb201.csv", "images": images, "seeds": 2}
+    found, printed = run("pretraining", **given)
+    assert set(found["pretraining"]["arms"]) == {"parameters, MACs", "and proxies"}
+    assert all(0 < arm["mean"] < 1000 for arm in found["pretraining"]["arms"].values())
+    assert "2 seeds, paired" in printed
+    assert run("pretraining", **given)[0] == found
 
 
 def test_recurrent_networks_of_recipes(run, tmp_path, monkeypatch):
