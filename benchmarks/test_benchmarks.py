@@ -32,7 +32,7 @@ SLOW = {
     "speed.lazy_coasting": "--updates 1",
 }
 """`soak` is in neither, since the tests run its parts; nor is `hosts`, which installs packages;
-`nb201` and `constant_lr` have tests of their own."""
+`nb201`, `proxies` and `constant_lr` have tests of their own."""
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ The table is a CSV with one row an architecture: `arch_str`, `c10_val200`, `c10_
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ STRATEGIES: dict[str, Strategy] = {
     "LightGBM, values": Surrogate(GradientBoosting(), ranks=False),
     "pre-trained predictor": Surrogate(PretrainedMLP()),
 }
+MEASURES = {"parameters": parameters, "macs": macs}
 LIMITED = ("evolution", "LightGBM, ranks")
 LIMITS = (5, 8, 12, 16)
 FAULTY = 0.5
@@ -60,9 +61,10 @@ def evaluations_to_best(
     seed: int,
     latencies: Values | None = None,
     limit: float = np.inf,
+    measures: Mapping[str, Callable[[Architecture], float]] = MEASURES,
 ) -> int:
     """Count evaluations until the best architecture within the limit is found: the exact one."""
-    measures: dict[str, Callable[[Architecture], float]] = {"parameters": parameters, "macs": macs}
+    measures = dict(measures)
     if latencies is not None:
         measures["latency"] = lambda a: latencies.get(key(a), np.inf)
         values = {k: v for k, v in values.items() if latencies.get(k, np.inf) <= limit}

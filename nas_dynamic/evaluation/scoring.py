@@ -26,6 +26,7 @@ from nas_dynamic.evaluation.inference import (
     images_on,
     placed,
 )
+from nas_dynamic.evaluation.logits import KeptLogits
 from nas_dynamic.evaluation.prefix_cache import PrefixCache
 from nas_dynamic.space import Architecture
 
@@ -58,6 +59,7 @@ def score_subnets(
     precision: str = "32",
     layers: Mapping[str, Collection[str]] | None = None,
     devices: Sequence[torch.device | str] | None = None,
+    logits: KeptLogits | None = None,
 ) -> Iterator[Score]:
     """Score subnets, and yield each score as soon as it is there.
 
@@ -83,6 +85,7 @@ def score_subnets(
         devices: to score on, each with a copy of the supernet in a thread of its own, in place of
             the supernet's device. `["cpu"] * 2` uses two cores better than two threads of torch
             do, if `torch.set_num_threads(1)` was called.
+        logits: where the logits of each subnet are kept, in the order of the images.
 
     Yields:
         Scores in the order of `architectures`; with `layers` or `devices`, in any order.
@@ -106,12 +109,16 @@ def score_subnets(
                     with cache.calibration(_count(recalibration)):
                         recalibrate(supernet, recalibration, precision=precision)
                 cache.phase("scores", _count(images))
+                outputs: list[torch.Tensor] | None = None if logits is None else []
                 accuracy, loss = evaluate(
                     supernet,
                     images,
                     precision=precision,
                     batch_statistics=batch_norm == "batch",
+                    outputs=outputs,
                 )
+            if logits is not None and outputs is not None:
+                logits.keep(architecture, torch.cat(outputs).cpu().numpy())
             yield Score(architecture, accuracy, loss)
 
     subnets = PrefixCache(supernet, layers or {}).order(list(architectures))
@@ -129,11 +136,17 @@ def score_subnets(
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, batches: Batches, *, precision: str = "32", batch_statistics: bool = False
+    model: nn.Module,
+    batches: Batches,
+    *,
+    precision: str = "32",
+    batch_statistics: bool = False,
+    outputs: list[torch.Tensor] | None = None,
 ) -> tuple[float, float]:
     """Return accuracy and mean cross-entropy of a classifier in evaluation mode.
 
-    With `batch_statistics` the BN layers normalise, and track, as in training.
+    With `batch_statistics` the BN layers normalise, and track, as in training. The logits are
+    appended to `outputs`, if it is given.
 
     Raises:
         ValueError: there is no image, or the precision is unknown.
@@ -146,6 +159,8 @@ def evaluate(
                 bn.train()
         for images, labels in _passes(batches, device, batch_statistics):
             logits = model(images).float()
+            if outputs is not None:
+                outputs.append(logits)
             loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
             correct += (logits.argmax(1) == labels).sum()
             count += len(labels)

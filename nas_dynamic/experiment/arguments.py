@@ -198,7 +198,7 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     _add_number(search, "--budget", 300, 1, "subnets that are scored at most")
     search.add_argument(
         "--strategy",
-        choices=("evolution", "random", "surrogate"),
+        choices=("evolution", "random", "surrogate", "pretrained", "robot"),
         default="evolution",
         help="what is scored next (default: %(default)s)",
     )

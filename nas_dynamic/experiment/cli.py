@@ -173,7 +173,7 @@ def _search(options: argparse.Namespace) -> None:
             seed=options.strategy_seed,
             latency=table,
         )
-    display.table(found_table(run, found))
+    display.table(found_table(run, found, dict(options.limit)))
     display.commands(
         {"Take the one of the lowest loss away": command_text("nas-dynamic", "export", run.folder)}
     )

@@ -115,7 +115,7 @@ def demo(config: Config, folder: Path, display: Display, *, seed: int, budget: i
         "thread)."
     )
     display.heading(f"3  A network found, of {middle:,} parameters at most, and taken away")
-    display.table(found_table(run, found))
+    display.table(found_table(run, found, {"parameters": middle}))
     display.say(exported(description, reason))
     display.heading("4  Does it help? Measured elsewhere, not by this demo")
     display.table(measured_elsewhere())

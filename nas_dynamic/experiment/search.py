@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nas_dynamic.analysis.ranking import comparable_loss
 from nas_dynamic.complexity import AdditiveTable, Complexity, lookup, measure_latency
 from nas_dynamic.evaluation.score_cache import digest
 from nas_dynamic.experiment.console import Display
@@ -21,11 +24,14 @@ from nas_dynamic.search import (
     Evolution,
     GradientBoosting,
     Objective,
+    PretrainedMLP,
     RandomSearch,
+    RoBoT,
     SearchResult,
     Surrogate,
 )
-from nas_dynamic.search.supernet import LOWEST_LOSS
+from nas_dynamic.search.proxies import proxy_measures
+from nas_dynamic.search.supernet import DIVERGED, LOWEST_LOSS
 from nas_dynamic.space import architecture_text
 from nas_dynamic.storage.journal import RunError, write_json
 
@@ -35,7 +41,15 @@ STRATEGIES: Mapping[str, Callable[[], Any]] = {
     "evolution": Evolution,
     "random": RandomSearch,
     "surrogate": lambda: Surrogate(GradientBoosting()),
+    "pretrained": lambda: Surrogate(PretrainedMLP(subnets=MEASURED)),
+    "robot": lambda: RoBoT(pool=MEASURED),
 }
+
+MEASURED = 300
+"""Random subnets whose training-free metrics are computed."""
+
+TRAINING_FREE = ("gradient_norm", "synflow", "jacobian_covariance")
+"""Metrics that need no certain activation."""
 
 CHECKED = 8
 """Random subnets that a table of latencies is checked on."""
@@ -76,6 +90,8 @@ def search_run(
         measures["macs"] = lookup(run.supernet.space, run.supernet.subnet_macs(images))
     if "latency" in named:
         measures["latency"] = latency or latency_table(run, display)
+    if strategy in ("pretrained", "robot"):
+        measures |= _training_free(run)
     try:
         found = run.search(
             budget=budget,
@@ -105,6 +121,18 @@ def search_run(
     return found
 
 
+def _training_free(run: LoadedRun) -> dict[str, Complexity]:
+    """Return metrics of subnets with new weights, on the first training images."""
+    untrained = copy.deepcopy(run.supernet).cpu()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        for module in untrained.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+    batch = run.data.train[torch.arange(min(64, len(run.data.train)))]
+    return dict(proxy_measures(untrained.to(run.config.torch_device), batch, TRAINING_FREE))
+
+
 def best(found: SearchResult) -> Evaluation:
     """Return the subnet of the lowest loss within the limits, of equal ones the smallest.
 
@@ -114,8 +142,14 @@ def best(found: SearchResult) -> Evaluation:
     return min(feasible, key=lambda e: (round(e.values["loss"], 6), e.values["parameters"]))
 
 
-def found_table(run: LoadedRun, found: SearchResult) -> Table:
-    """Return the best subnet, or the Pareto set, small ones first."""
+def found_table(run: LoadedRun, found: SearchResult, limits: Mapping[str, float]) -> Table:
+    """Return the best subnet, or the Pareto set, small ones first; random search beside it.
+
+    Args:
+        run: what was searched.
+        found: what was found.
+        limits: as in `search_run`.
+    """
     several = len(found.objectives) > 1
     rows = sorted(found.pareto, key=lambda e: e.values["parameters"]) if several else [best(found)]
     measures = [name for name in ("macs", "latency") if name in rows[0].values]
@@ -139,7 +173,8 @@ def found_table(run: LoadedRun, found: SearchResult) -> Table:
         for row, e in zip(body, rows, strict=True):
             row.append(architecture_text(e.architecture))
     else:  # which in a table would be one long line
-        note = f"Subnet: {architecture_text(rows[0].architecture)}. {note}"
+        subnet = architecture_text(rows[0].architecture)
+        note = f"Subnet: {subnet}. {note} {_random_text(run, len(found.evaluations), limits)}"
     return Table(
         f"{'Pareto set' if several else 'Best'} of {len(found.evaluations):,} subnets, with "
         "inherited weights",
@@ -148,6 +183,32 @@ def found_table(run: LoadedRun, found: SearchResult) -> Table:
         note,
         text=frozenset([len(header) - 1]) if several else frozenset(),
     )
+
+
+def _random_text(run: LoadedRun, evaluations: int, limits: Mapping[str, float]) -> str:
+    """Return what random search comes to, by the random subnets that the training has scored."""
+    if "latency" in limits:
+        return "Random search within a latency: not measured."
+    within = [
+        min(comparable_loss(subnet.loss), DIVERGED)
+        for subnet in run.result.subnets
+        if all((getattr(subnet, name) or 0) <= limit for name, limit in limits.items())
+    ]
+    if not within:
+        return "Random search within the limits: not measured."
+    count = min(evaluations, len(within))
+    fewer = "" if count == evaluations else ", all that training has scored within the limits"
+    return (
+        f"The best of {count:,} random ones has a loss of {expected_lowest(within, count):.3f} in "
+        f"expectation{fewer}."
+    )
+
+
+def expected_lowest(losses: Sequence[float], count: int) -> float:
+    """Return the expected lowest of `count` of some losses that are drawn without replacement."""
+    ordered, draws = sorted(losses), math.comb(len(losses), count)
+    chances = (math.comb(left, count - 1) / draws for left in reversed(range(len(losses))))
+    return math.fsum(loss * chance for loss, chance in zip(ordered, chances, strict=True))
 
 
 def latency_table(run: LoadedRun, display: Display) -> AdditiveTable:

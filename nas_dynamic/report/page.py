@@ -10,6 +10,7 @@ from typing import Any
 
 from nas_dynamic._extras import extra
 from nas_dynamic.report import tables
+from nas_dynamic.report.criteria import criteria
 from nas_dynamic.report.figure import ReportFigure
 from nas_dynamic.report.format import duration, joined, percent
 from nas_dynamic.report.group_figures import loss_by_group, similarity_by_group
@@ -170,7 +171,7 @@ def _sections(
             "With momentum separation the subnets of a group share a momentum of their own.",
             [*losses, *(similarity_by_group(run, suffix) for run, suffix in named)],
         )
-        yield _Section("cost", "Cost", "", (), [tables.cost(scored)])
+        yield _Section("cost", "Cost", "", (), [tables.cost(scored), criteria(scored, ranked)])
     yield _Section(
         "settings",
         "Configuration and environment",

@@ -1,9 +1,9 @@
-"""Models that predict an objective from the one-hot encoding of a subnet."""
+"""Models that predict an objective from the one-hot encoding of a subnet, and from measures."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,6 +49,9 @@ class GradientBoosting:
         leaves: greatest number of leaves of a tree.
         lr: shrinkage of each tree.
         leaf_size: least number of subnets in a leaf.
+        features: measures of the search that it learns from beside the encodings, such as
+            training-free metrics. They are computed for all subnets that it predicts: all of a
+            space that can be listed.
 
     Source: Luo et al., "Accuracy Prediction with Non-neural Model for Neural Architecture
     Search" (GBDT-NAS), 2020, arXiv 2007.04785.
@@ -58,15 +61,25 @@ class GradientBoosting:
     leaves: int = 15
     lr: float = 0.1
     leaf_size: int = 3
+    features: Sequence[str] = ()
 
     def __call__(self, problem: Problem, seed: int) -> Regressor:
-        """Return the regressor of a search."""
-        return _Boosted(self, seed)
+        """Return the regressor of a search.
+
+        Raises:
+            ValueError: a feature is no measure of the search.
+        """
+        if unknown := sorted(set(self.features) - set(problem.measures)):
+            raise ValueError(
+                f"{unknown} is no measure of the search; measures are {sorted(problem.measures)}"
+            )
+        return _Boosted(self, problem, seed)
 
 
 class _Boosted:
-    def __init__(self, options: GradientBoosting, seed: int) -> None:
-        self.trees = options.trees
+    def __init__(self, options: GradientBoosting, problem: Problem, seed: int) -> None:
+        self.trees, self.features, self.problem = options.trees, options.features, problem
+        self.known: dict[bytes, list[float]] = {}
         self.parameters = {
             "objective": "regression",
             "num_leaves": options.leaves,
@@ -81,11 +94,27 @@ class _Boosted:
         }
 
     def fit(self, x: np.ndarray, y: np.ndarray) -> None:
-        data = lightgbm.Dataset(x, y, params={"verbosity": -1})
+        data = lightgbm.Dataset(self._featured(x), y, params={"verbosity": -1})
         self.model = lightgbm.train(self.parameters, data, self.trees)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        return np.asarray(self.model.predict(x, num_threads=1))
+        return np.asarray(self.model.predict(self._featured(x), num_threads=1))
+
+    def _featured(self, x: np.ndarray) -> np.ndarray:
+        """Return encodings, shape (subnets, candidates), with a column for each feature."""
+        if not self.features:
+            return x
+        ends = np.cumsum(self.problem.widths)[:-1]
+        encodings = np.stack([block.argmax(1) for block in np.split(x, ends, axis=1)], axis=1)
+        return np.hstack([x, np.array([self._of(row) for row in encodings])])
+
+    def _of(self, encoding: np.ndarray) -> list[float]:
+        key = encoding.tobytes()
+        if key not in self.known:
+            architecture = self.problem.space.decode(encoding)
+            measures = [self.problem.measures[name] for name in self.features]
+            self.known[key] = [float(measure(architecture)) for measure in measures]
+        return self.known[key]
 
 
 @dataclass(frozen=True)
@@ -95,6 +124,9 @@ class PretrainedMLP:
     The measures (parameters, MACs, …) cost nothing, so its hidden layers know what candidates
     have in common before accuracies come in. Each fit then starts from the pre-trained layers
     with a new head.
+
+    A measure that is not finite, such as a training-free metric that failed, counts as the least
+    finite one, +∞ as the greatest.
 
     Args:
         subnets: random subnets to pre-train on, without regard to limits.
@@ -182,6 +214,14 @@ class _PretrainedRegressor:
 
 
 def _standardized(values: np.ndarray) -> np.ndarray:
+    values = np.stack([_finite(column) for column in values.T], axis=1)
     spread = values.std(0)
     standardized: np.ndarray = (values - values.mean(0)) / np.where(spread > 0, spread, 1)
     return standardized
+
+
+def _finite(column: np.ndarray) -> np.ndarray:
+    known = column[np.isfinite(column)]
+    low, high = (known.min(), known.max()) if len(known) else (0.0, 0.0)
+    finite: np.ndarray = np.nan_to_num(column, nan=low, posinf=high, neginf=low)
+    return finite

@@ -24,8 +24,8 @@ class Surrogate:
 
     Where the space can be listed the model predicts all of it; elsewhere random subnets and
     neighbours of the best evaluated ones. One objective: the best predictions are evaluated.
-    Several: the first fronts of the predictions; objectives that are free measures are not
-    predicted but looked up.
+    Several: the first fronts of the predictions, or the best of each objective in turn; objectives
+    that are free measures are not predicted but looked up.
 
     Args:
         predictor: makes the model.
@@ -35,6 +35,8 @@ class Surrogate:
         ranks: fit ranks in place of values, so that a few failing subnets do not fill the range
             (GBDT-NAS).
         pool: number of candidates where the space cannot be listed.
+        in_turn: of several objectives, such as those of several tasks, evaluate what is predicted
+            to be best for each in turn. The fronts of many objectives hold nearly everything.
     """
 
     predictor: Predictor = field(default_factory=GradientBoosting)
@@ -43,6 +45,7 @@ class Surrogate:
     explore: float = 0.1
     ranks: bool = True
     pool: int = 4000
+    in_turn: bool = False
 
     def __call__(self, problem: Problem, seed: int) -> Generator[np.ndarray, Evaluations, None]:
         """Propose subnets, as a `Strategy`."""
@@ -79,7 +82,11 @@ class _SurrogateSearch:
         exploring = self.generator.binomial(batch, self.options.explore)
         if len(pool) <= batch:
             return pool
-        best = _first(self._predict(costs, pool), batch - exploring, self.generator)
+        predicted = self._predict(costs, pool)
+        if self.options.in_turn:
+            best = _in_turn(predicted, batch - exploring, len(self.encodings))
+        else:
+            best = _first(predicted, batch - exploring, self.generator)
         others = np.setdiff1d(np.arange(len(pool)), best)
         drawn = self.generator.choice(others, exploring, replace=False)
         return np.concatenate([pool[best], pool[drawn]])
@@ -128,3 +135,13 @@ def _first(costs: np.ndarray, count: int, generator: np.random.Generator) -> np.
         return np.argsort(costs[:, 0], kind="stable")[:count]
     fronts = NonDominatedSorting().do(costs, n_stop_if_ranked=count)
     return np.concatenate([generator.permutation(front) for front in fronts])[:count]
+
+
+def _in_turn(costs: np.ndarray, count: int, turn: int) -> np.ndarray:
+    """Return the rows of which each objective in turn, from number `turn` on, takes its best."""
+    orders = [iter(order) for order in np.argsort(costs, axis=0, kind="stable").T]
+    taken: dict[int, None] = {}
+    while len(taken) < min(count, len(costs)):
+        order = orders[(turn + len(taken)) % len(orders)]
+        taken[next(int(row) for row in order if int(row) not in taken)] = None
+    return np.array(list(taken), dtype=np.int64)

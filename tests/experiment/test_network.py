@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -19,6 +20,7 @@ from nas_dynamic.complexity import AdditiveTable
 from nas_dynamic.experiment.cli import main
 from nas_dynamic.experiment.data import batch_loader
 from nas_dynamic.experiment.scores import SubnetScorer
+from nas_dynamic.experiment.search import expected_lowest
 from nas_dynamic.storage.journal import RunError
 
 pytestmark = [pytest.mark.host, pytest.mark.xdist_group("compared")]
@@ -71,6 +73,8 @@ def test_a_search_keeps_to_the_limits_and_scores_nothing_twice(loaded, run, caps
     assert main([*command, "--budget", "20"]) == 0
     printed = capsys.readouterr().out
     assert f"nas-dynamic export '{run}'" in printed
+    within = [s.loss for s in loaded.result.subnets if s.parameters <= sizes[6]]
+    assert f"best of {min(20, len(within))} random ones has a loss of" in " ".join(printed.split())
     found = json.loads((run / "search.json").read_text())
     assert found["evaluations"] == 20
     assert found["best"]["values"]["parameters"] <= sizes[6]
@@ -84,6 +88,30 @@ def test_a_search_keeps_to_the_limits_and_scores_nothing_twice(loaded, run, caps
     assert scored(run) == after
     assert main([*command, "--budget", "25"]) == 0
     assert len(scored(run)) <= len(after) + 5
+    (run / "search.json").unlink()
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_expected_best_of_random_subnets(count):
+    losses = [0.5, 2.0, 0.1, 0.7, 0.7]
+    lowest = [min(drawn) for drawn in itertools.combinations(losses, count)]
+    assert expected_lowest(losses, count) == pytest.approx(sum(lowest) / len(lowest))
+
+
+@pytest.mark.parametrize("strategy", ["pretrained", "robot"])
+def test_a_search_by_training_free_metrics(run, strategy, monkeypatch):
+    if strategy == "robot":
+        pytest.importorskip("bayes_opt")
+    monkeypatch.setattr("nas_dynamic.experiment.search.MEASURED", 12)
+    command = ["search", str(run), "--strategy", strategy, "--budget", "10"]
+    assert main(command) == 0
+    found = json.loads((run / "search.json").read_text())
+    assert found["evaluations"] == 10
+    assert {"synflow", "gradient_norm"} < set(found["best"]["values"])
+    kept = scored(run)
+    assert main(command) == 0
+    assert json.loads((run / "search.json").read_text()) == found
+    assert scored(run) == kept
     (run / "search.json").unlink()
 
 

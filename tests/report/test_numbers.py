@@ -177,6 +177,17 @@ def test_numbers_of_the_tables_are_those_of_the_results(runs, pages):
     peak = results[0]["cost"]["peak_memory"] / 2**20
     assert cost[1][4] in (f"{peak:.0f} MiB", f"{peak / 1024:.2f} GiB")
 
+    criteria = {row[0]: row[1] for row in page.tables["Ten criteria"][1:]}
+    assert len(criteria) == 10
+    assert criteria["novelty"] == criteria["generalizability"] == "not measured"
+    picks = [result["pick"]["accuracy"] for result in results]
+    assert f"{np.mean(picks):.1%}" in criteria["solution quality"]
+    assert f"sd {np.std(picks, ddof=1):.1%}" in criteria["stability"]
+    assert "3, 5" in criteria["reproducibility"]
+    ranks = [stats.rankdata([-s["loss"] for s in r["subnets"]]) for r in results]
+    tau = np.mean([stats.kendalltau(sizes, of_seed)[0] for of_seed in ranks])
+    assert criteria["interpretability"] == f"Kendall τ with the parameter count {number(tau)}"
+
     picks = np.mean([result["pick"]["accuracy"] for result in results])
     assert f"that of the lowest loss, classifies {picks:.1%} of" in page.words
     agreement = stats.kendalltau(*[[s["loss"] for s in r["subnets"]] for r in results])[0]

@@ -1,4 +1,4 @@
-"""Spaces, scores, and a slow search to kill: `python -m tests.search.searching RECORDS LOG`."""
+"""Spaces, scores, and slow searches to kill: `python -m tests.search.searching NAME FILE LOG`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nas_dynamic import Architecture, SearchSpace
-from nas_dynamic.search import Evolution, Objective, SearchResult, search
+from nas_dynamic.search import Evolution, Objective, RoBoT, SearchResult, Strategy, search
 
 SPACE = SearchSpace({f"layer{i}": ["conv1", "conv3", "conv5"] for i in range(6)})
 # Too large to be listed: strategies see it through draws.
@@ -34,8 +34,22 @@ def key(architecture: Architecture) -> tuple[object, ...]:
     return tuple(architecture.values())
 
 
-def run(records: Path | None, log: Path | None = None, delay: float = 0.0) -> SearchResult:
-    """Sixty evaluations of a search for accurate and small subnets; the log has one line each."""
+SEARCHES: dict[str, tuple[Strategy, list[Objective]]] = {
+    "evolution": (Evolution(population=12, offspring=6), [ACCURACY, Objective("parameters")]),
+    "robot": (RoBoT(iterations=40, pool=300), [ACCURACY]),
+}
+"""For accurate and small subnets, or for accurate ones."""
+
+
+def digits(architecture: Architecture) -> float:
+    return float(sum(map(ord, "".join(map(str, architecture.values())))) % 7)
+
+
+def run(
+    name: str, records: Path | None, log: Path | None = None, delay: float = 0.0
+) -> SearchResult:
+    """Sixty evaluations; the log has one line each."""
+    strategy, objectives = SEARCHES[name]
 
     def score(architectures: list[Architecture]) -> Iterator[dict[str, float]]:
         for architecture in architectures:
@@ -48,14 +62,14 @@ def run(records: Path | None, log: Path | None = None, delay: float = 0.0) -> Se
     return search(
         SPACE,
         score,
-        [ACCURACY, Objective("parameters")],
+        objectives,
         budget=60,
-        strategy=Evolution(population=12, offspring=6),
-        measures={"parameters": parameters},
+        strategy=strategy,
+        measures={"parameters": parameters, "digits": digits},
         path=records,
         seed=3,
     )
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), Path(sys.argv[2]), delay=0.05)
+    run(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), delay=0.05)

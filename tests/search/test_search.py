@@ -244,10 +244,13 @@ def test_a_search_stops_early():
 
 
 @pytest.mark.process
-def test_a_killed_search_goes_on_as_if_nothing_had_been(tmp_path):
+@pytest.mark.parametrize("name", searching.SEARCHES)
+def test_a_killed_search_goes_on_as_if_nothing_had_been(name, tmp_path):
+    if name == "robot":
+        pytest.importorskip("bayes_opt")
     records, log = tmp_path / "search.jsonl", tmp_path / "log"
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.search.searching", str(records), str(log)],
+        [sys.executable, "-m", "tests.search.searching", name, str(records), str(log)],
         cwd=Path(__file__).parents[2],
     )
     try:
@@ -270,17 +273,17 @@ def test_a_killed_search_goes_on_as_if_nothing_had_been(tmp_path):
         file.write(b'{"architecture": {"lay')
 
     log.unlink()
-    result = searching.run(records, log)
+    result = searching.run(name, records, log)
     scored = log.read_text().splitlines()
     assert len({*recorded, *scored}) == len(recorded) + len(scored) == 60
-    assert made(result) == made(searching.run(None))
+    assert made(result) == made(searching.run(name, None))
     lines = [json.loads(line) for line in records.read_text().splitlines()]
     assert [line["scores"]["accuracy"] for line in lines[1:]] == [
         evaluation.values["accuracy"] for evaluation in result.evaluations
     ]
     assert lines[1]["architecture"] == result.evaluations[0].architecture
 
-    searching.run(records, log)
+    searching.run(name, records, log)
     assert log.read_text().splitlines() == scored
 
 

@@ -47,6 +47,7 @@ PARTS = (
         "nni,experiment,search",
     ),
     ("nas_dynamic.search", "searches for subnets", "lightgbm pymoo scipy", "search"),
+    ("nas_dynamic.search.robot", "searches by RoBoT", "bayes_opt lightgbm pymoo scipy", "robot"),
     ("nas_dynamic.storage.network", "exports to ONNX", "onnxscript", "onnx"),
     (
         "nas_dynamic.analysis.architecture_table",

@@ -1,0 +1,1 @@
+"""Training-free metrics, and searches over published tables."""

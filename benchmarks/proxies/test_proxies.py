@@ -1,0 +1,233 @@
+"""Each part runs, in seconds, on tables that are made up; networks have published sizes."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.nb201.network import Network
+from benchmarks.nb201.supernet import EDGES, OPERATIONS, SPACE
+from benchmarks.proxies import __main__ as command
+from benchmarks.proxies.pretraining import PROXIES, _live, pretraining
+from benchmarks.proxies.recurrent import RecipeNetwork
+from benchmarks.proxies.robot import METRICS
+from benchmarks.proxies.sequences import BERT, RNN
+from benchmarks.proxies.tasks import TASKS
+from nas_dynamic.complexity import count_parameters
+from nas_dynamic.search import PretrainedMLP
+from nas_dynamic.search.proxies import METRICS as FUNCTIONS
+
+pytestmark = pytest.mark.host
+
+CELL = "|{}~0|+|{}~0|{}~1|+|{}~0|{}~1|{}~2|"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run the command in a folder of its own, and return what it found and printed."""
+
+    def run(part, **options):
+        results = tmp_path / "proxies.json"
+        given = {"results": results, "runs": tmp_path / "runs", "seeds": 1, **options}
+        words = [f"--{name}={value}" for name, value in given.items()]
+        monkeypatch.setattr(sys, "argv", ["proxies", part, *words])
+        command.main()
+        return json.loads(results.read_text()), capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def images(tmp_path):
+    pixels = np.random.default_rng(0).integers(256, size=(40, 16, 16, 3), dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        folder = tmp_path / "images/train" / f"class{number % 10}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{number}.png")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def scores(tmp_path):
+    generator = np.random.default_rng(0)
+    names = [CELL.format(*a.values()) for a in (SPACE.sample(generator) for _ in range(12))]
+    frame = pd.DataFrame(
+        [
+            {"space": "nasbench201", "task": task, "arch": name}
+            for task in ("cifar10", "svhn")
+            for name in names
+        ]
+    )
+    for column in ("val_accuracy", *METRICS, "nwot", "zen"):
+        frame[column] = generator.random(len(frame))
+    frame.loc[3, "jacov"] = -1e8
+    frame.to_csv(tmp_path / "scores.csv", index=False)
+    return tmp_path / "scores.csv"
+
+
+def test_the_network_has_the_published_size():
+    # The benchmark's own numbers of the smallest network, and of one with a 3×3 convolution.
+    none = dict.fromkeys(EDGES, "none")
+    assert count_parameters(Network(none)) == 73_306
+    assert count_parameters(Network(none | {"1←0": "nor_conv_3x3"})) == 316_346
+    assert count_parameters(Network(none | {"3←2": "nor_conv_1x1"})) == 101_306
+
+
+def test_an_edge_without_effect_changes_no_output():
+    x = torch.randn(4, 3, 8, 8)
+    cell = dict.fromkeys(EDGES, "none") | {"3←0": "skip_connect"}
+    outputs = []
+    for architecture in (cell, cell | {"1←0": "avg_pool_3x3"}):
+        torch.manual_seed(0)
+        outputs.append(Network(architecture, 4, 1)(x))
+    torch.testing.assert_close(*outputs)
+    assert set(OPERATIONS) >= set(cell.values())
+
+
+def test_ours_against_published_scores(run, scores, images):
+    sizes = {"networks": 5, "batch": 8, "channels": 4, "cells": 1}
+    found, printed = run("agreement", scores=scores, images=images, **sizes)
+    of_task = found["agreement"]["tasks"]
+    assert set(of_task["cifar10"]) > {"synflow", "gradient_norm", "counts"}
+    assert of_task["svhn"]["naswot"]["n"] == 5
+    assert "zen" in printed
+    again, _ = run("agreement", scores=scores, images=images, **sizes)
+    assert again == found  # with its seconds: nothing was computed again
+
+
+def test_robot_on_tasks(run, scores):
+    found, printed = run("robot", scores=scores, budget=4, seeds=2)
+    methods = found["robot, 4"]["methods"]
+    assert set(METRICS) | {"RoBoT", "random"} < set(methods)
+    count = len(methods)
+    assert sum(method["mean"] for method in methods.values()) == pytest.approx(
+        count * (count + 1) / 2
+    )
+    assert "2 tasks, 2 seeds, 4 evaluations" in printed
+    assert run("robot", scores=scores, budget=4, seeds=2)[0] == found
+
+
+def test_tasks_from_one_pool(run, tmp_path):
+    generator = np.random.default_rng(0)
+    digits = ["".join(map(str, np.unravel_index(i, (4,) * 6))) for i in range(4096)]
+    frame = pd.DataFrame({"arch": [f"64-41414-{d[0]}_{d[1:3]}_{d[3:]}" for d in digits]})
+    for task in TASKS:
+        frame[task] = generator.permutation(len(frame))
+    frame.to_csv(tmp_path / "micro.csv", index=False)
+    found, printed = run("tasks", table=tmp_path / "micro.csv", budget=40)
+    assert set(found["tasks, 40"]["arms"]) == {"together", "alone"}
+    assert "280" in printed
+    assert run("tasks", table=tmp_path / "micro.csv", budget=40)[0] == found
+
+
+def test_a_capped_first_population(run, tmp_path):
+    rows = pd.DataFrame({"arch_str": [CELL.format(*a.values()) for a in SPACE]})
+    generator = np.random.default_rng(0)
+    rows["c10_val200"] = 10 + 80 * generator.random(len(rows))
+    rows["lat_ms_pixel3"] = 40 * generator.random(len(rows))
+    rows.to_csv(tmp_path / "nb201.csv", index=False)
+    found, _ = run("capped", table=tmp_path / "nb201.csv")
+    for volumes in found["capped"]["arms"].values():
+        assert sorted(volumes) == volumes
+        assert 0 < volumes[0] < volumes[-1] <= 1
+
+
+def test_proxies_of_small_networks_are_kept(images, tmp_path):
+    rows = tmp_path / "runs/pretraining.csv"
+    pretraining(tmp_path, images, rows, seeds=range(1), architectures=3)
+    kept = pd.read_csv(rows)
+    assert list(kept.columns) == ["architecture", *PROXIES, "seconds"]
+    assert len(kept) == 3
+    pretraining(tmp_path, images, rows, seeds=range(1), architectures=5)
+    assert len(pd.read_csv(rows)) == 5
+    assert set(PROXIES) <= set(FUNCTIONS)
+
+
+def test_searches_with_and_without_proxies(run, tmp_path, images, monkeypatch):
+    monkeypatch.setattr("benchmarks.proxies.pretraining.PREDICTOR", PretrainedMLP(50, 8, 2, 2))
+    rows = pd.DataFrame({"architecture": list(dict.fromkeys(map(_live, SPACE)))})
+    for column in (*PROXIES, "seconds"):
+        rows[column] = np.arange(len(rows)) / 100
+    (tmp_path / "runs").mkdir()
+    rows.to_csv(tmp_path / "runs/pretraining.csv", index=False)
+    table = pd.DataFrame({"arch_str": [CELL.format(*a.values()) for a in SPACE]})
+    table["c10_val200"] = np.arange(len(table)) % 50  # one of 50 is the best
+    table.to_csv(tmp_path / "nb201.csv", index=False)
+    given = {"table": tmp_path / "nb201.csv", "images": images, "seeds": 2}
+    found, printed = run("pretraining", **given)
+    assert set(found["pretraining"]["arms"]) == {"parameters, MACs", "and proxies"}
+    assert all(0 < arm["mean"] < 1000 for arm in found["pretraining"]["arms"].values())
+    assert "2 seeds, paired" in printed
+    assert run("pretraining", **given)[0] == found
+
+
+def test_recurrent_networks_of_recipes(run, tmp_path, monkeypatch):
+    # An LSTM without its bias terms, as the benchmark writes it, but with nodes in any order.
+    gates = {n: {"op": "linear", "input": ["x", "h_prev_0"]} for n in "ifgo"}
+    lstm = {
+        "h_new_0": {"op": "elementwise_prod", "input": ["o_act", "c_act"]},
+        **{n + "_act": {"op": "activation_sigm", "input": [n]} for n in "ifo"},
+        "g_act": {"op": "activation_tanh", "input": ["g"]},
+        "kept": {"op": "elementwise_prod", "input": ["f_act", "h_prev_1"]},
+        "new": {"op": "elementwise_prod", "input": ["i_act", "g_act"]},
+        "h_new_1": {"op": "elementwise_sum", "input": ["kept", "new"]},
+        "c_act": {"op": "activation_tanh", "input": ["h_new_1"]},
+        **gates,
+    }
+    network = RecipeNetwork(lstm, words=9, embedding=3, hidden=4)
+    torchs = torch.nn.LSTM(3, 4, batch_first=True)
+    linear = [network.cell.linear[gate] for gate in "ifgo"]  # the order of torch's rows
+    values = {
+        "weight_ih_l0": torch.cat([x.weight for x, _ in linear]),
+        "weight_hh_l0": torch.cat([h.weight for _, h in linear]),
+        "bias_ih_l0": torch.cat([x.bias for x, _ in linear]),
+        "bias_hh_l0": torch.zeros(16),
+    }
+    torchs.load_state_dict(values)
+    tokens = torch.randint(9, (2, 6))
+    torch.testing.assert_close(network(tokens), torchs(network.embedding(tokens))[0][:, -1])
+
+    monkeypatch.setattr("benchmarks.proxies.recurrent.HIDDEN", 6)
+    blend = {
+        "f": gates["f"],
+        "a": {"op": "activation_leaky_relu", "input": ["f"]},
+        "h_new_0": {"op": "blend", "input": ["f", "a", "h_prev_0"]},
+    }
+    recipes = pd.DataFrame({"recipe_id": [1, 2, 3, 3], "params": 1})
+    recipes["recipe"] = [json.dumps(lstm), json.dumps(blend), *[json.dumps(lstm)] * 2]
+    recipes["test_loss_50"] = [1.0, 2.0, 3.0, 3.0]
+    recipes.to_csv(tmp_path / "recipes.csv", index=False)
+    rnn = pd.DataFrame({"recipe_id": [1, 2, 3], "layer_1_hidden_covariance": [3.0, 2.0, 1.0]})
+    rnn.assign(params=[1, 3, 2]).to_csv(tmp_path / "rnn.csv", index=False)
+    given = {"recipes": tmp_path / "recipes.csv", "rnn": tmp_path / "rnn.csv"}
+    found, printed = run("recurrent", **given)
+    assert found["recurrent"]["n"] == 3
+    assert found["recurrent"]["published, loss"].startswith("−1.00")
+    assert "3 recurrent networks" in printed
+    assert run("recurrent", **given)[0] == found
+
+
+def test_sequence_models_beside_controls(run, tmp_path):
+    generator = np.random.default_rng(0)
+    rnn = pd.DataFrame({"loss": generator.random(50)})
+    for column in (*RNN, "jacobian_covariance", "params"):
+        rnn[column] = -rnn["loss"]
+    depth = np.repeat([2, 4], 30)
+    bert = pd.DataFrame({"n_layers": depth, "glue": depth + generator.random(60)})
+    bert["hidden_size"] = 128
+    for column in (*BERT, "params"):
+        bert[column] = depth + generator.random(60)
+    rnn.to_csv(tmp_path / "rnn.csv", index=False)
+    bert.to_csv(tmp_path / "bert.csv", index=False)
+    found, printed = run("sequences", rnn=tmp_path / "rnn.csv", bert=tmp_path / "bert.csv")
+    assert found["sequences"]["RNN, loss"]["params"]["rho"] == pytest.approx(-1)
+    assert found["sequences"]["BERT, GLUE"]["params"]["rho"] > 0.6
+    assert abs(found["sequences"]["BERT, GLUE, within"]["params"]["rho"]) < 0.4
+    assert "head_confidence" in printed
+    assert "head_confidence" in run("show")[1]
