@@ -16,6 +16,7 @@ import torch
 from benchmarks.nb201.arms import ARMS
 from benchmarks.nb201.data import Images, load_images, load_table
 from benchmarks.nb201.factors import print_effects
+from benchmarks.nb201.idle import print_idle
 from benchmarks.nb201.kernels import SIMD, TORCH
 from benchmarks.nb201.measured import MEASURED, write_measured
 from benchmarks.nb201.rankings import print_rankings, scores_path
@@ -91,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
         "factors", help="print what the decay curve, γ by rank and MS each do"
     )
     factors.set_defaults(command=lambda options: print_effects(options.results))
+    idle = commands.add_parser("idle", help="print what coasting does in place of freezing")
+    idle.set_defaults(command=lambda options: print_idle(options.results))
     rankings = commands.add_parser(
         "rankings", help="print the bias of the rankings, and what seeds have in common"
     )

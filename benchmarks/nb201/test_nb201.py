@@ -27,6 +27,7 @@ from benchmarks.nb201.data import (
     parse_architecture,
 )
 from benchmarks.nb201.factors import DESIGN, effects, print_effects
+from benchmarks.nb201.idle import idle_differences, print_idle
 from benchmarks.nb201.kernels import SIMD, TORCH
 from benchmarks.nb201.rankings import (
     ALWAYS,
@@ -828,3 +829,21 @@ def test_effects_are_those_that_an_additive_measure_was_made_of(tmp_path, capsys
         writer.writerows(rows[1:])  # of seed 0 one arm is not there
     print_effects(tmp_path / "results.csv")
     assert "3 seeds of 8 arms" in capsys.readouterr().out
+
+
+def test_coasting_less_freezing_is_paired_by_seed(tmp_path, capsys):
+    row = dict.fromkeys(SETTING, "1") | {"updates": "20", "scored": "last", "edge": ""}
+    values = {("static", "coast"): [0.5, 0.7, 0.9], ("static", "freeze"): [0.3, 0.6]}
+    values |= {("poly", "coast"): [0.6], ("static", "drift"): [0.1]}
+    for (arm, idle), taus in values.items():
+        for seed, tau in enumerate(taus):
+            measured = dict.fromkeys(("tau", "tau_loss", "mean_accuracy"), tau)
+            append_result(
+                tmp_path / "r.csv", {"arm": arm, "idle": idle, "seed": seed} | row | measured
+            )
+    rows = read_results(tmp_path / "r.csv")
+    ((arm, differences),) = idle_differences(rows, "tau_loss").items()
+    assert arm[0] == "static"
+    assert differences == pytest.approx([0.2, 0.1])
+    print_idle(tmp_path / "r.csv")
+    assert "+0.150 [−0.485, +0.785]" in capsys.readouterr().out
