@@ -49,6 +49,7 @@ PARTS = (
     ("nas_dynamic.search", "searches for subnets", "lightgbm pymoo scipy", "search"),
     ("nas_dynamic.search.robot", "searches by RoBoT", "bayes_opt lightgbm pymoo scipy", "robot"),
     ("nas_dynamic.storage.network", "exports to ONNX", "onnxscript", "onnx"),
+    ("nas_dynamic.experiment.engine.cluster", "several machines", "ray", "ray"),
     (
         "nas_dynamic.analysis.architecture_table",
         "tables in parquet files",
