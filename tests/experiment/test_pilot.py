@@ -90,10 +90,13 @@ def test_without_any_effect_few_are_advised_and_where_it_cannot_be_told_seeds_ar
 
 
 def test_arms_differ_in_one_thing_each():
-    for base in (CONFIG, TINY, TINY | {"dynamic": {"curve": "cosine", "warmup_steps": 4}}):
+    others = {"curve": "cosine", "warmup_steps": 4}, {"idle": "coast"}
+    for base in (CONFIG, TINY, *(TINY | {"dynamic": options} for options in others)):
         arms = pilot_arms(parse(base), 30, [0, 1])
         static, calr, both = (arm.model_dump() for arm in arms.values())
         assert {arm["steps"] for arm in (static, calr, both)} == {30}
+        idle = base["dynamic"].get("idle", "auto")
+        assert {arm["dynamic"]["idle"] for arm in (static, calr, both)} == {idle}
 
         def differing(first, other):
             return {key for key in first if first[key] != other[key]} - {"name"}
@@ -108,6 +111,14 @@ def test_arms_differ_in_one_thing_each():
         else:
             assert static["scheduler"]["name"] == "CosineAnnealingLR"
             assert calr["dynamic"]["curve"] == "cosine"
+
+
+def test_one_seed_is_refused_before_anything_is_written(tmp_path, capsys):
+    config = write(tmp_path / "config.yaml", TINY)
+    out = ["--out", str(tmp_path / "runs")]
+    assert main(["doctor", "--supernet", config, "--seed", "3", *out]) == 1
+    assert "give --seed two or more" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.host

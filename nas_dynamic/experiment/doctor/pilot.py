@@ -49,8 +49,9 @@ def pilot_arms(config: Config, updates: int, seeds: Sequence[int]) -> dict[str, 
     """Return three short trainings, each of which differs in one thing from the one before it.
 
     All decay the lr along one curve: without CaLR for all subnets alike; with it, as fast as a
-    subnet is small; then with a momentum for each group as well. A scheduler of the configuration
-    is left out, since it is made for another number of updates.
+    subnet is small; then with a momentum for each group as well. Idle parameters do the same in
+    all, as the configuration says. A scheduler of it is left out, since it is made for another
+    number of updates.
 
     Args:
         config: whose space, data, optimizer and options they have.
@@ -67,7 +68,9 @@ def pilot_arms(config: Config, updates: int, seeds: Sequence[int]) -> dict[str, 
         "CaLR": parse(content | {"dynamic": dynamic}),
         "CaLR + MS": parse(content | {"dynamic": dynamic | {"momentum": True}}),
     }
-    arms = {"static": static_arm(arms["CaLR"], str(dynamic["curve"])), **arms}
+    static = static_arm(arms["CaLR"], str(dynamic["curve"])).model_dump()
+    static["dynamic"] |= {"idle": dynamic["idle"]}  # of a comparison it freezes
+    arms = {"static": parse(static), **arms}
     return {
         name: arm.model_copy(update={"name": f"{config.name}-{folder_name(name)}"})
         for name, arm in arms.items()
@@ -103,9 +106,11 @@ def examine_supernet(
             scored.
 
     Raises:
-        RunError: the folder was started with another configuration.
+        RunError: there is one seed only; the folder was started with another configuration.
         ConfigError: an arm cannot be trained; nothing is written.
     """
+    if len(seeds) < 2:
+        raise RunError("one seed has no interval, so nothing can be told: give --seed two or more")
     arms = pilot_arms(config, updates, seeds)
     check_writable(folder)
     data = checked_data(*arms.values())
@@ -120,28 +125,24 @@ def examine_supernet(
     chosen = _by_size(runs["static"].subnets, subnets)
     architectures = [subnet.architecture for subnet in chosen]
     epochs = -(-updates // len(batch_loader(data.train, config.batch_size, shuffle=True)))
-    alone = np.array(
-        [
-            [
-                score.loss
-                for score in standalone_scores(
-                    arms["static"],
-                    data,
-                    architectures,
-                    epochs,
-                    folder,
-                    engine,
-                    on="validation",
-                    seed=seed,
-                    updates=updates,
-                )
-            ]
-            for seed in range(ALONE)
-        ]
-    )
+    alone = [
+        standalone_scores(
+            arms["static"],
+            data,
+            architectures,
+            epochs,
+            folder,
+            engine,
+            on="validation",
+            seed=seed,
+            updates=updates,
+        )
+        for seed in range(ALONE)
+    ]
+    losses = np.array([[score.loss for score in training] for training in alone])
     label = runs["CaLR + MS"].seeds[0].group_by or ""
     similar = [_similarity(folders["static"], seed, label) for seed in seeds if label]
-    signs = _signs(runs, chosen, alone, label, [found for found in similar if found is not None])
+    signs = _signs(runs, chosen, losses, label, [found for found in similar if found is not None])
     advice = advise(signs)
     content: dict[str, Any] = asdict(signs)
     for name in ("calr", "momentum"):
