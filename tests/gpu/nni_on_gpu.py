@@ -31,7 +31,7 @@ class Record(pl.Callback):
 
 
 def train(folder: Path, accelerator: str) -> tuple[Record, torch.nn.Module]:
-    """Return what eight updates used, and the supernet."""
+    """Return what eight updates used, and the supernet; float64, so that devices can be compared."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(64, 3, 16, 16, generator=generator)
     data = torch.utils.data.TensorDataset(images, torch.randint(10, (64,), generator=generator))
@@ -51,6 +51,7 @@ def train(folder: Path, accelerator: str) -> tuple[Record, torch.nn.Module]:
         default_root_dir=str(folder),
         accelerator=accelerator,
         devices=1,
+        precision="64-true",
     )
     torch.manual_seed(0)
     strategy = dynamic(RandomOneShot(), seed=0)
