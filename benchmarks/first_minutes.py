@@ -98,9 +98,7 @@ def _see(command: str, folder: Path, limit: float) -> tuple[float, str]:
         try:
             said, _ = process.communicate(timeout=30)
         except subprocess.TimeoutExpired:
-            subprocess.run(
-                ["pkill", f"-{signal.SIGKILL.value}", "-s", str(process.pid)], check=False
-            )
+            subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
             said, _ = process.communicate()
         said += "^C"
     if process.returncode:

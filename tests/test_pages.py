@@ -1,4 +1,4 @@
-"""The whole scripts that the pages of the hosts begin with, as written there but for their length."""
+"""The whole scripts that pages of hosts begin with, as written there but for their length."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Record(pl.Callback):
 
 
 def train(folder: Path, accelerator: str) -> tuple[Record, torch.nn.Module]:
-    """Return what eight updates used, and the supernet; float64, so that devices can be compared."""
+    """Return what eight updates used, and the supernet. In float64, to compare devices."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(64, 3, 16, 16, generator=generator)
     data = torch.utils.data.TensorDataset(images, torch.randint(10, (64,), generator=generator))
