@@ -16,7 +16,8 @@ from benchmarks.nb201.supernet import OPERATIONS, SPACE
 from benchmarks.nb201.supernet import Supernet as NasBench201
 from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation
 from nas_dynamic.adapters.timm import mobile_supernet
-from nas_dynamic.evaluation import score_subnets
+from nas_dynamic.evaluation import evaluate, recalibrate, score_subnets
+from nas_dynamic.search import search_supernet
 from tests.attach.reference import C_MAX, C_MIN, Mixed, batches, complexity, make_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -194,6 +195,20 @@ def test_scores_are_those_of_the_cpu(exact):
     for cpu, gpu in zip(*scores, strict=True):
         assert cpu.architecture == gpu.architecture
         assert gpu.loss == pytest.approx(cpu.loss, rel=1e-3)
+
+
+def test_a_search_on_the_gpu_ends_in_a_network_that_scores_as_found(exact):
+    torch.manual_seed(0)
+    arch_def = [["ds_r1_k3_s1_e1_c8"], ["ir_r2_k3_s2_e6_c8"], ["ir_r2_k3_s2_e6_c16"]]
+    supernet = mobile_supernet(arch_def, kernel=(3, 5), expansion=(3, 6), num_classes=4).cuda()
+    images, labels = torch.randn(200, 3, 32, 32), torch.randint(4, (200,))
+    data = list(zip(images.split(40), labels.split(40), strict=True))
+    best = search_supernet(supernet, data, calibration=data[:3], budget=8).best
+    network = supernet.extract(best.architecture).cuda()
+    recalibrate(network, data[:3])
+    accuracy, loss = evaluate(network, data)
+    assert accuracy == best.values["accuracy"]
+    assert loss == pytest.approx(best.values["loss"], rel=1e-5)
 
 
 @pytest.mark.host
