@@ -157,7 +157,7 @@ class AutoFormer:
             "decayed-calr": {"momentum": False},
             "kept-calr": {"momentum": False},
         }
-        options = arms.get(arm, {}) | {"keep_mean_lr": False, "idle": idle}
+        options = {"momentum": True} | arms.get(arm, {}) | {"keep_mean_lr": False, "idle": idle}
         strategy = dynamic(RandomOneShot(), seed=seed, **options)  # STARTS has the arm's lr
         supernet = strategy.mutate_model(self.build())
         strategy.mutate_evaluator(evaluator).evaluate(supernet)

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from timm.optim import create_optimizer_v2
 from torch import nn
 
-from nas_dynamic import ComplexityBins, SearchSpace
+from nas_dynamic import ComplexityBins, SandwichSampler, SearchSpace
 from nas_dynamic.host import Host, Options, Supernet, attach, build, takes_options
 from tests.attach.reference import assert_identical
 
@@ -188,6 +189,42 @@ def test_a_scheduler_that_is_known_to_be_missing_is_refused():
     build(Constant(Layers()), Options(curve="scheduler", calr=False))
     for host in (Scheduled, Loop):
         build(host(Layers()), Options(curve="scheduler"))
+
+
+SEPARATED = {
+    "sgd": True,
+    "sgdw": True,
+    "lars": True,
+    "rmsprop": False,
+    "adam": False,
+    "adamw": False,
+    "lion": False,
+    "lamb": False,
+    "muon": False,
+    "adagrad": False,
+    "adadelta": False,
+}
+
+
+@pytest.mark.parametrize("name", SEPARATED)
+def test_momentum_is_separate_by_default_where_it_is_all_that_the_optimizer_keeps(name):
+    host = Loop(Layers())
+    host.optimizer = create_optimizer_v2(host.supernet, opt=name, lr=0.1)
+    assert (build(host, Options())[1] is not None) == SEPARATED[name]
+    assert build(host, Options(momentum=True))[1] is not None
+    assert build(host, Options(group_by="layer1"))[1] is not None
+    assert build(host, Options(momentum=False, group_by="layer1"))[1] is None
+
+
+def test_momentum_is_one_by_default_without_a_momentum_and_under_the_sandwich_rule():
+    host = Loop(Layers())
+    assert build(host, Options())[1] is not None
+    sampler = SandwichSampler(host.space, host.complexity("parameters"))
+    host.sampler = lambda: sampler
+    assert build(host, Options())[1] is None
+    host = Loop(Layers())
+    host.optimizer = torch.optim.SGD(host.supernet.parameters(), lr=0.1)
+    assert build(host, Options())[1] is None
 
 
 def test_parts_that_are_off_are_not_attached():

@@ -109,9 +109,9 @@ class SandwichOneShot(SamplerOneShot):
     """The sandwich rule (BigNAS): the largest subnet, the smallest and some random ones.
 
     An update is the mean of their losses; see `SandwichSampler`. Momentum separation does not go
-    well with it: the subnets of an update are then of one group, its largest and its smallest, so
-    that the ends of the space are trained in one of as many updates as there are groups. Take
-    `dynamic(…, momentum=False)` where the ends matter.
+    well with it, and `dynamic` leaves it out unless it is asked for: the subnets of an update are
+    then of one group, its largest and its smallest, so that the ends of the space are trained in
+    one of as many updates as there are groups.
 
     Args:
         randoms: number of random subnets an update.

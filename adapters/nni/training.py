@@ -225,7 +225,7 @@ class DynamicCallback(pl.Callback):
 
 def _checked_momentum(options: Options, optimizer: torch.optim.Optimizer) -> Options:
     """Return the options; where SGD has no momentum to separate, warn, and leave that out."""
-    if not options.momentum or not isinstance(optimizer, torch.optim.SGD):
+    if options.momentum is False or not isinstance(optimizer, torch.optim.SGD):
         return options
     if any(group["momentum"] for group in optimizer.param_groups):
         return options

@@ -45,7 +45,7 @@ def train_timm(folder: Path) -> None:
         num_classes=4,
     )
     optimizer = create_optimizer_v2(model, opt="adamw", lr=0.05, weight_decay=0.01)
-    attached = attach(optimizer, model)
+    attached = attach(optimizer, model, momentum=True)
     ema, start, last = ModelEmaV3(model, decay=0.5), 0, folder / "last.pth.tar"
     if last.exists():
         start = resume_checkpoint(model, str(last), optimizer, log_info=False)

@@ -71,7 +71,7 @@ def main() -> None:
     ordered = sort_by_importance(model, sequences(learned, preset, batches=4))
     supernet = elastic_lm(ordered, **choices(preset))
     # Momenta of their own cost too much in so few updates: see docs/elastic_lm.md.
-    callback = DynamicSupernet(momentum=False, seed=args.seed)
+    callback = DynamicSupernet(seed=args.seed)
     fit(supernet, learned, preset, preset.tuning, args, [callback])
     fit(model, learned, preset, preset.tuning, args, [])
     report("trained on alone", perplexity(model, test, preset), model.num_parameters())

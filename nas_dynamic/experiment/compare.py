@@ -110,7 +110,7 @@ def compare(
         RunError: the configuration is static itself; the folder was started with another one.
         ConfigError: an arm cannot be trained; nothing is written.
     """
-    if not (config.dynamic.calr or config.dynamic.momentum):
+    if not config.dynamic.calr and config.dynamic.momentum is False:
         raise RunError("dynamic.calr and dynamic.momentum are off: there is nothing to compare")
     arms = {"static": static_arm(config, static_curve), "dynamic": config}
     for name, arm in arms.items():

@@ -27,7 +27,9 @@ class Options:
 
     Attributes:
         calr: set the lr by the complexity of the subnet.
-        momentum: keep a momentum for each group of subnets.
+        momentum: keep a momentum for each group of subnets. By default where `group_by` is given;
+            and where the optimizer's only memory is a momentum, as SGD's, and updates do not take
+            both ends of the space, as under the sandwich rule. Elsewhere it was seen to cost.
         gamma_max: γ of the smallest subnet; see `CaLR`, as for the next five.
         gamma_min: γ of the largest subnet, 1/γ_max by default.
         curve: the decay; `"scheduler"` bends that of the optimizer's own lr scheduler.
@@ -63,7 +65,7 @@ class Options:
     """
 
     calr: bool = True
-    momentum: bool = True
+    momentum: bool | None = None
     gamma_max: float = 4.0
     gamma_min: float | None = None
     curve: str | Callable[[float], float] = "polynomial"

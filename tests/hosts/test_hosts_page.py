@@ -62,5 +62,6 @@ def test_a_page_runs_before_and_after(host: str, tmp_path: Path, monkeypatch: py
     training = training_of(after)
     assert training.updates == UPDATES[host]
     assert training.calr.total_steps in (UPDATES[host], None)
-    assert len(training.groups) == 2
+    # Trainer's optimizer is AdamW, whose whole state would be a group's own.
+    assert len(training.groups) == (0 if host == "transformers" else 2)
     assert not torch.equal(weights(before), weights(after))

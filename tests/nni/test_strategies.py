@@ -60,7 +60,7 @@ def test_every_strategy_trains_every_space(build, hub, attached, classification)
         pytest.skip("NNI's Proxyless takes no sliced operations")
     strategy = build()
     if attached:
-        strategy = dynamic(strategy)
+        strategy = dynamic(strategy, momentum=True)
     elif isinstance(strategy, ENAS):  # whose loader is mended by dynamic() only
         strategy = dynamic(strategy, calr=False, momentum=False, idle="freeze")
     evaluator = classification(shape, examples=8)
@@ -156,7 +156,7 @@ def by_teacher(logits, y, teacher):
 )
 def test_dynamic_equals_the_formulas_written_out(strategy, loss, classification):
     evaluator = classification(max_epochs=2, precision="64-true")
-    supernet, trainer, recorder = fit(dynamic(strategy(), idle="coast"), evaluator)
+    supernet, trainer, recorder = fit(dynamic(strategy(), idle="coast", momentum=True), evaluator)
     training = training_of(trainer)
     label = training.momentum.group_by
     batches = list(evaluator.train_dataloaders) * 2
@@ -203,7 +203,7 @@ RESUMED = {
     "random": lambda: dynamic(RandomOneShot(), seed=1, total_steps=18),
     "fair-static": lambda: FairOneShot(seed=1),
     "fair": lambda: dynamic(FairOneShot(seed=1), total_steps=18),
-    "sandwich": lambda: dynamic(SandwichOneShot(seed=1), total_steps=18),
+    "sandwich": lambda: dynamic(SandwichOneShot(seed=1), total_steps=18, momentum=True),
     "few-shot": lambda: dynamic(FewShotOneShot(seed=1, epochs=1), total_steps=18),
 }
 
