@@ -31,7 +31,7 @@ PARTS = {
     "update, SGD": (f"{OVERHEAD} --tensors 500 5000", 60),
     "update, AdamW fused": (f"{OVERHEAD} --tensors 500 5000 --optimizer adamw", 60),
     "step": ("-m benchmarks.gpu step", 120),
-    "scoring": ("-m benchmarks.speed.scoring --device cuda --subnets 60 --plain 6", 90),
+    "scoring": ("-m benchmarks.speed.scoring --device cuda --subnets 20 --plain 3", 90),
     "doctor": ("-m benchmarks.gpu doctor", 60),
 }
 STEPS, WARM_UP = 200, 270  # the checks of the first 256 updates are no part of a training's cost
