@@ -81,8 +81,10 @@ def weight_backward(
             at = base[:, None] * CI + ci[None, :]
             if op == 5:
                 if STRIDE == 2:
-                    x = tl.trans(halved(x_m, at, CI, SIDE))
-                    middle = tl.dot(x, d, middle, input_precision=PRECISION, out_dtype=middle.dtype)
+                    x = halved(x_m, at, CI, SIDE)
+                    middle = tl.dot(
+                        tl.trans(x), d, middle, input_precision=PRECISION, out_dtype=middle.dtype
+                    )
             else:
                 at += (ky - 1) * (WIDE * CI)
                 iy = oy * STRIDE + ky - 1

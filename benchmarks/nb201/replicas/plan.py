@@ -61,10 +61,10 @@ class Plan:
     @property
     def name(self) -> str:
         """File name of the replicas."""
-        seeds = "+".join(map(str, self.seeds))
+        seeds = "_".join(map(str, self.seeds))
         rest = f"s{seeds}-q{self.subnet_seed}-u{self.updates}-{self.precision}"
         size = f"c{self.channels}n{self.cells}p{self.size}b{self.batch}"
-        return f"replicas-{'+'.join(self.arms)}-{self.idle}-{rest}-{size}"
+        return f"replicas-{'_'.join(self.arms)}-{self.idle}-{rest}-{size}"
 
 
 class Draws(NamedTuple):

@@ -140,8 +140,8 @@ class Replicas:
             torch.cuda.synchronize()
         self.seconds += time.perf_counter() - start
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint; a stop while writing leaves the one before."""
+    def save(self, folder: Path) -> Path:
+        """Write a checkpoint, and return its path; a stop while writing leaves the one before."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.plan.name}.pt"
         state = {
@@ -153,6 +153,7 @@ class Replicas:
         }
         torch.save(state, path.with_suffix(".partial"))
         os.replace(path.with_suffix(".partial"), path)
+        return path
 
     def load(self, folder: Path) -> bool:
         """Continue where a checkpoint of the same replicas was written; tell if there is one."""
@@ -163,6 +164,6 @@ class Replicas:
         self.network.flat.copy_(saved["flat"])
         self.network.momentum.copy_(saved["momentum"])
         self.updates, self.seconds = saved["updates"], saved["seconds"]
-        self._losses[: self.updates] = saved["losses"]
+        self._losses[: self.updates].copy_(saved["losses"])
         self._step.fill_(self.updates)
         return True
