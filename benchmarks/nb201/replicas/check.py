@@ -62,6 +62,7 @@ class Check:
         """Check every kernel on some subnets; return whether all is right so far."""
         for _ in range(2):  # so that the momentum is not zero
             run_all(self.replicas.launches)
+            self.replicas.step.zero_()
         for subnet in subnets:
             self._run(subnet)
             for part, edges in self._parts():

@@ -95,7 +95,7 @@ def test_batches_are_the_benchmarks(images):
     plan = dataclasses.replace(PLAN, arms=("static", "poly"), seeds=(0, 3))
     replicas = Replicas(plan, images)
     for update in (0, 4, 5, 9):  # 5 updates an epoch
-        replicas._step.fill_(update)
+        replicas.step.fill_(update)
         for launch in replicas.prepare:
             launch()
         for m, run in enumerate(plan.runs):

@@ -40,6 +40,7 @@ class Replicas:
         padded: the training set with borders.
         order, crop: of the update, as in `Draws`.
         seed_of: number of the seed of each replica.
+        step: number of the update, in device memory.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Replicas:
             for _ in range(2)
         )
         self._now = [network.ops, network.lr, network.group, self.order, self.crop]
-        self._step = torch.zeros(1, dtype=torch.int64, device=device)
+        self.step = torch.zeros(1, dtype=torch.int64, device=device)
         self._losses = torch.zeros(len(draws.ops), network.models, device=device)
         batches = TrainingBatches(images, plan.batch, 0, device)
         self.padded, self._classes = batches.padded, batches.classes
@@ -97,13 +98,13 @@ class Replicas:
 
     def _read_tables(self) -> None:
         for table, now in zip(self._tables, self._now, strict=True):
-            torch.index_select(table, 0, self._step, out=now)
+            torch.index_select(table, 0, self.step, out=now)
         classes = self._classes[self.order[0].long()]
         torch.index_select(classes, 0, self.seed_of, out=self.network.classes)
 
     def _write_loss(self) -> None:
-        self._losses.index_copy_(0, self._step, self.network.loss[None].float())
-        self._step.add_(1)
+        self._losses.index_copy_(0, self.step, self.network.loss[None].float())
+        self.step.add_(1)
 
     def compile(self) -> None:
         """Compile the kernels in threads."""
@@ -119,7 +120,7 @@ class Replicas:
         self.network.flat.copy_(self._initial)
         self.network.momentum.zero_()
         self._losses.zero_()
-        self._step.zero_()
+        self.step.zero_()
         self.updates, self.seconds = 0, 0.0
 
     def advance(self, updates: int, until: float = float("inf")) -> None:
@@ -165,5 +166,5 @@ class Replicas:
         self.network.momentum.copy_(saved["momentum"])
         self.updates, self.seconds = saved["updates"], saved["seconds"]
         self._losses[: self.updates].copy_(saved["losses"])
-        self._step.fill_(self.updates)
+        self.step.fill_(self.updates)
         return True
