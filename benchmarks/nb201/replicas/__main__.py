@@ -99,9 +99,9 @@ def _prepare(plan: Plan, options: argparse.Namespace, updates: int | None = None
     """Return replicas that are ready to train; exit if a check fails."""
     if not torch.cuda.is_available():
         sys.exit("there is no CUDA device: nothing is run")
-    say(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {plan.name}")
     images = load_images(options.data, "train", SIZE, options.runs)
-    say(f"{len(images.classes)} training images")
+    say(f"{len(images.classes)} training images; {plan.name}")
+    say(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     # What is wrong shows in float32, where rounding hides less: on two replicas.
     few = dataclasses.replace(
         plan, precision="float32", seeds=plan.seeds[:1], arms=(plan.arms[0], plan.arms[-1])
