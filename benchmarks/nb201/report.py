@@ -63,7 +63,11 @@ def read_results(path: Path) -> Rows:
     with path.open() as file:
         rows = [dict.fromkeys(REPLICAS, "") | row for row in csv.DictReader(file)]
     numbers = Counter(map(identity, rows))
-    twice = [", ".join(map(" ".join, run)) for run, number in numbers.items() if number > 1]
+    twice = [
+        ", ".join(f"{name} {value}" for name, value in run if value)
+        for run, number in numbers.items()
+        if number > 1
+    ]
     if twice:
         raise ValueError(f"{path} has more than one row of\n" + "\n".join(twice))
     return rows
