@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.nb201.arguments import SCORING_BATCH, names, seeds, whole_batches
 from benchmarks.nb201.arms import ARMS
 from benchmarks.nb201.data import Images, load_images, load_table
 from benchmarks.nb201.factors import print_effects
@@ -36,7 +37,6 @@ PRESETS = {
     "paper": {"channels": 16, "cells": 5, "size": 32, "updates": 98_000},
 }
 KERNELS = {"torch": TORCH, "simd": SIMD}
-SCORING_BATCH = 256
 SCORED = ("last", "averaged")
 """Weights after the last update, or their moving average."""
 
@@ -55,17 +55,17 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="train and score what the results lack")
     run.set_defaults(command=_run)
-    run.add_argument("--arms", type=_names(ARMS), default=["static", "dynamic"], metavar="A,B")
-    run.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,5-9")
-    run.add_argument("--idle", type=_names(IDLE), default=["coast"], help=", ".join(IDLE))
-    run.add_argument("--edge", type=_names(EDGES), default=[DEFAULT_EDGE], help="grouping edges")
+    run.add_argument("--arms", type=names(ARMS), default=["static", "dynamic"], metavar="A,B")
+    run.add_argument("--seeds", type=seeds, default=[0], metavar="0,1,5-9")
+    run.add_argument("--idle", type=names(IDLE), default=["coast"], help=", ".join(IDLE))
+    run.add_argument("--edge", type=names(EDGES), default=[DEFAULT_EDGE], help="grouping edges")
     run.add_argument(
         "--sampler", choices=SAMPLERS, default="uniform", help="fair: five subnets an update"
     )
     run.add_argument("--preset", choices=PRESETS, default="small")
     run.add_argument("--updates", type=int, help="budget; the preset's by default")
     _add_data(run)
-    run.add_argument("--scored", type=_names(SCORED), default=["last"], help="which weights")
+    run.add_argument("--scored", type=names(SCORED), default=["last"], help="which weights")
     run.add_argument("--checkpoint", type=float, default=180, metavar="SECONDS")
     run.add_argument("--device", default="cpu")
 
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
     table = commands.add_parser("table", help="print means, paired differences and intervals")
     table.set_defaults(command=lambda o: print_tables(o.results, o.seeds, o.against))
-    table.add_argument("--seeds", type=_seeds, metavar="0,1,5-9", help="all by default")
+    table.add_argument("--seeds", type=seeds, metavar="0,1,5-9", help="all by default")
     measured = commands.add_parser(
         "measured", help=f"write {MEASURED}, the differences that the package carries"
     )
@@ -127,40 +127,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--architectures", type=int, default=1000, help="subnets that are scored")
     parser.add_argument(
-        "--images", type=_whole_batches, default=5120, help="test images that score them"
+        "--images", type=whole_batches, default=5120, help="test images that score them"
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--kernels", choices=KERNELS, default="torch", help="simd: faster on a CPU core"
     )
-
-
-def _names(known: Sequence[str]):
-    def parse(text: str) -> list[str]:
-        names = text.split(",")
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
-        return names
-
-    return parse
-
-
-def _seeds(text: str) -> list[int]:
-    seeds = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        seeds += range(int(first), int(last or first) + 1)
-    return seeds
-
-
-def _whole_batches(text: str) -> int:
-    images = int(text)
-    if images < 2 * SCORING_BATCH or images % SCORING_BATCH:
-        raise argparse.ArgumentTypeError(
-            f"{images} images are not two batches or more; give a multiple of {SCORING_BATCH}"
-        )
-    return images
 
 
 def _run(options: argparse.Namespace) -> None:

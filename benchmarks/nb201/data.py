@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import io
+import multiprocessing
 import os
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,19 +123,16 @@ def load_images(source: Path, split: str, size: int, cache: Path) -> Images:
     """
     path, identity = cache / f"cifar10-{split}-{size}.npz", _identity(source)
     if not _is_of(path, identity):
-        rows = sorted(_decode(source, split, size), key=lambda row: row[:2])
-        if not rows:
-            raise ValueError(f"{source} holds no images below {split}/CLASS/")
-        names = sorted({row[0] for row in rows})
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.tmp.npz")
-        np.savez(
-            partial,
-            pixels=np.stack([row[2] for row in rows]),
-            classes=np.array([names.index(row[0]) for row in rows]),
-            source=np.array(identity),
-        )
-        partial.replace(path)
+        # All splits at once, since it takes seconds to go through a tar.
+        for found, images in _decode(source, size).items():
+            cache.mkdir(parents=True, exist_ok=True)
+            complete = cache / f"cifar10-{found}-{size}.npz"
+            partial = complete.with_suffix(f".{os.getpid()}.tmp.npz")
+            pixels, classes = images.pixels.numpy(), images.classes.numpy()
+            np.savez(partial, pixels=pixels, classes=classes, source=np.array(identity))
+            partial.replace(complete)
+    if not _is_of(path, identity):
+        raise ValueError(f"{source} holds no images below {split}/CLASS/")
     with np.load(path) as arrays:
         return Images(torch.from_numpy(arrays["pixels"]), torch.from_numpy(arrays["classes"]))
 
@@ -154,22 +155,41 @@ def _is_of(cache: Path, identity: str) -> bool:
         return str(arrays["source"]) == identity
 
 
-def _decode(source: Path, split: str, size: int) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yield class, file name and pixels of every image of a split."""
+def _decode(source: Path, size: int) -> dict[str, Images]:
+    """Decode the images of every split, on all cores."""
+    found: dict[str, list[tuple[str, str, bytes]]] = {}
+    for split, label, name, data in _files(source):
+        found.setdefault(split, []).append((label, name, data))
+    splits = {}
+    # Processes, since Pillow holds Python's lock for most of so small an image.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork")) as pool:
+        for split, rows in found.items():
+            rows.sort(key=lambda row: row[:2])
+            names = sorted({row[0] for row in rows})
+            decode = functools.partial(_pixels, size=size)
+            pixels = np.stack(list(pool.map(decode, [row[2] for row in rows], chunksize=500)))
+            classes = torch.tensor([names.index(row[0]) for row in rows])
+            splits[split] = Images(torch.from_numpy(pixels), classes)
+    return splits
 
-    def pixels(file) -> np.ndarray:
-        with Image.open(file) as image:
-            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BOX))
 
+def _pixels(data: bytes, size: int) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BOX))
+
+
+def _files(source: Path) -> Iterator[tuple[str, str, str, bytes]]:
+    """Yield split, class, name and content of every image."""
     if source.is_dir():
-        for file in (source / split).glob("*/*"):
-            yield file.parent.name, file.name, pixels(file)
+        for split in ("train", "test"):
+            for file in (source / split).glob("*/*"):
+                yield split, file.parent.name, file.name, file.read_bytes()
         return
     with tarfile.open(source) as archive:
         for member in archive:
             parts = Path(member.name).parts
-            if member.isfile() and len(parts) >= 3 and parts[-3] == split:
-                yield parts[-2], parts[-1], pixels(archive.extractfile(member))
+            if member.isfile() and len(parts) >= 3 and parts[-3] in ("train", "test"):
+                yield *parts[-3:], archive.extractfile(member).read()
 
 
 @dataclass(frozen=True)

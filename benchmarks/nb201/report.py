@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from nas_dynamic.analysis.paired import Difference
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = [
     "ARM",
@@ -22,6 +23,7 @@ __all__ = [
     "SETTING",
     "TAUS",
     "append_result",
+    "identity",
     "interval",
     "paired_differences",
     "print_tables",
@@ -42,8 +44,11 @@ SETTING = (
     *("sampler", "channels", "cells", "size", "batch", "updates"),
     *("architectures", "images"),
 )
-ARM = (*SETTING, "scored", "idle", "edge", "arm")
-"""Columns that tell what is compared; rows that differ only in the seed are of one arm."""
+REPLICAS = ("precision", "taken", "subnet_seed")
+"""More columns of trainings side by side: precision of the products, updates taken of the budget,
+and the seed of the subnets, which is elsewhere the seed. They are empty in other rows."""
+ARM = (*SETTING, *REPLICAS[:2], "scored", "idle", "edge", "arm")
+"""Columns that tell what is compared; rows that differ only in the seeds are of one arm."""
 
 
 def read_results(path: Path) -> Rows:
@@ -56,23 +61,43 @@ def read_results(path: Path) -> Rows:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no results yet; `python -m benchmarks.nb201 run` first")
     with path.open() as file:
-        rows = list(csv.DictReader(file))
-    numbers = Counter(tuple((name, row[name]) for name in (*ARM, "seed")) for row in rows)
-    twice = [", ".join(map(" ".join, run)) for run, number in numbers.items() if number > 1]
+        rows = [dict.fromkeys(REPLICAS, "") | row for row in csv.DictReader(file)]
+    numbers = Counter(map(identity, rows))
+    twice = [
+        ", ".join(f"{name} {value}" for name, value in run if value)
+        for run, number in numbers.items()
+        if number > 1
+    ]
     if twice:
         raise ValueError(f"{path} has more than one row of\n" + "\n".join(twice))
     return rows
 
 
+def identity(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Return what tells a row from others, as pairs of column and value."""
+    return tuple((name, str(row.get(name, ""))) for name in (*ARM, "subnet_seed", "seed"))
+
+
 def append_result(path: Path, row: dict[str, Any]) -> None:
-    """Append a row, below a header where the file is new."""
+    """Append a row; a column that the file has not is added, empty in the rows before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    columns: list[str] = []
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            columns, rows = list(reader.fieldnames or ()), list(reader)
+    if row.keys() <= set(columns):
+        with path.open("a", newline="") as file:
+            csv.DictWriter(file, columns, lineterminator="\n").writerow(row)
+        return
+    columns = list(dict.fromkeys([*columns, *row]))
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*rows, row])
+    partial.replace(path)
 
 
 def paired_differences(
@@ -99,20 +124,23 @@ def paired_differences(
 
 
 def _pair_key(row: dict[str, str]) -> tuple[str, ...]:
-    return (*(row[key] for key in (*SETTING, "scored", "idle")), row["seed"])
+    keys = (*SETTING, *REPLICAS, "scored", "idle", "seed")
+    return tuple(row.get(key, "") for key in keys)
 
 
 def _arm_key(row: dict[str, str]) -> tuple[str, ...]:
-    return tuple(row[key] for key in ARM)
+    return tuple(row.get(key, "") for key in ARM)
 
 
 def print_tables(path: Path, seeds: Collection[int] | None = None, against: str = BASELINE) -> None:
     """Print a table for each setting, kind of weights and measure, of all seeds or some."""
+    from rich.console import Console  # rows are also written where there is no rich
+
     rows = [row for row in read_results(path) if seeds is None or int(row["seed"]) in seeds]
     console = Console(width=154, highlight=False)
     blocks = defaultdict(list)
     for row in rows:
-        blocks[tuple(row[key] for key in (*SETTING, "scored"))].append(row)
+        blocks[tuple(row[key] for key in (*SETTING, *REPLICAS[:2], "scored"))].append(row)
     for members in blocks.values():
         first = members[0]
         for measure, title in MEASURES.items():
@@ -124,6 +152,8 @@ def print_tables(path: Path, seeds: Collection[int] | None = None, against: str 
                 f"{first['architectures']} architectures on {first['images']} images. "
                 f"Parameter count: {float(first['tau_parameters']):.3f}, "
                 f"MACs: {float(first['tau_macs']):.3f}"
+                + (f". Side by side, {first['precision']}" if first["precision"] else "")
+                + (f", {first['taken']} updates taken" if first["taken"] else "")
             )
             differences = paired_differences(rows, measure, against)
             console.print(_table(members, measure, differences, against))
@@ -132,6 +162,8 @@ def print_tables(path: Path, seeds: Collection[int] | None = None, against: str 
 def _table(
     rows: Rows, measure: str, differences: dict[tuple[str, ...], Difference], against: str
 ) -> Table:
+    from rich.table import Table
+
     table = Table(
         *("arm", "idle", "edge", "n", "mean", "sd", "of scoring"),
         *("regret@1", "regret@10", f"− {against}", "n", "95% t", "95% bootstrap"),

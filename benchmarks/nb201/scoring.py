@@ -15,7 +15,7 @@ from benchmarks.nb201.supernet import Cell, LiveEdge, Supernet, live_edges, macs
 from nas_dynamic import Architecture
 from nas_dynamic.analysis.ranking import kendall_tau
 
-__all__ = ["Scores", "measures", "regret_of", "score", "split_deviation"]
+__all__ = ["Scores", "measures", "regret_of", "score", "split_deviation", "top_measures"]
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,22 @@ def measures(table: Table, scores: Scores) -> dict[str, float | int]:
         "tau_loss": kendall_tau(-scores.loss.mean(1), truth),
         "tau_loss_deviation": split_deviation(-scores.loss, truth),
         "mean_accuracy": accuracy.mean(),
-        "regret_1": regret_of(1, accuracy, truth),
-        "regret_10": regret_of(10, accuracy, truth),
     }
+    values |= top_measures(accuracy, truth)
+    by_loss = top_measures(-scores.loss.mean(1), truth)
+    values |= {f"{name}_loss": value for name, value in by_loss.items()}
     for measure in (parameters, macs):
         baseline = [measure(architecture) for architecture in table.architectures]
         values[f"tau_{measure.__name__}"] = kendall_tau(np.array(baseline), truth)
     rounded = {name: round(float(value), 5) for name, value in values.items()}
     return {"architectures": len(truth)} | rounded
+
+
+def top_measures(ranking: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Measure what a search is after: regrets of the first, and τ within the truth's best tenth."""
+    best = np.argsort(-truth, kind="stable")[: math.ceil(len(truth) / 10)]
+    values = {f"regret_{count}": regret_of(count, ranking, truth) for count in (1, 10, 100)}
+    return values | {"tau_top": kendall_tau(ranking[best], truth[best])}
 
 
 def regret_of(count: int, ranking: np.ndarray, truth: np.ndarray) -> float:

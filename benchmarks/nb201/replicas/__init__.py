@@ -1,0 +1,1 @@
+"""Many supernets at once on one GPU: arms × seeds of the benchmark in one CUDA graph."""
