@@ -57,8 +57,13 @@ def autocast(device: torch.device, precision: str) -> torch.autocast | contextli
 
 
 def images_on(device: torch.device, images: torch.Tensor) -> torch.Tensor:
-    """Move images to where and how they are fast; depthwise convolutions take half the time."""
-    if images.dim() == 4:
+    """Move images to where and how they are fast.
+
+    On a CPU depthwise convolutions take half the time in channels_last. On a GPU it saves a third,
+    but cuDNN plans each convolution that it has not met, for seconds a subnet, where the contiguous
+    layout has torch's own depthwise kernels.
+    """
+    if images.dim() == 4 and device.type == "cpu":
         return images.to(device, memory_format=torch.channels_last)
     return images.to(device)
 
