@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Hashable, Mapping
 from typing import Any, Self, TypeVar
 
 import torch
 from torch import nn
 
+from nas_dynamic.adapters.elastic.space import BlockSpace
 from nas_dynamic.space import Architecture, SearchSpace
 
-__all__ = ["ActiveSubnet", "filled"]
+__all__ = ["ActiveSubnet", "filled", "weights_of_blocks"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -114,3 +116,32 @@ def filled(subnet: Model, weights: Mapping[str, torch.Tensor]) -> Model:
             own[name] = own[names[parameter]]
     subnet.load_state_dict(own, strict=True, assign=True)
     return subnet
+
+
+@torch.no_grad()
+def weights_of_blocks(
+    supernet: ActiveSubnet, architecture: Architecture, blocks: str
+) -> dict[str, torch.Tensor]:
+    """Return the weights of a subnet by their names in the stand-alone model.
+
+    They are views of the supernet's, or copies where a layer makes its active part contiguous. The
+    subnet that is computed stays.
+
+    Args:
+        supernet: of a `BlockSpace`, whose subnets have its first blocks and sliced layers.
+        architecture: the subnet.
+        blocks: path of the blocks.
+    """
+    space: BlockSpace[Any] = supernet.space  # type: ignore[assignment]
+    computed = supernet._computed or supernet._architecture
+    supernet._compute(architecture)
+    try:
+        depth = len(space.shape(architecture)[1])
+        beyond = tuple(f"{blocks}.{number}." for number in range(depth, space.depth))
+        return {
+            name: operator.attrgetter(name)(supernet)
+            for name in supernet.state_dict()
+            if not name.startswith(beyond)
+        }
+    finally:
+        supernet._compute(computed)

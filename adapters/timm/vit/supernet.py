@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, cast
 
@@ -14,6 +13,7 @@ from timm.models._features import FeatureGetterNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from nas_dynamic.adapters.elastic.supernet import weights_of_blocks
 from nas_dynamic.adapters.elastic.table import BlockTable
 from nas_dynamic.adapters.timm.recipe import Recipe, build
 from nas_dynamic.adapters.timm.supernet import Measure, Supernet
@@ -246,19 +246,8 @@ class ElasticVisionTransformer(Supernet, VisionTransformer):
         for block, shape in zip(self.blocks, shapes, strict=True):
             resize_block(block, embed_dim, shape)
 
-    @torch.no_grad()
     def _weights(self, architecture: Architecture) -> dict[str, torch.Tensor]:
-        computed = self._computed or self._architecture
-        self._compute(architecture)
-        try:
-            beyond = tuple(f"blocks.{i}." for i in range(self._depth, self.space.depth))
-            return {
-                name: operator.attrgetter(name)(self)
-                for name in self.state_dict()
-                if not name.startswith(beyond)
-            }
-        finally:
-            self._compute(computed)
+        return weights_of_blocks(self, architecture, "blocks")
 
     def _recipe(self, architecture: Architecture) -> Recipe:
         return recipe_of(self._arguments, self.space.head_dim, *self.space.shape(architecture))

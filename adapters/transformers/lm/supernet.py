@@ -22,7 +22,7 @@ from transformers import (
     Qwen3Model,
 )
 
-from nas_dynamic.adapters.elastic.supernet import ActiveSubnet, filled
+from nas_dynamic.adapters.elastic.supernet import ActiveSubnet, filled, weights_of_blocks
 from nas_dynamic.adapters.elastic.table import BlockTable
 from nas_dynamic.adapters.transformers.lm.families import Family, family_of
 from nas_dynamic.adapters.transformers.lm.sliced import SLICED
@@ -140,7 +140,7 @@ class ElasticLM(ActiveSubnet, PreTrainedModel):
             if buffer.is_meta:  # of rotary embeddings, which no slice changes
                 path, _, own = name.rpartition(".")
                 setattr(subnet.get_submodule(path), own, buffers[name].clone())
-        filled(subnet, self._weights(architecture))
+        filled(subnet, weights_of_blocks(self, architecture, self.family.layers))
         if self.can_generate():
             subnet.generation_config = copy.deepcopy(self.generation_config)
         return cast(PreTrainedModel, subnet.train(self.training))
@@ -259,21 +259,6 @@ class ElasticLM(ActiveSubnet, PreTrainedModel):
         layers = operator.attrgetter(self.family.layers)(self)
         for layer, shape in zip(layers, shapes, strict=True):
             self.family.resize_layer(layer, self.space, width, shape)
-
-    @torch.no_grad()
-    def _weights(self, architecture: Architecture) -> dict[str, torch.Tensor]:
-        computed = self._computed or self._architecture
-        self._compute(architecture)
-        try:
-            depth = len(self.space.shape(architecture)[1])
-            beyond = tuple(f"{self.family.layers}.{i}." for i in range(depth, self.space.depth))
-            return {
-                name: operator.attrgetter(name)(self)
-                for name in self.state_dict()
-                if not name.startswith(beyond)
-            }
-        finally:
-            self._compute(computed)
 
 
 class _ActiveLayers(nn.Module):
