@@ -22,12 +22,12 @@ from transformers import (
     Qwen3Model,
 )
 
-from nas_dynamic.adapters.elastic.supernet import ActiveSubnet, filled, weights_of_blocks
+from nas_dynamic.adapters.elastic.supernet import ElasticBlocks, filled
 from nas_dynamic.adapters.elastic.table import BlockTable
 from nas_dynamic.adapters.transformers.lm.families import Family, family_of
 from nas_dynamic.adapters.transformers.lm.sliced import SLICED
 from nas_dynamic.adapters.transformers.lm.space import LayerShape, LmSpace
-from nas_dynamic.complexity import count_macs, count_parameters
+from nas_dynamic.complexity import count_macs
 from nas_dynamic.space import Architecture
 
 __all__ = ["ElasticLM", "elastic_lm"]
@@ -99,12 +99,13 @@ def elastic_lm(
             module.__class__ = sliced
     inner, elastic = _ELASTIC[family.plain]
     supernet.base_model.__class__, supernet.__class__ = inner, elastic
-    supernet.family, supernet.space, supernet.base = family, space, space.base
+    supernet.family, supernet.block_path = family, family.layers
+    supernet.space, supernet.base = space, space.base
     supernet.activate(space.base)
     return cast(ElasticLM, supernet)
 
 
-class ElasticLM(ActiveSubnet, PreTrainedModel):
+class ElasticLM(ElasticBlocks, PreTrainedModel):
     """A language model of transformers that computes one of its subnets; made by `elastic_lm`.
 
     Names and shapes of the parameters are those of the model that it was made from, and so is
@@ -140,7 +141,7 @@ class ElasticLM(ActiveSubnet, PreTrainedModel):
             if buffer.is_meta:  # of rotary embeddings, which no slice changes
                 path, _, own = name.rpartition(".")
                 setattr(subnet.get_submodule(path), own, buffers[name].clone())
-        filled(subnet, weights_of_blocks(self, architecture, self.family.layers))
+        filled(subnet, self._weights(architecture))
         if self.can_generate():
             subnet.generation_config = copy.deepcopy(self.generation_config)
         return cast(PreTrainedModel, subnet.train(self.training))
@@ -153,13 +154,6 @@ class ElasticLM(ActiveSubnet, PreTrainedModel):
         """
         self.space.validate(architecture)
         return self._configured(*self.space.shape(architecture))
-
-    def subnet_parameters(self) -> BlockTable:
-        """Return architecture → number of parameters of the stand-alone subnet; exact.
-
-        What is tied, such as the embedding and the head, counts once.
-        """
-        return self.subnet_table(count_parameters)
 
     def subnet_macs(self, tokens: int | None = None) -> BlockTable:
         """Return architecture → multiply-accumulates of a forward pass; exact.
@@ -256,7 +250,7 @@ class ElasticLM(ActiveSubnet, PreTrainedModel):
         inner: Any = self.base_model
         inner.depth = len(shapes)
         self.family.resize_outside(self, width)
-        layers = operator.attrgetter(self.family.layers)(self)
+        layers = operator.attrgetter(self.block_path)(self)
         for layer, shape in zip(layers, shapes, strict=True):
             self.family.resize_layer(layer, self.space, width, shape)
 
