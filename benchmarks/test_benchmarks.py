@@ -126,7 +126,7 @@ def test_elastic_lm_trains_what_its_results_lack(tmp_path, capsys):
     assert results.read_text().startswith(rows)
     with results.open() as file:
         assert [row["arm"] for row in csv.DictReader(file)] == arms
-    assert "both_global    1 seeds" in capsys.readouterr().out
+    assert "both_global         1 seeds" in capsys.readouterr().out
 
 
 def test_sub_spaces_are_trained_and_compared_over_seeds(tmp_path, capsys):
