@@ -1,4 +1,4 @@
-"""Elastic language models: depth, width, heads and feed-forward width are choices."""
+"""Elastic language models: depth, width, heads, feed-forward width, attention are choices."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from transformers import (
 from nas_dynamic.adapters.elastic.supernet import ElasticBlocks, filled
 from nas_dynamic.adapters.elastic.table import BlockTable
 from nas_dynamic.adapters.transformers.lm.families import Family, family_of
+from nas_dynamic.adapters.transformers.lm.modeling_layerwise import set_attention
 from nas_dynamic.adapters.transformers.lm.sliced import SLICED
 from nas_dynamic.adapters.transformers.lm.space import LayerShape, LmSpace
 from nas_dynamic.complexity import count_macs
@@ -40,6 +41,7 @@ def elastic_lm(
     width: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     ffn: Sequence[int] | None = None,
+    attention: Sequence[str] | None = None,
     per_layer: bool = False,
 ) -> ElasticLM:
     """Make a supernet whose largest subnet is a given language model.
@@ -56,6 +58,7 @@ def elastic_lm(
         heads: numbers of query heads; label `heads`. Without candidates there are as many as fill
             the width, width / width of a head, if they do so in the model.
         ffn: hidden features of the feed-forward part, `intermediate_size`; label `ffn`.
+        attention: `"softmax"`, and `"linear"`, see `causal_linear_attention`; label `attention`.
         per_layer: True for choices of each layer: labels `heads1`, `heads2`, …, `ffn1`, ….
 
     Raises:
@@ -80,7 +83,7 @@ def elastic_lm(
     """
     family = family_of(model)
     config = model.config
-    given = {"depth": depth, "width": width, "heads": heads, "ffn": ffn}
+    given = {"depth": depth, "width": width, "heads": heads, "ffn": ffn, "attention": attention}
     space = LmSpace(
         config.hidden_size,
         config.num_hidden_layers,
@@ -235,6 +238,8 @@ class ElasticLM(ElasticBlocks, PreTrainedModel):
             entries["layer_key_value_heads"] = [space.key_value_heads_of(n.heads) for n in layers]
             entries["layer_heads"] = [layer.heads for layer in layers]
             entries["layer_ffn"] = [layer.ffn for layer in layers]
+            if any(layer.attention != "softmax" for layer in layers):
+                entries["layer_attention"] = [layer.attention for layer in layers]
         config = cls(**entries)
         config._attn_implementation = self.config._attn_implementation
         return cast(PretrainedConfig, config)
@@ -253,6 +258,7 @@ class ElasticLM(ElasticBlocks, PreTrainedModel):
         layers = operator.attrgetter(self.block_path)(self)
         for layer, shape in zip(layers, shapes, strict=True):
             self.family.resize_layer(layer, self.space, width, shape)
+            set_attention(self.family.attention(layer), shape.attention, self.config)
 
 
 class _ActiveLayers(nn.Module):
