@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     known = [(row["arm"], int(row["updates"]), int(row["seed"])) for row in read(options.results)]
     for seed in range(options.seeds):
-        missing = [arm for arm in ARMS if (arm, options.updates, seed) not in known]
+        missing = [arm for arm in options.arms if (arm, options.updates, seed) not in known]
         if options.data is not None and missing:
             text = read_text(options.data)
             teacher = pretrained(seed, options.pretraining, text[0])
@@ -137,7 +137,8 @@ def append(path: Path, key: tuple[str, int, int], run: Run) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.elastic_lm.sub_spaces")
     parser.add_argument("--data", type=Path, help="text, or a folder of *.txt; print only if not")
-    parser.add_argument("--updates", type=int, default=1200, help="of all sub-spaces together")
+    parser.add_argument("--arms", nargs="+", default=[*ARMS], choices=ARMS)
+    parser.add_argument("--updates", type=int, default=400, help="of all sub-spaces together")
     parser.add_argument("--pretraining", type=int, default=400, help="updates of the teacher")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
