@@ -147,8 +147,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.elastic_lm.bits")
     parser.add_argument("--data", type=Path, required=True, help="text, or a folder of *.txt")
     parser.add_argument("--updates", type=int, default=400)
-    parser.add_argument("--budget", type=int, default=200, help="evaluations of a search")
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--budget", type=int, default=100, help="evaluations of a search")
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args(arguments)
 

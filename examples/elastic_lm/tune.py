@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import train
 import transformers
 from train import (
-    PRESETS,
     Preset,
     choices,
     find,
@@ -34,6 +34,7 @@ from transformers import PreTrainedModel
 from nas_dynamic.adapters.transformers import DynamicSupernet, elastic_lm, sort_by_importance
 from nas_dynamic.analysis.paired import Difference
 
+PRESETS = train.PRESETS | {"cpu": Preset(64, 4, 192, 4, 64, 16, 800, 400, 60)}
 COMPARED = (
     ("largest subnet", "whole, tuned alone"),
     ("subnet of the supernet", "subnet, tuned alone"),
