@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import train
 import transformers
 from train import (
+    PRESETS,
     Preset,
     choices,
     find,
@@ -34,7 +34,7 @@ from transformers import PreTrainedModel
 from nas_dynamic.adapters.transformers import DynamicSupernet, elastic_lm, sort_by_importance
 from nas_dynamic.analysis.paired import Difference
 
-PRESETS = train.PRESETS | {"cpu": Preset(64, 4, 192, 4, 64, 16, 800, 400, 60)}
+SIZES = PRESETS | {"cpu": Preset(64, 4, 192, 4, 64, 16, 800, 400, 60)}
 COMPARED = (
     ("largest subnet", "whole, tuned alone"),
     ("subnet of the supernet", "subnet, tuned alone"),
@@ -45,7 +45,7 @@ COMPARED = (
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
-    preset = PRESETS[args.preset]
+    preset = SIZES[args.preset]
     args.out.mkdir(parents=True, exist_ok=True)
     results = args.out / "results.jsonl"
     rows = (
@@ -126,7 +126,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, help="text to pretrain on, or a folder of *.txt")
     parser.add_argument("--other", type=Path, help="text to tune on, or a folder of *.txt")
-    parser.add_argument("--preset", choices=PRESETS, default="cpu")
+    parser.add_argument("--preset", choices=SIZES, default="cpu")
     parser.add_argument("--seeds", type=int, default=1, help="of the tuning; 0, 1, …")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/elastic_lm_tune"))
