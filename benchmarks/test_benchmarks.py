@@ -126,7 +126,35 @@ def test_elastic_lm_trains_what_its_results_lack(tmp_path, capsys):
     assert results.read_text().startswith(rows)
     with results.open() as file:
         assert [row["arm"] for row in csv.DictReader(file)] == arms
-    assert "both_global    1 seeds" in capsys.readouterr().out
+    assert "both_global         1 seeds" in capsys.readouterr().out
+
+
+def test_sub_spaces_are_trained_and_compared_over_seeds(tmp_path, capsys):
+    pytest.importorskip("transformers")
+    from benchmarks.elastic_lm.sub_spaces import ARMS, main
+
+    results = tmp_path / "results.csv"
+    options = ["--updates", "3", "--pretraining", "1", "--results", str(results)]
+    data = str(Path(__file__).parents[1] / "README.md")
+    main([*options, "--data", data, "--seeds", "1"])
+    with results.open() as file:
+        assert [row["arm"] for row in csv.DictReader(file)] == [*ARMS]
+    capsys.readouterr()
+    main(options)
+    assert "three sub-spaces    1 seeds" in capsys.readouterr().out
+
+
+def test_searches_over_bits_are_compared_over_seeds(capsys):
+    pytest.importorskip("transformers")
+    pytest.importorskip("torchao")
+    from benchmarks.elastic_lm.bits import main
+
+    data = str(Path(__file__).parents[1] / "README.md")
+    main(["--data", data, "--updates", "2", "--budget", "30", "--seeds", "2"])
+    printed = capsys.readouterr().out
+    assert "49,152 architectures" in printed
+    assert printed.count("hypervolume 0.") == 4
+    assert "2 seeds of the search" in printed
 
 
 def test_deviations_of_groups_by_their_formula():

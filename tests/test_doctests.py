@@ -32,6 +32,9 @@ def test_examples_of_the_docstrings(name: str):
     for host in ("nni", "timm", "archai", "transformers"):
         if f".adapters.{host}" in name or (host == "nni" and ".experiment.nni" in name):
             pytest.importorskip(host)
+    if name.endswith(".quantised"):
+        pytest.importorskip("timm")
+        pytest.importorskip("torchao")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NNI's import
         module = importlib.import_module(name)

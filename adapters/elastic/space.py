@@ -7,10 +7,13 @@ from typing import Any, Generic, TypeVar
 
 from nas_dynamic.space import Architecture, SearchSpace
 
-__all__ = ["BlockSpace"]
+__all__ = ["ATTENTIONS", "BlockSpace"]
+
+ATTENTIONS = ("softmax", "linear")
+"""Kinds of attention of a block, on the same parameters."""
 
 Shape = TypeVar("Shape", bound=Any)
-"""A NamedTuple of what can be elastic in one block, `heads` among it."""
+"""A NamedTuple of what can be elastic in one block, `heads` and `attention` among it."""
 
 
 class BlockSpace(SearchSpace, Generic[Shape]):
@@ -84,6 +87,12 @@ class BlockSpace(SearchSpace, Generic[Shape]):
         self._check_sizes("depth", candidates.get("depth"), self.depth)
         self._check_sizes(label, candidates.get(label), self.width)
         self._check_sizes("heads", candidates.get("heads"), self.block.heads)
+        for attention in candidates.get("attention", ()):
+            if attention not in ATTENTIONS:
+                raise ValueError(
+                    f"attention {attention!r} is unknown; choose from {', '.join(ATTENTIONS)}"
+                )
+        self._check_own("attention", candidates.get("attention"), "softmax")
         for width in candidates.get(label, ()):
             if self.heads_follow and width % self.head_dim:
                 below = width // self.head_dim * self.head_dim

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import operator
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Self, TypeVar
 
 import torch
 from torch import nn
 
+from nas_dynamic.adapters.elastic.space import BlockSpace
+from nas_dynamic.adapters.elastic.table import BlockTable
+from nas_dynamic.complexity import count_parameters
 from nas_dynamic.space import Architecture, SearchSpace
 
-__all__ = ["ActiveSubnet", "filled"]
+__all__ = ["ActiveSubnet", "ElasticBlocks", "filled"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -94,6 +98,52 @@ class ActiveSubnet(nn.Module):
     def _select(self, architecture: Architecture) -> None:
         """Make the layers compute a subnet."""
         raise NotImplementedError
+
+
+class ElasticBlocks(ActiveSubnet):
+    """An active subnet that has the first blocks of the supernet, and slices of their layers.
+
+    Attributes:
+        block_path: path of the blocks, in the supernet and in every subnet.
+    """
+
+    space: BlockSpace[Any]
+    block_path: str
+
+    def extract(self, architecture: Architecture) -> nn.Module:
+        """Return the stand-alone subnet, with a copy of the weights."""
+        raise NotImplementedError
+
+    def subnet_parameters(self) -> BlockTable:
+        """Return architecture → number of parameters of the stand-alone subnet; exact.
+
+        What is tied, such as an embedding and a head, counts once.
+        """
+        return self.subnet_table(count_parameters)
+
+    def subnet_table(self, measure: Callable[[nn.Module], float]) -> BlockTable:
+        """Return architecture → any complexity that is a sum over blocks.
+
+        Args:
+            measure: the complexity of a stand-alone subnet of one or two blocks, on the meta
+                device.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def _weights(self, architecture: Architecture) -> dict[str, torch.Tensor]:
+        computed = self._computed or self._architecture
+        self._compute(architecture)
+        try:
+            depth = len(self.space.shape(architecture)[1])
+            beyond = tuple(f"{self.block_path}.{i}." for i in range(depth, self.space.depth))
+            return {
+                name: operator.attrgetter(name)(self)
+                for name in self.state_dict()
+                if not name.startswith(beyond)
+            }
+        finally:
+            self._compute(computed)
 
 
 def filled(subnet: Model, weights: Mapping[str, torch.Tensor]) -> Model:

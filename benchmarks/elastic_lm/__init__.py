@@ -1,1 +1,1 @@
-"""Momentum separation with AdamW, on an elastic byte-level Llama: what separate states cost."""
+"""An elastic byte-level Llama: states of AdamW, bits of the weights, sub-spaces and a teacher."""

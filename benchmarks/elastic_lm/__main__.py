@@ -6,7 +6,7 @@ import argparse
 import csv
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,22 +71,41 @@ def append(path: Path, key: Key, run: Run) -> None:
 
 
 def print_differences(rows: Rows) -> None:
-    """Print nats a byte of `calr`, and differences of the other arms to it, with 95% intervals."""
+    """Print nats a byte of `calr`, and differences of the other arms to it."""
     for lr, updates in sorted({(lr, updates) for _, lr, updates, _ in rows}):
-        print(f"\n{updates} updates, lr {lr}, nats a byte\n{'':24}", end="")
-        print("".join(f"{measure:>27}" for measure in MEASURES))
-        seeds = {arm: {s for a, *of, s in rows if (a, of) == (arm, [lr, updates])} for arm in ARMS}
-        for arm in (arm for arm in ARMS if seeds[arm] & seeds["calr"]):
-            paired = sorted(seeds[arm] & seeds["calr"])
-            print(f"{arm:14} {len(paired)} seeds  ", end="")
-            for measure in MEASURES:
-                values = np.array([rows[arm, lr, updates, seed][measure] for seed in paired])
-                others = np.array([rows["calr", lr, updates, seed][measure] for seed in paired])
-                difference = Difference(values - others)
-                low, high = difference.t_interval()
-                text = f"{difference.mean:+.4f} [{low:+.4f}, {high:+.4f}]"
-                print(f"{f'{values.mean():.4f}' if arm == 'calr' else text:>27}", end="")
-            print()
+        print(f"\n{updates} updates, lr {lr}, nats a byte")
+        print_against(
+            "calr",
+            {
+                arm: {
+                    s: run for (a, *of, s), run in rows.items() if (a, of) == (arm, [lr, updates])
+                }
+                for arm in ARMS
+            },
+        )
+
+
+def print_against(reference: str, runs: Mapping[str, Mapping[int, Mapping[str, float]]]) -> None:
+    """Print the measures of one arm, and differences of the others to it, with 95% intervals.
+
+    Args:
+        reference: an arm.
+        runs: arm → seed → measures.
+    """
+    print(" " * 29 + "".join(f"{measure:>27}" for measure in MEASURES))
+    for arm, of_seeds in runs.items():
+        paired = sorted(of_seeds.keys() & runs[reference].keys())
+        if not paired:
+            continue
+        print(f"{arm:19}{len(paired):2} seeds  ", end="")
+        for measure in MEASURES:
+            values = np.array([of_seeds[seed][measure] for seed in paired])
+            others = np.array([runs[reference][seed][measure] for seed in paired])
+            difference = Difference(values - others)
+            low, high = difference.t_interval()
+            text = f"{difference.mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+            print(f"{f'{values.mean():.4f}' if arm == reference else text:>27}", end="")
+        print()
 
 
 if __name__ == "__main__":

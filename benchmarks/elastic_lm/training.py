@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.elastic_lm.states import RULES, separate, separate_deviations
 from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation, UniformSampler
 from nas_dynamic.adapters.transformers import ElasticLM, elastic_lm
 from nas_dynamic.complexity import population
+from nas_dynamic.space import SearchSpace
 
-__all__ = ["ARMS", "Run", "Size", "read_text", "train"]
+__all__ = [
+    "ARMS",
+    "Run",
+    "Size",
+    "fit",
+    "losses_of",
+    "model_of",
+    "read_text",
+    "sequences",
+    "supernet_of",
+    "train",
+]
 
 GROUP_BY = "width"
 ARMS = ("static", "calr", "own", "deviation", *RULES)
@@ -28,7 +41,8 @@ class Size:
     """Sizes of the model and of the training.
 
     Attributes:
-        width: of the largest subnet; widths are its quarters, and so are the heads.
+        width: of the largest subnet; the smallest is as wide as a head.
+        heads: of the largest subnet.
         depth: of the largest subnet; the smallest has half of it.
         context: tokens of a sequence.
         batch: sequences of an update.
@@ -40,6 +54,7 @@ class Size:
     context: int = 64
     batch: int = 16
     lr: float = 3e-3
+    heads: int = 4
 
 
 @dataclass(frozen=True)
@@ -58,6 +73,13 @@ class Run:
     largest: float
     seconds: float
 
+    @classmethod
+    def of(cls, losses: Sequence[tuple[float, float]], seconds: float) -> Run:
+        """Sum up what `losses_of` gives."""
+        by_size = sorted(losses, key=lambda pair: pair[0])
+        mean = sum(loss for _, loss in losses) / len(losses)
+        return cls(mean, by_size[0][1], by_size[-1][1], seconds)
+
 
 def read_text(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the bytes to train on, and the last twentieth, to validate on.
@@ -71,22 +93,35 @@ def read_text(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return text[:split], text[split:]
 
 
-def supernet_of(size: Size, seed: int) -> ElasticLM:
+def model_of(size: Size, seed: int) -> LlamaForCausalLM:
+    """Return a byte-level Llama."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=256,
         hidden_size=size.width,
         intermediate_size=3 * size.width,
         num_hidden_layers=size.depth,
-        num_attention_heads=4,
+        num_attention_heads=size.heads,
         max_position_embeddings=size.context,
         tie_word_embeddings=True,
     )
-    quarters = [size.width * n // 4 for n in (1, 2, 3, 4)]
+    return LlamaForCausalLM(config)
+
+
+def supernet_of(model: PreTrainedModel, size: Size, **choices: Any) -> ElasticLM:
+    """Make a model elastic in depth, from a half on, and in width, by whole heads.
+
+    Args:
+        model: from `model_of`.
+        size: of the model.
+        choices: of `elastic_lm`, beside these two.
+    """
+    head_dim = size.width // size.heads
     return elastic_lm(
-        LlamaForCausalLM(config),
+        model,
         depth=[*range(size.depth // 2, size.depth + 1)],
-        width=quarters,
+        width=[n * head_dim for n in range(1, size.heads + 1)],
+        **choices,
     )
 
 
@@ -102,12 +137,46 @@ def train(
         size: of it all.
         text: bytes to train on and to validate on.
     """
-    supernet, (learned, held_out) = supernet_of(size, seed), text
+    supernet, (learned, held_out) = supernet_of(model_of(size, seed), size), text
+    start = time.perf_counter()
+    fit(supernet, arm, seed, updates, size, learned)
+    seconds = time.perf_counter() - start
+    return Run.of(losses_of(supernet, held_out, size), seconds)
+
+
+def cross_entropy(supernet: ElasticLM, tokens: torch.Tensor) -> torch.Tensor:
+    return supernet(tokens, labels=tokens, use_cache=False).loss
+
+
+def fit(
+    supernet: ElasticLM,
+    arm: str,
+    seed: int,
+    updates: int,
+    size: Size,
+    learned: torch.Tensor,
+    *,
+    space: SearchSpace | None = None,
+    loss: Callable[[ElasticLM, torch.Tensor], torch.Tensor] = cross_entropy,
+) -> None:
+    """Train a supernet by one arm, as in `train`.
+
+    Args:
+        supernet: to train.
+        arm: one of `ARMS`.
+        seed: of batches and subnets.
+        updates: of the whole training.
+        size: of it all.
+        learned: bytes to train on.
+        space: the subnets, if not all.
+        loss: (supernet, whose subnet is active, tokens) → loss.
+    """
+    space = space or supernet.space
     parameters = supernet.subnet_parameters()
     calr = CaLR(
         parameters,
         total_steps=updates,
-        population=population(supernet.space, parameters),
+        population=population(space, parameters),
         gamma_max=1.0 if arm == "static" else 4.0,
         warmup_steps=updates // 20,
     )
@@ -127,37 +196,32 @@ def train(
         separate_deviations(optimizer, group)
     elif arm in RULES:
         separate(optimizer, group, RULES[arm], updates)
-    sampler = UniformSampler(supernet.space, seed)
+    sampler = UniformSampler(space, seed)
     generator = torch.Generator().manual_seed(seed)
-    start = time.perf_counter()
     supernet.train()
     for _ in range(updates):
         supernet.activate(sampler.sample())
         starts = torch.randint(len(learned) - size.context, (size.batch,), generator=generator)
         tokens = sequences(learned, starts, size.context)
         optimizer.zero_grad()
-        supernet(tokens, labels=tokens, use_cache=False).loss.backward()
+        loss(supernet, tokens).backward()
         torch.nn.utils.clip_grad_norm_(supernet.parameters(), 1.0)
         optimizer.step()
-    seconds = time.perf_counter() - start
-    losses = losses_of(supernet, held_out, size)
-    by_size = sorted(losses, key=lambda pair: pair[0])
-    mean = sum(loss for _, loss in losses) / len(losses)
-    return Run(mean, by_size[0][1], by_size[-1][1], seconds)
 
 
 @torch.inference_mode()
-def losses_of(supernet: ElasticLM, text: torch.Tensor, size: Size) -> list[tuple[float, float]]:
+def losses_of(
+    supernet: ElasticLM, text: torch.Tensor, size: Size, space: SearchSpace | None = None
+) -> list[tuple[float, float]]:
     """Return (parameters, nats a byte) of every subnet, on 256 sequences spread over the text."""
     supernet.eval()
     starts = torch.linspace(0, len(text) - size.context - 1, 256).long()
     tokens = sequences(text, starts, size.context)
     parameters = supernet.subnet_parameters()
     losses = []
-    for architecture in supernet.space:
+    for architecture in space or supernet.space:
         supernet.activate(architecture)
-        loss = supernet(tokens, labels=tokens, use_cache=False).loss
-        losses.append((parameters(architecture), float(loss)))
+        losses.append((parameters(architecture), float(cross_entropy(supernet, tokens))))
     return losses
 
 

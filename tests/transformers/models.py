@@ -69,7 +69,7 @@ PLAIN = {
     "gpt2": SIZES,
 }
 """Spaces all of whose subnets a plain configuration can say."""
-LAYERWISE = SIZES | {"heads": [2, 4, 6], "per_layer": True}
+LAYERWISE = SIZES | {"heads": [2, 4, 6], "attention": ["softmax", "linear"], "per_layer": True}
 
 
 def tokens(batch=2, length=10, seed=1):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 from transformers import AutoModelForCausalLM
 
 pytestmark = pytest.mark.host
@@ -18,7 +21,16 @@ def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     names = {}
     exec(code, names)
-    (losses,) = re.findall(r"```py\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    bits, int8, losses = re.findall(r"```py\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    if importlib.util.find_spec("torchao"):
+        exec(bits.replace("budget=200", "budget=30"), names)
+        exec(
+            int8,
+            names | {"transformers": transformers, "AutoModelForCausalLM": AutoModelForCausalLM},
+        )
+        texts = names["texts"]
+        loaded = AutoModelForCausalLM.from_pretrained("subnet-int8")
+        assert torch.equal(loaded(texts).logits, names["subnet"].eval()(texts).logits)
     names["tokens"] = names["texts"][:2]
     exec(losses, names)
     assert names["loss"] > names["teacher"].loss

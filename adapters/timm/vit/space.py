@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from nas_dynamic.adapters.elastic.space import BlockSpace
-from nas_dynamic.adapters.timm.vit.attention import ATTENTIONS
 
 __all__ = ["BlockShape", "VitSpace"]
 
@@ -51,13 +50,6 @@ class VitSpace(BlockSpace[BlockShape]):
 
     def _check_candidates(self) -> None:
         super()._check_candidates()
-        candidates = self.candidates
-        for attention in candidates.get("attention", ("softmax",)):
-            if attention not in ATTENTIONS:
-                raise ValueError(
-                    f"attention {attention!r} is unknown; choose from {', '.join(ATTENTIONS)}"
-                )
-        self._check_own("attention", candidates.get("attention"), "softmax")
         self._check_ratios()
 
     def _check_ratios(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, cast
 
@@ -14,6 +13,7 @@ from timm.models._features import FeatureGetterNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from nas_dynamic.adapters.elastic.supernet import ElasticBlocks
 from nas_dynamic.adapters.elastic.table import BlockTable
 from nas_dynamic.adapters.timm.recipe import Recipe, build
 from nas_dynamic.adapters.timm.supernet import Measure, Supernet
@@ -22,7 +22,6 @@ from nas_dynamic.adapters.timm.vit.builder import constructor_arguments, operati
 from nas_dynamic.adapters.timm.vit.features import ElasticFeatures
 from nas_dynamic.adapters.timm.vit.sliced import SLICED, SlicedQKV, resize_block, resize_present
 from nas_dynamic.adapters.timm.vit.space import BlockShape, VitSpace
-from nas_dynamic.complexity import count_parameters
 from nas_dynamic.space import Architecture
 
 __all__ = ["ElasticVisionTransformer", "elastic_vit"]
@@ -135,7 +134,7 @@ def _sliced(
     return supernet
 
 
-class ElasticVisionTransformer(Supernet, VisionTransformer):
+class ElasticVisionTransformer(ElasticBlocks, Supernet, VisionTransformer):
     """A timm VisionTransformer that computes one of its subnets; made by `elastic_vit`.
 
     Names and shapes of the parameters are those of the model that it was made from. What reads
@@ -148,6 +147,7 @@ class ElasticVisionTransformer(Supernet, VisionTransformer):
     """
 
     space: VitSpace
+    block_path = "blocks"
     _arguments: dict[str, Any]
     _width: int
     _depth: int
@@ -168,10 +168,6 @@ class ElasticVisionTransformer(Supernet, VisionTransformer):
         """
         self.space.validate(architecture)
         return self._filled(self._rebuilt(architecture, **rates), architecture)
-
-    def subnet_parameters(self) -> BlockTable:
-        """Return architecture → number of parameters of the stand-alone subnet; exact."""
-        return self.subnet_table(count_parameters)
 
     def subnet_table(
         self, measure: Callable[[nn.Module], float], device: torch.device | str = "meta"
@@ -245,20 +241,6 @@ class ElasticVisionTransformer(Supernet, VisionTransformer):
             self.head.resize(embed_dim, self.num_classes)  # type: ignore[operator]
         for block, shape in zip(self.blocks, shapes, strict=True):
             resize_block(block, embed_dim, shape)
-
-    @torch.no_grad()
-    def _weights(self, architecture: Architecture) -> dict[str, torch.Tensor]:
-        computed = self._computed or self._architecture
-        self._compute(architecture)
-        try:
-            beyond = tuple(f"blocks.{i}." for i in range(self._depth, self.space.depth))
-            return {
-                name: operator.attrgetter(name)(self)
-                for name in self.state_dict()
-                if not name.startswith(beyond)
-            }
-        finally:
-            self._compute(computed)
 
     def _recipe(self, architecture: Architecture) -> Recipe:
         return recipe_of(self._arguments, self.space.head_dim, *self.space.shape(architecture))

@@ -63,8 +63,7 @@ class Family:
 
     def is_plain(self, space: LmSpace, width: int, layers: Sequence[LayerShape]) -> bool:
         """Return whether the plain configuration can say what the layers are."""
-        alike = all(layer == layers[0] for layer in layers)
-        return alike and not (self.divides and width % layers[0].heads)
+        return _alike(layers) and not (self.divides and width % layers[0].heads)
 
     def sizes(self, space: LmSpace, width: int, layer: LayerShape) -> dict[str, Any]:
         """Return the entries of the configuration for layers that are alike."""
@@ -98,6 +97,10 @@ class Family:
         mlp.down_proj.resize(shape.ffn, width)
         layer.input_layernorm.resize(width)
         layer.post_attention_layernorm.resize(width)
+
+    def attention(self, layer: Any) -> Any:
+        """Return the attention of a layer."""
+        return layer.self_attn
 
     def outputs(self, layer: Any) -> tuple[nn.Module, nn.Module]:
         """Return the projections from heads, and from hidden features, to the hidden states."""
@@ -142,8 +145,7 @@ class _GPT2(Family):
                 )
 
     def is_plain(self, space: LmSpace, width: int, layers: Sequence[LayerShape]) -> bool:
-        alike = all(layer == layers[0] for layer in layers)
-        return alike and layers[0].heads * space.head_dim == width
+        return _alike(layers) and layers[0].heads * space.head_dim == width
 
     def sizes(self, space: LmSpace, width: int, layer: LayerShape) -> dict[str, Any]:
         # Its heads fill the width; where they do not, the layers' own numbers say what they are.
@@ -166,6 +168,9 @@ class _GPT2(Family):
         mlp.c_proj.resize(shape.ffn, width)
         layer.ln_1.resize(width)
         layer.ln_2.resize(width)
+
+    def attention(self, layer: Any) -> Any:
+        return layer.attn
 
     def outputs(self, layer: Any) -> tuple[nn.Module, nn.Module]:
         return layer.attn.c_proj, layer.mlp.c_proj
@@ -213,6 +218,11 @@ def family_of(model: nn.Module) -> Family:
             f"{', '.join(cls.__name__ for cls in FAMILIES)}"
         )
     return family
+
+
+def _alike(layers: Sequence[LayerShape]) -> bool:
+    """Return whether a plain model has such layers, but for their sizes."""
+    return layers[0].attention == "softmax" and all(layer == layers[0] for layer in layers)
 
 
 def _reorder(parameter: torch.Tensor | None, dim: int, order: torch.Tensor) -> None:

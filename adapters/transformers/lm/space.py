@@ -15,6 +15,7 @@ class LayerShape(NamedTuple):
 
     heads: int
     ffn: int
+    attention: str = "softmax"
 
 
 class LmSpace(BlockSpace[LayerShape]):
@@ -26,7 +27,7 @@ class LmSpace(BlockSpace[LayerShape]):
         layer: its query heads, and hidden features of its feed-forward part.
         key_value_heads: of the model.
         head_dim: width of a head.
-        candidates: of `depth`, `width`, `heads` and `ffn`, by name.
+        candidates: of `depth`, `width`, `heads`, `ffn` and `attention`, by name.
         per_layer: one choice for each layer, or one for all.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Elastic language models: depth, width, heads and feed-forward width are choices."""
+"""Elastic language models: depth, width, heads, feed-forward width, attention are choices."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from transformers import (
     Qwen3Model,
 )
 
-from nas_dynamic.adapters.elastic.supernet import ActiveSubnet, filled
+from nas_dynamic.adapters.elastic.supernet import ElasticBlocks, filled
 from nas_dynamic.adapters.elastic.table import BlockTable
 from nas_dynamic.adapters.transformers.lm.families import Family, family_of
+from nas_dynamic.adapters.transformers.lm.modeling_layerwise import set_attention
 from nas_dynamic.adapters.transformers.lm.sliced import SLICED
 from nas_dynamic.adapters.transformers.lm.space import LayerShape, LmSpace
-from nas_dynamic.complexity import count_macs, count_parameters
+from nas_dynamic.complexity import count_macs
 from nas_dynamic.space import Architecture
 
 __all__ = ["ElasticLM", "elastic_lm"]
@@ -40,6 +41,7 @@ def elastic_lm(
     width: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     ffn: Sequence[int] | None = None,
+    attention: Sequence[str] | None = None,
     per_layer: bool = False,
 ) -> ElasticLM:
     """Make a supernet whose largest subnet is a given language model.
@@ -56,6 +58,7 @@ def elastic_lm(
         heads: numbers of query heads; label `heads`. Without candidates there are as many as fill
             the width, width / width of a head, if they do so in the model.
         ffn: hidden features of the feed-forward part, `intermediate_size`; label `ffn`.
+        attention: `"softmax"`, and `"linear"`, see `causal_linear_attention`; label `attention`.
         per_layer: True for choices of each layer: labels `heads1`, `heads2`, …, `ffn1`, ….
 
     Raises:
@@ -80,7 +83,7 @@ def elastic_lm(
     """
     family = family_of(model)
     config = model.config
-    given = {"depth": depth, "width": width, "heads": heads, "ffn": ffn}
+    given = {"depth": depth, "width": width, "heads": heads, "ffn": ffn, "attention": attention}
     space = LmSpace(
         config.hidden_size,
         config.num_hidden_layers,
@@ -99,12 +102,13 @@ def elastic_lm(
             module.__class__ = sliced
     inner, elastic = _ELASTIC[family.plain]
     supernet.base_model.__class__, supernet.__class__ = inner, elastic
-    supernet.family, supernet.space, supernet.base = family, space, space.base
+    supernet.family, supernet.block_path = family, family.layers
+    supernet.space, supernet.base = space, space.base
     supernet.activate(space.base)
     return cast(ElasticLM, supernet)
 
 
-class ElasticLM(ActiveSubnet, PreTrainedModel):
+class ElasticLM(ElasticBlocks, PreTrainedModel):
     """A language model of transformers that computes one of its subnets; made by `elastic_lm`.
 
     Names and shapes of the parameters are those of the model that it was made from, and so is
@@ -153,13 +157,6 @@ class ElasticLM(ActiveSubnet, PreTrainedModel):
         """
         self.space.validate(architecture)
         return self._configured(*self.space.shape(architecture))
-
-    def subnet_parameters(self) -> BlockTable:
-        """Return architecture → number of parameters of the stand-alone subnet; exact.
-
-        What is tied, such as the embedding and the head, counts once.
-        """
-        return self.subnet_table(count_parameters)
 
     def subnet_macs(self, tokens: int | None = None) -> BlockTable:
         """Return architecture → multiply-accumulates of a forward pass; exact.
@@ -241,6 +238,8 @@ class ElasticLM(ActiveSubnet, PreTrainedModel):
             entries["layer_key_value_heads"] = [space.key_value_heads_of(n.heads) for n in layers]
             entries["layer_heads"] = [layer.heads for layer in layers]
             entries["layer_ffn"] = [layer.ffn for layer in layers]
+            if any(layer.attention != "softmax" for layer in layers):
+                entries["layer_attention"] = [layer.attention for layer in layers]
         config = cls(**entries)
         config._attn_implementation = self.config._attn_implementation
         return cast(PretrainedConfig, config)
@@ -256,24 +255,10 @@ class ElasticLM(ActiveSubnet, PreTrainedModel):
         inner: Any = self.base_model
         inner.depth = len(shapes)
         self.family.resize_outside(self, width)
-        layers = operator.attrgetter(self.family.layers)(self)
+        layers = operator.attrgetter(self.block_path)(self)
         for layer, shape in zip(layers, shapes, strict=True):
             self.family.resize_layer(layer, self.space, width, shape)
-
-    @torch.no_grad()
-    def _weights(self, architecture: Architecture) -> dict[str, torch.Tensor]:
-        computed = self._computed or self._architecture
-        self._compute(architecture)
-        try:
-            depth = len(self.space.shape(architecture)[1])
-            beyond = tuple(f"{self.family.layers}.{i}." for i in range(depth, self.space.depth))
-            return {
-                name: operator.attrgetter(name)(self)
-                for name in self.state_dict()
-                if not name.startswith(beyond)
-            }
-        finally:
-            self._compute(computed)
+            set_attention(self.family.attention(layer), shape.attention, self.config)
 
 
 class _ActiveLayers(nn.Module):
