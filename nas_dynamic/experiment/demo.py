@@ -153,7 +153,8 @@ def measured_elsewhere() -> Table:
     content = json.loads(path.read_text(encoding="utf-8"))
     rows = [
         [
-            row["against"].removeprefix("static training, "),
+            row["size"],
+            row["against"].removeprefix("static training, ").removesuffix(" decay"),
             f"{row['updates']:,}",
             str(row["pairs"]),
             _cell(row, "tau_loss", ".3f"),
@@ -165,7 +166,7 @@ def measured_elsewhere() -> Table:
     ]
     return Table(
         "What dynamic training has more than static training",
-        ["static", "updates", "pairs", "Kendall τ", "accuracy, points", "regret, points"],
+        ["size", "decay", "updates", "pairs", "Kendall τ", "accuracy, points", "regret, points"],
         rows,
         f"{content['of']}; by {content['by']}. Kendall τ: how well the loss with inherited weights "
         "ranks subnets. Accuracy: the mean of subnets with inherited weights. Regret: what the "
