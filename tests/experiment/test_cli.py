@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import subprocess
 import sys
 from importlib import metadata
@@ -17,6 +18,9 @@ from tests.experiment.configurations import (
     WITHOUT_SCHEDULER,
     write,
 )
+
+if importlib.util.find_spec("gym"):
+    importlib.import_module("gym")  # which NNI imports, and which speaks when it first is
 
 ROOT = Path(__file__).parents[2]
 
