@@ -52,8 +52,9 @@ class DynamicTraining:
     Args:
         optimizer: any optimizer that takes one update a step.
         architecture: () → the architecture that this step's loss was computed with, or the list
-            of them where the step takes several subnets (see `loss_weights` and `split`). Called
-            once an update, after the closure if there is one.
+            of them where the step takes several subnets (see `loss_weights` and `split`); of a
+            mixture of subnets label → {candidate: weight}. Called once an update, after the
+            closure if there is one.
         calr: the lr of each subnet, or None to leave the lr alone.
         momentum: the groups of subnets with a momentum of their own, or None for one momentum.
         idle: what an update does with the parameters outside of the subnet.
