@@ -16,14 +16,16 @@ SMALL = {
     "eagan": "--updates 2 --alone 2 --tuning 1 --budget 9 --seeds 1",
     "tangle": "--updates 2 --budget 9 --alone 1 --inits 1 --seeds 1",
     "blockwise": "--updates 2 --epochs 1 --subnets 4 --alone-seeds 1 --seeds 1",
+    "supertickets": "--updates 8 --tuning 4 --budget 2 --seeds 1",
 }
-ROWS = {"auto_gnn": 2 + 4, "eagan": 4, "tangle": 5, "blockwise": 1 + 5}
+ROWS = {"auto_gnn": 2 + 4, "eagan": 4, "tangle": 5, "blockwise": 1 + 5, "supertickets": 4}
 NEEDS = {"auto_gnn": ["torch_geometric"], "eagan": ["pymoo"], "tangle": ["pymoo", "timm"]}
 TELLS = {
     "auto_gnn": "less unconstrained",
     "eagan": "two stages less joint",
     "tangle": "less spos",
     "blockwise": "less parameters",
+    "supertickets": "less tickets",
 }
 
 
