@@ -149,7 +149,7 @@ def alone(found: dict[str, Any], data: ImageData, epochs: int, seed: int) -> flo
 def run(options: argparse.Namespace) -> None:
     """Find and train what the results lack: every arm of a seed before the next seed."""
     data = digits(seed=0)
-    for seed, arm in itertools.product(range(options.seeds), ARMS):
+    for seed, arm in itertools.product(range(options.seeds), options.arms):
         if (arm, seed) in read(options.results):
             continue
         started = time.process_time()
@@ -217,12 +217,13 @@ def memory(options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=("run", "table", "memory"))
-    parser.add_argument("--updates", type=int, default=640, help="of the weights of a supernet")
+    parser.add_argument("--updates", type=int, default=400, help="of the weights of a supernet")
     parser.add_argument("--lr-logits", type=float, default=0.005)
-    parser.add_argument("--budget", type=int, default=200, help="subnets that evolution scores")
-    parser.add_argument("--alone", type=int, default=40, help="epochs of a subnet by itself")
-    parser.add_argument("--inits", type=int, default=3, help="trainings of a subnet by itself")
+    parser.add_argument("--budget", type=int, default=150, help="subnets that evolution scores")
+    parser.add_argument("--alone", type=int, default=30, help="epochs of a subnet by itself")
+    parser.add_argument("--inits", type=int, default=2, help="trainings of a subnet by itself")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS], help="to run")
     default = Path(__file__).parent / "results.jsonl"
     parser.add_argument("--results", type=Path, default=default)
     options = parser.parse_args(arguments)
