@@ -45,8 +45,8 @@ from nas_dynamic.experiment.standalone import train_standalone
 
 ARMS = {
     "blockwise": ("parameters", "joint"),
-    "blockwise-calr": ("blockwise",),
-    "blockwise-calr-ms": ("blockwise", "blockwise-calr"),
+    "blockwise-calr": ("parameters", "blockwise"),
+    "blockwise-calr-ms": ("parameters", "blockwise", "blockwise-calr"),
     "joint": ("parameters",),
     "joint-calr-ms": ("joint",),
 }
@@ -145,7 +145,7 @@ def run(options: argparse.Namespace) -> None:
     subnets = [supernet.space.sample(generator) for _ in range(options.subnets)]
     limit = float(np.median([supernet.size(subnet) for subnet in subnets]))
     jobs = [*itertools.product(range(options.alone_seeds), ["alone"])]
-    for seed, arm in [*jobs, *itertools.product(range(options.seeds), ARMS)]:
+    for seed, arm in [*jobs, *itertools.product(range(options.seeds), options.arms)]:
         if (arm, seed) in read(options.results):
             continue
         started, row = time.process_time(), {"arm": arm, "seed": seed}
@@ -179,7 +179,9 @@ def table(options: argparse.Namespace) -> None:
     rows = read(options.results)
     each = [rows["alone", seed]["scores"] for seed in range(options.alone_seeds)]
     truth, sizes = np.mean(each, 0), rows["alone", 0]["parameters"]
-    print(f"alone: {100 * min(truth):.1f}% to {100 * max(truth):.1f}%")
+    line = f"alone: {100 * min(truth):.1f}% to {100 * max(truth):.1f}%"
+    agree = f", ρ of two seeds {spearman_rho(*each[:2]):.3f}" if len(each) > 1 else ""
+    print(line + agree)
     seeds = [s for s in range(options.seeds) if all((arm, s) in rows for arm in ARMS)]
     rho = {"parameters": np.full(len(seeds), spearman_rho(sizes, truth))}
     print(f"parameters: ρ {rho['parameters'][0]:.3f}")
@@ -201,11 +203,12 @@ def table(options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=("run", "table"))
-    parser.add_argument("--updates", type=int, default=600, help="of a supernet")
-    parser.add_argument("--epochs", type=int, default=15, help="of a subnet by itself")
-    parser.add_argument("--subnets", type=int, default=25, help="that are ranked")
+    parser.add_argument("--updates", type=int, default=400, help="of a supernet")
+    parser.add_argument("--epochs", type=int, default=12, help="of a subnet by itself")
+    parser.add_argument("--subnets", type=int, default=20, help="that are ranked")
     parser.add_argument("--alone-seeds", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS], help="to run")
     default = Path(__file__).parent / "results.jsonl"
     parser.add_argument("--results", type=Path, default=default)
     options = parser.parse_args(arguments)
