@@ -645,8 +645,13 @@ BAD_UPDATES = {
     ),
     "group that cannot be saved": (
         {"group_by": lambda a: a.get("new", "one")},
-        {"new": torch.ones(1)},
+        {"new": torch.tensor(1.0)},
         "so that it can be saved",
+    ),
+    "a mixture of subnets": (
+        {},
+        {"new": {"a": 0.5, "b": 0.5}},
+        "a mixture of subnets, and of no group",
     ),
 }
 
