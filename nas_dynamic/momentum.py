@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from nas_dynamic.space import Architecture, candidate_text, name_of
+from nas_dynamic.space import Architecture, candidate_text, is_mixture, name_of
 
 __all__ = ["GroupBy", "MomentumSeparation", "is_plain"]
 
@@ -58,8 +58,15 @@ class MomentumSeparation:
         """Return the group of a subnet.
 
         Raises:
-            ValueError: the architecture lacks the label, or the callable gave no plain value.
+            ValueError: the architecture lacks the label, or is a mixture of subnets; or the
+                callable gave no plain value.
         """
+        if is_mixture(architecture):
+            raise ValueError(
+                f"{dict(architecture)} is a mixture of subnets, and of no group: its gradient is "
+                "that of all groups at once, and momenta of their own would be apart in nothing. "
+                "Leave momentum separation out, or train sampled subnets"
+            )
         if isinstance(self.group_by, str):
             if self.group_by not in architecture:
                 raise ValueError(

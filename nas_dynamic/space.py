@@ -20,6 +20,7 @@ __all__ = [
     "candidate_from_json",
     "candidate_text",
     "hashable",
+    "is_mixture",
     "key",
     "name_of",
 ]
@@ -40,6 +41,18 @@ def key(architecture: Architecture) -> Key:
         True
     """
     return frozenset(architecture.items())
+
+
+def is_mixture(architecture: Mapping[str, Any]) -> bool:
+    """Return whether weights of candidates are given where one candidate should be chosen.
+
+    Such are a mapping from candidate to weight, a tensor, an array.
+
+    Example:
+        >>> is_mixture({"layer1": "conv3"}), is_mixture({"layer1": {"conv3": 0.8, "conv5": 0.2}})
+        (False, True)
+    """
+    return any(isinstance(c, Mapping) or getattr(c, "ndim", 0) > 0 for c in architecture.values())
 
 
 class SearchSpace:

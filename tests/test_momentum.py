@@ -18,6 +18,7 @@ from torch import nn
 from nas_dynamic import CaLR, ComplexityBins, MomentumSeparation, SearchSpace
 from nas_dynamic.attach.group_states import GroupStates
 from nas_dynamic.grouping import default_label
+from nas_dynamic.space import is_mixture
 
 
 def test_a_label_groups_by_its_candidate():
@@ -52,6 +53,19 @@ def test_bad_rules_are_named():
         MomentumSeparation("layer1", max_groups=0)
     with pytest.raises(ValueError, match="no choice 'layer9' to group by; labels are 'layer1'"):
         MomentumSeparation("layer9").group({"layer1": "a"})
+
+
+@pytest.mark.parametrize(
+    "weights", [{"conv3": 0.8, "conv5": 0.2}, torch.tensor([0.8, 0.2]), np.array([0.8, 0.2])]
+)
+@pytest.mark.parametrize("group_by", ["layer1", lambda a: "one"])
+def test_a_mixture_of_subnets_is_of_no_group(weights: Any, group_by: Any):
+    with pytest.raises(ValueError, match="a mixture of subnets, and of no group"):
+        MomentumSeparation(group_by).group({"layer1": weights, "layer2": "skip"})
+
+
+def test_numbers_of_numpy_are_no_mixture():
+    assert not is_mixture({"width": np.int64(5), "ratio": np.float64(0.5), "skip": np.bool_(True)})
 
 
 increasing = st.lists(st.floats(0.01, 1e9), min_size=1, max_size=6, unique=True).map(sorted)

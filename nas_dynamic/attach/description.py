@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from nas_dynamic.space import candidate_text
 
 if TYPE_CHECKING:
     from nas_dynamic.attach.training import DynamicTraining
 
-__all__ = ["announce", "describe"]
+__all__ = ["announce", "definition", "describe"]
 
 LARGE = 0.1
 """Share of the parameters' memory from which on what a group costs is said."""
@@ -69,3 +71,14 @@ def describe(training: DynamicTraining) -> str:
     if training.seed is not None:
         parts.append(f"seed {training.seed}")
     return f"DynamicTraining({'; '.join(parts)})"
+
+
+def definition(training: DynamicTraining) -> dict[str, Any]:
+    """Return what decides a training, as plain data: a checkpoint is refused where it differs."""
+    space = training.space
+    return {
+        "idle": training.idle,
+        "space": space and {k: [candidate_text(c) for c in v] for k, v in space.choices.items()},
+        "calr": training.calr and training.calr.definition(),
+        "momentum": training.momentum and training.momentum.definition(),
+    }

@@ -56,6 +56,10 @@ class GroupStates:
         """Return the number of updates of each group, in the order of their first update."""
         return {key: group.updates for key, group in self._groups.items() if group.updates}
 
+    def by_group(self) -> dict[Hashable, Any]:
+        """Return the state of each group."""
+        return {key: group.state for key, group in self._groups.items()}
+
     def counters(self, group: Hashable) -> Counters:
         """Return what the updates of a group wrote to `param_groups`, one dict a param group."""
         return self._groups[group].counters

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from nas_dynamic.attach.copies import bare_copy
-from nas_dynamic.attach.description import announce, describe
+from nas_dynamic.attach.description import announce, definition, describe
 from nas_dynamic.attach.gradients import StepGradients, ZeroedGradients
 from nas_dynamic.attach.group_states import GroupStates
 from nas_dynamic.attach.guard import Guard, UpToDevice
@@ -34,7 +34,7 @@ from nas_dynamic.attach.update_rule import Update, UpdateRule
 from nas_dynamic.calr import CaLR
 from nas_dynamic.grouping import check_rule
 from nas_dynamic.momentum import MomentumSeparation
-from nas_dynamic.space import Architecture, SearchSpace, candidate_text
+from nas_dynamic.space import Architecture, SearchSpace
 
 __all__ = ["DynamicTraining"]
 
@@ -52,8 +52,9 @@ class DynamicTraining:
     Args:
         optimizer: any optimizer that takes one update a step.
         architecture: () → the architecture that this step's loss was computed with, or the list
-            of them where the step takes several subnets (see `loss_weights` and `split`). Called
-            once an update, after the closure if there is one.
+            of them where the step takes several subnets (see `loss_weights` and `split`); of a
+            mixture of subnets label → {candidate: weight}. Called once an update, after the
+            closure if there is one.
         calr: the lr of each subnet, or None to leave the lr alone.
         momentum: the groups of subnets with a momentum of their own, or None for one momentum.
         idle: what an update does with the parameters outside of the subnet.
@@ -211,6 +212,15 @@ class DynamicTraining:
         self._update.settle()
         return [] if self._states is None else list(self._states.updates())
 
+    @property
+    def states(self) -> dict[Hashable, Any]:
+        """Group → state of the optimizer; {None: …} without momentum separation.
+
+        The tensors themselves, to change in place: as where a pruned weight is to lose its momenta.
+        """
+        self._update.settle()
+        return {None: self.optimizer.state} if self._states is None else self._states.by_group()
+
     def add_guard(self, guard: Guard) -> None:
         """Have a guard look at every step from now on."""
         self._guards.append(guard)
@@ -365,21 +375,12 @@ class DynamicTraining:
         self._update.progress = self._update.progress.split(len(lists))
         return list(lists.values())
 
-    def _definition(self) -> dict[str, Any]:
-        return {
-            "idle": self.idle,
-            "space": self.space
-            and {k: [candidate_text(c) for c in v] for k, v in self.space.choices.items()},
-            "calr": self.calr and self.calr.definition(),
-            "momentum": self.momentum and self.momentum.definition(),
-        }
-
     def _state_dict(self, state_dict: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._recover()
         groups = None if self._states is None else self._states.state_dict()
         update = self._update
         saved = TrainingState(update.progress, groups, update.untrained())
-        return state_dict(*args, **kwargs) | {CHECKPOINT_KEY: saved.state_dict(self._definition())}
+        return state_dict(*args, **kwargs) | {CHECKPOINT_KEY: saved.state_dict(definition(self))}
 
     def _load_state_dict(
         self, load: Callable[..., None], state_dict: dict[str, Any], *args: Any, **kwargs: Any
@@ -387,7 +388,7 @@ class DynamicTraining:
         # All that can fail is done here, before any change.
         own = {key: value for key, value in state_dict.items() if key != CHECKPOINT_KEY}
         bare_copy(self.optimizer).load_state_dict(own)
-        saved = read(state_dict, self._definition(), extend=self.extend)
+        saved = read(state_dict, definition(self), extend=self.extend)
         groups = None
         if self._states is not None and saved.groups is not None:
             groups = self._states.read(saved.groups, state_dict["param_groups"])

@@ -645,8 +645,13 @@ BAD_UPDATES = {
     ),
     "group that cannot be saved": (
         {"group_by": lambda a: a.get("new", "one")},
-        {"new": torch.ones(1)},
+        {"new": torch.tensor(1.0)},
         "so that it can be saved",
+    ),
+    "a mixture of subnets": (
+        {},
+        {"new": {"a": 0.5, "b": 0.5}},
+        "a mixture of subnets, and of no group",
     ),
 }
 
@@ -775,3 +780,26 @@ def test_parameters_that_are_cast_are_lent_zeros_of_their_new_kind():
             assert torch.all(p.abs() <= before[name].abs())
             moved |= not torch.equal(p, before[name])
     assert moved
+
+
+@pytest.mark.parametrize("group_by", ["layer1", None])
+def test_states_are_those_that_updates_use_and_checkpoints_keep(group_by: str | None):
+    loop = Loop(group_by=group_by)
+    loop.train(12)
+    states = loop.dynamic.states
+    assert list(states) == (loop.dynamic.groups if group_by else [None])
+    assert states[loop.dynamic.last.group] is loop.optimizer.state
+
+    def saved() -> list[torch.Tensor]:
+        content = loop.optimizer.state_dict()
+        packed = [content["state"]]
+        if group_by:
+            packed = [state for _, state, _ in content["dynamic_training"]["groups"]["groups"]]
+        return [value["momentum_buffer"] for state in packed for value in state.values()]
+
+    assert any(momentum.any() for momentum in saved())
+    for state in states.values():
+        for value in state.values():
+            value["momentum_buffer"].zero_()
+    assert saved()
+    assert not any(momentum.any() for momentum in saved())
