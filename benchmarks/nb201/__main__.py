@@ -34,7 +34,6 @@ from benchmarks.nb201.training import IDLE, SAMPLERS, Run, Training
 
 PRESETS = {
     "small": {"channels": 8, "cells": 1, "size": 16, "updates": 20_000},
-    "deep": {"channels": 8, "cells": 5, "size": 16, "updates": 10_000},
     "paper": {"channels": 16, "cells": 5, "size": 32, "updates": 98_000},
 }
 KERNELS = {"torch": TORCH, "simd": SIMD}
