@@ -14,8 +14,15 @@ ROOT = Path(__file__).parents[2]
 SMALL = {
     "auto_gnn": "--updates 4 --epochs 2 --subnets 3 --seeds 1 --alone-seeds 2",
     "eagan": "--updates 2 --alone 2 --tuning 1 --budget 9 --seeds 1",
+    "recipes": "--epochs 24 --alone 1 --seeds 1",
 }
-ROWS = {"auto_gnn": 2 + 4, "eagan": 4}
+ROWS = {"auto_gnn": 2 + 4, "eagan": 4, "recipes": 5}
+NEEDS = {"auto_gnn": "torch_geometric", "eagan": "pymoo", "recipes": "optuna"}
+TOLD = {
+    "auto_gnn": "less unconstrained",
+    "eagan": "two stages less joint",
+    "recipes": "less architecture",
+}
 
 
 def command(example, *words):
@@ -35,7 +42,7 @@ def command(example, *words):
 @pytest.mark.parametrize("example", SMALL)
 def test_it_makes_what_its_results_lack_and_tells_them(example, tmp_path):
     pytest.importorskip("sklearn")
-    pytest.importorskip("pymoo" if example == "eagan" else "torch_geometric")
+    pytest.importorskip(NEEDS[example])
     results = tmp_path / "results.jsonl"
     options = [*SMALL[example].split(), "--results", str(results)]
     command(example, "run", *options)
@@ -48,4 +55,4 @@ def test_it_makes_what_its_results_lack_and_tells_them(example, tmp_path):
     assert again[:-1] == rows[:-1]
     assert first | {"seconds": 0} == last | {"seconds": 0}
     table = command(example, "table", *options)
-    assert ("two stages less joint" if example == "eagan" else "less unconstrained") in table
+    assert TOLD[example] in table
