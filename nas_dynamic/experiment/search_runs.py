@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def search_runs(
         measures |= {f"{name}/{measure}": value for measure, value in of_run.items()}
     chosen = STRATEGIES[strategy]()
     if isinstance(chosen, Surrogate):
-        chosen = Surrogate(chosen.predictor, in_turn=True)
+        chosen = replace(chosen, in_turn=True)
     with told_as_run_error():
         found = search_tasks(
             next(iter(runs.values())).supernet.space,
