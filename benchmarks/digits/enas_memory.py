@@ -1,6 +1,6 @@
 """Does ENAS's controller condition on past architectures, and does a memory of them help?
 
-    python -m benchmarks.digits.enas_memory run      # a minute an arm and seed on a CPU core
+    python -m benchmarks.digits.enas_memory run      # half a minute an arm and seed on a CPU core
     python -m benchmarks.digits.enas_memory table
 
 NNI's NasBench201 space on scikit-learn's digits, trained dynamically. Arms:
@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=("run", "table"))
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--lr", type=float, default=1e-3, help="of the controller")
     parser.add_argument("--seeds", type=int, default=3)
     default = Path("benchmarks/results/enas_memory.jsonl")

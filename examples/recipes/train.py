@@ -11,12 +11,12 @@ the parameters and MACs of networks; a training that looks bad is stopped by suc
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from nas_dynamic import Architecture, SearchSpace
 from nas_dynamic.analysis.paired import Difference, mean_estimate
-from nas_dynamic.complexity import count_macs, count_parameters, lookup
+from nas_dynamic.complexity import count_macs, count_parameters
 from nas_dynamic.search import Objective, PretrainedMLP, RandomSearch, Strategy, Surrogate, search
 
 ARCHITECTURES = {
@@ -38,7 +38,7 @@ ARCHITECTURES = {
     "width2": (4, 8, 16),
     "kernel1": (1, 3, 5),
     "kernel2": (1, 3, 5),
-    "activation": ("relu", "silu"),
+    "activation": ("ReLU", "SiLU"),
 }
 RECIPES = {
     "lr": (0.003, 0.01, 0.03, 0.1, 0.3),
@@ -51,7 +51,6 @@ DEFAULT = {"lr": 0.1, "weight_decay": 5e-4, "shift": 0, "mixup": 0.0, "epochs": 
 SPACE = SearchSpace({**ARCHITECTURES, **RECIPES})
 FIRST = "architecture"
 ARMS = (FIRST, "architecture, then recipe", "joint", "joint, none stopped", "joint, random")
-ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
 
 
 class Images(NamedTuple):
@@ -75,16 +74,21 @@ def build(architecture: Architecture) -> nn.Sequential:
             layers += [
                 nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False),
                 nn.BatchNorm2d(width),
-                ACTIVATIONS[architecture["activation"]](),
+                getattr(nn, architecture["activation"])(),
             ]
             channels = width
         layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
 
 
-def augmented(
-    images: Images, rows: torch.Tensor, recipe: Architecture, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
+@functools.cache
+def size(*candidates: Any) -> tuple[int, float]:
+    """Return parameters and MACs of an architecture by its candidates."""
+    network = build(dict(zip(ARCHITECTURES, candidates, strict=True))).eval()
+    return count_parameters(network), count_macs(network, torch.zeros(1, 1, 8, 8))
+
+
+def augmented(images: Images, rows: torch.Tensor, recipe: Architecture, generator: Any) -> Any:
     """Return a batch and its target probabilities."""
     x, y = images.x[rows], F.one_hot(images.y[rows], 10).float()
     if recipe["shift"]:
@@ -126,20 +130,14 @@ def train(chosen: Architecture, images: Images, seed: int) -> Iterator[nn.Module
         yield network
 
 
-@dataclass
 class Trainings:
     """Scores networks by training them, and counts the epochs."""
 
-    data: list[Images]
-    seed: int
-    stops: bool
-    epochs: int = 0
-    trained: int = 0
-    finished: list[tuple[float, Architecture]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
+    def __init__(self, data: list[Images], seed: int, stops: bool) -> None:
+        self.data, self.seed, self.epochs, self.trained = data, seed, 0, 0
+        self.finished: list[tuple[float, Architecture]] = []
         halving = optuna.pruners.SuccessiveHalvingPruner(min_resource=2, reduction_factor=2)
-        pruner = halving if self.stops else optuna.pruners.NopPruner()
+        pruner = halving if stops else optuna.pruners.NopPruner()
         self.study = optuna.create_study(pruner=pruner)
 
     def score(self, architectures: list[Architecture]) -> Iterator[dict[str, float]]:
@@ -168,8 +166,8 @@ class Trainings:
             budget=space.size,
             strategy=strategy,
             measures={
-                "parameters": lookup(space, lambda a: count_parameters(build(a))),
-                "macs": lookup(space, lambda a: count_macs(build(a).eval(), self.data[0].x[:1])),
+                "parameters": lambda a: size(*(a[label] for label in ARCHITECTURES))[0],
+                "macs": lambda a: size(*(a[label] for label in ARCHITECTURES))[1],
             },
             until=lambda _: self.epochs >= epochs,
             seed=self.seed,
@@ -238,7 +236,7 @@ def table(options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=("run", "table"))
-    parser.add_argument("--epochs", type=int, default=160, help="of all trainings of a search")
+    parser.add_argument("--epochs", type=int, default=120, help="of all trainings of a search")
     parser.add_argument("--alone", type=int, default=3, help="trainings of what is found")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results.jsonl")
