@@ -199,7 +199,8 @@ def table(options: argparse.Namespace) -> None:
     """Print means over the seeds, with intervals, and differences to ENAS and to random search."""
     rows = {(row["arm"], row["seed"]): row for row in read(options.results)}
     for arm, measure in itertools.product(ARMS, ("found", "preferred", "distinct", "rho")):
-        seeds = [s for a, s in rows if a == arm]
+        if not (seeds := [s for a, s in rows if a == arm]):
+            continue
         line = f"{arm}: {measure} {mean_estimate([rows[arm, s][measure] for s in seeds]):.3f}"
         for other in ("random", "enas"):
             paired = [s for s in seeds if (other, s) in rows]

@@ -223,7 +223,8 @@ def table(options: argparse.Namespace) -> None:
     """Print test losses and accuracies of what was found, less the architecture first."""
     rows = read(options.results)
     for arm, measure in itertools.product(ARMS, ("loss", "accuracy", "trained", "finished")):
-        seeds = [s for a, s in rows if a == arm and (FIRST, s) in rows]
+        if not (seeds := [s for a, s in rows if a == arm and (FIRST, s) in rows]):
+            continue
         values = [rows[arm, s][measure] for s in seeds]
         line = f"{arm}: {measure} {mean_estimate(values).value:.4g}"
         if arm != FIRST and measure in ("loss", "accuracy"):
