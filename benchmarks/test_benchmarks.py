@@ -94,10 +94,12 @@ def test_hosts_are_lent_torch_and_what_it_requires(tmp_path: Path):
     [
         ("latency_limit", "--epochs 3 --alone 1 --seeds 0 --arms spos gumbel random"),
         ("sandwich", "--epochs 1 --seeds 1 --arms sandwich calr"),
+        ("ensembles", "--epochs 1 --seeds 2 --subnets 12"),
+        ("enas_memory", "--epochs 1 --seeds 1"),
     ],
 )
 def test_a_benchmark_makes_what_its_results_lack(name, options, tmp_path, capsys):
-    pytest.importorskip("nni")
+    pytest.importorskip("tianshou" if name == "enas_memory" else "nni")
     module = importlib.import_module(f"benchmarks.digits.{name}")
     results = tmp_path / "results"
     options = [*options.split(), "--results", str(results)]
@@ -182,3 +184,62 @@ def test_deviations_of_groups_by_their_formula():
         optimizer.step()
         torch.testing.assert_close(weight.detach(), expected)
     assert float(weight.detach()[4]) == float(expected[4])
+
+
+def test_a_controller_learns_from_the_best_past_architectures():
+    pytest.importorskip("tianshou")
+    from nni.nas.hub.pytorch import NasBench201
+    from nni.nas.strategy.rl import TuningTrajectoryGenerator, default_policy_fn
+    from tianshou.data import ReplayBuffer
+
+    from benchmarks.digits.enas_memory import STEPS, replaying
+
+    torch.manual_seed(0)
+    seen = []
+
+    def controller(env):
+        policy = default_policy_fn(env)
+        update = policy.update
+
+        def told(sample_size, buffer, **options):
+            rows = np.arange(len(buffer)).reshape(-1, STEPS)
+            seen.append([(tuple(buffer.act[r]), float(buffer.rew[r[-1]])) for r in rows])
+            return update(sample_size, buffer, **options)
+
+        policy.update = told
+        return replaying(policy, kept=2)
+
+    generator = TuningTrajectoryGenerator(NasBench201(4, 1, 10), controller)
+    weights = [p.detach().clone() for p in generator.policy.parameters()]
+    buffer, past, rewards = ReplayBuffer(3 * STEPS), [], np.random.default_rng(0).random(9)
+    for number, reward in enumerate(rewards, 1):
+        with torch.no_grad():
+            generator.next_sample()
+        trajectory = generator.send_reward(float(reward))
+        past.append((tuple(trajectory.act), float(reward)))
+        buffer.update(trajectory)
+        if number % 3 == 0:
+            for _ in range(2):  # as ENAS does; the second time nothing else is replayed
+                generator.policy.update(0, buffer, batch_size=8, repeat=1)
+                earlier = sorted(past[: number - 3], key=lambda one: -one[1])[:2]
+                assert sorted(seen[-1]) == sorted(past[number - 3 : number] + earlier)
+    assert any(
+        (p != before).any()
+        for p, before in zip(generator.policy.parameters(), weights, strict=True)
+    )
+
+
+def test_edit_distances_of_cells():
+    pytest.importorskip("tianshou")
+    from benchmarks.digits.enas_memory import edit_distances
+
+    labels = [f"cell/{start}_{end}" for end in range(1, 4) for start in range(end)]
+    none = dict.fromkeys(labels, "none")
+    by_one = none | {"cell/0_1": "conv_3x3", "cell/1_3": "conv_1x1"}
+    by_two = none | {"cell/0_2": "conv_3x3", "cell/2_3": "conv_1x1"}
+    direct = none | {"cell/0_3": "conv_1x1"}
+    # The same graph by another inner node; two operations; two edges less; one edge.
+    assert edit_distances([by_one, by_two]) == [0]
+    assert edit_distances([by_one, by_one | {"cell/0_1": "skip_connect"}]) == [1]
+    assert edit_distances([by_one, none]) == [2]
+    assert edit_distances([direct, none]) == [1]

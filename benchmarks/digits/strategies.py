@@ -63,6 +63,7 @@ def train(
     optimizer: Callable[..., torch.optim.Optimizer] = SGD,
     lr: float = 0.05,
     cosine: bool = False,
+    validation_batch: int = 256,
 ) -> ModelSpace:
     """Train a supernet as an NNI experiment does; the static arms by a cosine schedule."""
     evaluator = Classification(
@@ -71,7 +72,7 @@ def train(
         weight_decay=5e-4,
         num_classes=data.classes,
         train_dataloaders=batch_loader(data.train, 32, shuffle=True, seed=seed, loader=DataLoader),
-        val_dataloaders=batch_loader(data.validation, 256, loader=DataLoader),
+        val_dataloaders=batch_loader(data.validation, validation_batch, loader=DataLoader),
         max_epochs=epochs,
         limit_val_batches=0,  # subnets are scored after the training
         logger=False,

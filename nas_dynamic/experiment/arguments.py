@@ -47,7 +47,9 @@ within limits of its size: parameters, macs (multiply-accumulates of one image) 
 (milliseconds for one image, by a table that is measured here, or by --latency-table). With
 --minimize it finds the Pareto set. Scores are kept in RUN: the same search goes on after a stop,
 with a greater budget, or within other limits. What it finds goes to RUN/search.json, from which
-export takes it."""
+export takes it. Several runs of one space, one for each task or data set, are searched over one
+pool: each subnet that is looked at is scored in every run, and found are the best one of each run
+and those that no other one beats."""
 
 EXPORT = """\
 Writes one subnet of RUN as a network of its own: subnet.pt2, which torch alone loads and computes,
@@ -100,7 +102,7 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     compare = command(
         "compare", COMPARE, "measure whether dynamic training helps, over paired seeds"
     )
-    search = command("search", SEARCH, "find the best subnets of a run, within limits")
+    search = command("search", SEARCH, "find the best subnets of runs, within limits")
     export = command(
         "export", EXPORT, "write a subnet of a run as a network of its own", goes_on=False
     )
@@ -175,8 +177,9 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
         "tells what the curve by itself does (default: cosine)",
     )
 
+    search.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
+    export.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     for of_run in (search, export):
-        of_run.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
         of_run.add_argument(
             "--seed", type=SEED, help="which supernet of the run (default: the first one)"
         )
@@ -193,14 +196,14 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
         action="append",
         default=[],
         choices=MEASURES,
-        help="beside the loss, for a Pareto set",
+        help="beside the loss, for a Pareto set; of one run",
     )
     _add_number(search, "--budget", 300, 1, "subnets that are scored at most")
     search.add_argument(
         "--strategy",
         choices=("evolution", "random", "surrogate", "pretrained", "robot"),
-        default="evolution",
-        help="what is scored next (default: %(default)s)",
+        help="what is scored next; robot is for one run (default: evolution, of several runs "
+        "surrogate)",
     )
     search.add_argument("--strategy-seed", type=SEED, default=0, metavar="N", help="(default: 0)")
     search.add_argument(

@@ -152,30 +152,50 @@ def _train(options: argparse.Namespace) -> None:
 def _search(options: argparse.Namespace) -> None:
     from nas_dynamic.experiment.console import Display
     from nas_dynamic.experiment.engine import open_engine
-    from nas_dynamic.experiment.load import load_run
     from nas_dynamic.experiment.search import found_table, read_latency_table, search_run
+    from nas_dynamic.experiment.search_runs import (
+        best_table,
+        front_table,
+        load_runs,
+        search_runs,
+    )
 
-    check_writable(options.run)
+    if len(options.runs) > 1 and options.minimize:
+        raise RunError(
+            "--minimize is for one run: of several the Pareto set is that of their losses; give "
+            "--limit, or search one run"
+        )
+    for folder in options.runs:
+        check_writable(folder)
     table = options.latency_table and read_latency_table(options.latency_table)
-    run = load_run(options.run, options.seed, device=options.device)
+    runs = load_runs(options.runs, options.seed, device=options.device)
+    first = next(iter(runs.values()))
+    limits = dict(options.limit)
+    given = {"budget": options.budget, "seed": options.strategy_seed, "latency": table}
     with (
         Display() as display,
-        open_engine(options.engine, display.work, run.config.device) as engine,
+        open_engine(options.engine, display.work, first.config.device) as engine,
     ):
-        found = search_run(
-            run,
-            display,
-            engine,
-            limits=dict(options.limit),
-            minimize=options.minimize,
-            budget=options.budget,
-            strategy=options.strategy,
-            seed=options.strategy_seed,
-            latency=table,
-        )
-    display.table(found_table(run, found, dict(options.limit)))
+        if len(runs) > 1:
+            strategy = options.strategy or "surrogate"
+            tasks = search_runs(runs, display, engine, limits=limits, strategy=strategy, **given)
+            tables = [best_table(runs, tasks, limits), front_table(runs, tasks)]
+        else:
+            strategy = options.strategy or "evolution"
+            minimize = options.minimize
+            found = search_run(
+                first, display, engine, limits=limits, minimize=minimize, strategy=strategy, **given
+            )
+            tables = [found_table(first, found, limits)]
+    for of_search in tables:
+        display.table(of_search)
     display.commands(
-        {"Take the one of the lowest loss away": command_text("nas-dynamic", "export", run.folder)}
+        {
+            f"Take the one of the lowest loss away{f', of {name}' if len(runs) > 1 else ''}": (
+                command_text("nas-dynamic", "export", run.folder)
+            )
+            for name, run in runs.items()
+        }
     )
 
 

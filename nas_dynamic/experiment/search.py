@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ TRAINING_FREE = ("gradient_norm", "synflow", "jacobian_covariance")
 CHECKED = 8
 """Random subnets that a table of latencies is checked on."""
 
+TITLES = {"macs": "MACs", "latency": "latency, ms"}
+
 
 def search_run(
     run: LoadedRun,
@@ -83,16 +86,8 @@ def search_run(
     Raises:
         RunError: no subnet is within the limits.
     """
-    named = [*limits, *minimize]
-    images = example_images(run.data, 1)
-    measures: dict[str, Complexity] = {}
-    if "macs" in named:
-        measures["macs"] = lookup(run.supernet.space, run.supernet.subnet_macs(images))
-    if "latency" in named:
-        measures["latency"] = latency or latency_table(run, display)
-    if strategy in ("pretrained", "robot"):
-        measures |= _training_free(run)
-    try:
+    measures = measures_of(run, display, [*limits, *minimize], strategy, latency)
+    with told_as_run_error():
         found = run.search(
             budget=budget,
             strategy=STRATEGIES[strategy](),
@@ -103,10 +98,6 @@ def search_run(
             progress=display.work("search"),
             seed=seed,
         )
-    except ValueError as error:
-        if isinstance(error, RunError):
-            raise
-        raise RunError(f"the search cannot be made: {error}") from error
     content = {
         "seed": run.seed,
         "limits": dict(limits),
@@ -114,11 +105,49 @@ def search_run(
         "strategy": strategy,
         "strategy_seed": seed,
         "evaluations": len(found.evaluations),
-        "best": _plain(best(found)),
-        "pareto": [_plain(evaluation) for evaluation in found.pareto],
+        "best": plain(best(found)),
+        "pareto": [plain(evaluation) for evaluation in found.pareto],
     }
     write_json(run.folder / "search.json", content)
     return found
+
+
+@contextlib.contextmanager
+def told_as_run_error() -> Iterator[None]:
+    """Turn what a search refuses into an error that the command line tells."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, RunError):
+            raise
+        raise RunError(f"the search cannot be made: {error}") from error
+
+
+def measures_of(
+    run: LoadedRun,
+    display: Display,
+    named: Collection[str],
+    strategy: str,
+    latency: AdditiveTable | None,
+) -> dict[str, Complexity]:
+    """Return what is known of subnets without scoring, beside their parameters.
+
+    Args:
+        run: that they are of.
+        display: as in `search_run`, as is `latency`.
+        named: of parameters, macs, latency, those that are asked for.
+        strategy: a key of `STRATEGIES`; some read training-free metrics.
+        latency: a table, or None.
+    """
+    measures: dict[str, Complexity] = {}
+    if "macs" in named:
+        images = example_images(run.data, 1)
+        measures["macs"] = lookup(run.supernet.space, run.supernet.subnet_macs(images))
+    if "latency" in named:
+        measures["latency"] = latency or latency_table(run, display)
+    if strategy in ("pretrained", "robot"):
+        measures |= _training_free(run)
+    return measures
 
 
 def _training_free(run: LoadedRun) -> dict[str, Complexity]:
@@ -153,17 +182,11 @@ def found_table(run: LoadedRun, found: SearchResult, limits: Mapping[str, float]
     several = len(found.objectives) > 1
     rows = sorted(found.pareto, key=lambda e: e.values["parameters"]) if several else [best(found)]
     measures = [name for name in ("macs", "latency") if name in rows[0].values]
-    titles = {"macs": "MACs", "latency": "latency, ms"}
     body = [
-        [
-            f"{int(e.values['parameters']):,}",
-            *(few(e.values[name]) for name in measures),
-            f"{e.values['loss']:.3f}",
-            percent(e.values["accuracy"]),
-        ]
+        [*sizes(e, measures), f"{e.values['loss']:.3f}", percent(e.values["accuracy"])]
         for e in rows
     ]
-    header = ["parameters", *(titles[name] for name in measures), "loss", "accuracy"]
+    header = ["parameters", *(TITLES[name] for name in measures), "loss", "accuracy"]
     note = (
         f"On {len(run.data.validation):,} validation images, by which it was chosen: the accuracy "
         "is optimistic."
@@ -185,23 +208,41 @@ def found_table(run: LoadedRun, found: SearchResult, limits: Mapping[str, float]
     )
 
 
+def sizes(evaluation: Evaluation, measures: Sequence[str]) -> list[str]:
+    """Return the cells of a subnet's parameters, and of macs or latency."""
+    values = evaluation.values
+    return [f"{int(values['parameters']):,}", *(few(values[name]) for name in measures)]
+
+
 def _random_text(run: LoadedRun, evaluations: int, limits: Mapping[str, float]) -> str:
-    """Return what random search comes to, by the random subnets that the training has scored."""
+    random = of_random_search(run, evaluations, limits)
+    if random is None:
+        within = "a latency" if "latency" in limits else "the limits"
+        return f"Random search within {within}: not measured."
+    loss, count = random
+    fewer = "" if count == evaluations else ", all that training has scored within the limits"
+    return f"The best of {count:,} random ones has a loss of {loss:.3f} in expectation{fewer}."
+
+
+def of_random_search(
+    run: LoadedRun, evaluations: int, limits: Mapping[str, float]
+) -> tuple[float, int] | None:
+    """Return what random search comes to, by the random subnets that the training has scored.
+
+    Returns:
+        The expected lowest loss, and of how many subnets; None where that is not known.
+    """
     if "latency" in limits:
-        return "Random search within a latency: not measured."
+        return None
     within = [
         min(comparable_loss(subnet.loss), DIVERGED)
         for subnet in run.result.subnets
         if all((getattr(subnet, name) or 0) <= limit for name, limit in limits.items())
     ]
     if not within:
-        return "Random search within the limits: not measured."
+        return None
     count = min(evaluations, len(within))
-    fewer = "" if count == evaluations else ", all that training has scored within the limits"
-    return (
-        f"The best of {count:,} random ones has a loss of {expected_lowest(within, count):.3f} in "
-        f"expectation{fewer}."
-    )
+    return expected_lowest(within, count), count
 
 
 def expected_lowest(losses: Sequence[float], count: int) -> float:
@@ -261,5 +302,6 @@ def read_latency_table(path: Path) -> AdditiveTable:
         raise RunError(str(error)) from error
 
 
-def _plain(evaluation: Evaluation) -> dict[str, Any]:
+def plain(evaluation: Evaluation) -> dict[str, Any]:
+    """Return an evaluation as search.json has it."""
     return {"architecture": dict(evaluation.architecture), "values": evaluation.values}

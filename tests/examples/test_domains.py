@@ -17,15 +17,29 @@ SMALL = {
     "tangle": "--updates 2 --budget 9 --alone 1 --inits 1 --seeds 1",
     "blockwise": "--updates 2 --epochs 1 --subnets 4 --alone-seeds 1 --seeds 1",
     "supertickets": "--updates 8 --tuning 4 --budget 2 --seeds 1",
+    "recipes": "--epochs 24 --alone 1 --seeds 1",
 }
-ROWS = {"auto_gnn": 2 + 4, "eagan": 4, "tangle": 5, "blockwise": 1 + 5, "supertickets": 4}
-NEEDS = {"auto_gnn": ["torch_geometric"], "eagan": ["pymoo"], "tangle": ["pymoo", "timm"]}
+ROWS = {
+    "auto_gnn": 2 + 4,
+    "eagan": 4,
+    "tangle": 5,
+    "blockwise": 1 + 5,
+    "supertickets": 4,
+    "recipes": 5,
+}
+NEEDS = {
+    "auto_gnn": ["torch_geometric"],
+    "eagan": ["pymoo"],
+    "tangle": ["pymoo", "timm"],
+    "recipes": ["optuna"],
+}
 TELLS = {
     "auto_gnn": "less unconstrained",
     "eagan": "two stages less joint",
     "tangle": "less spos",
     "blockwise": "less parameters",
     "supertickets": "less tickets",
+    "recipes": "less architecture",
 }
 
 

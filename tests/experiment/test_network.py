@@ -243,12 +243,13 @@ def test_what_cannot_be_loaded(compared, run, tmp_path):
 def test_the_commands_of_the_document(run, tmp_path, monkeypatch, capsys):
     """Every command line of docs/network.md, on a small run, with a small budget."""
     (tmp_path / "runs").mkdir()
-    shutil.copytree(run, tmp_path / "runs/digits")
+    for name in ("digits", "letters"):
+        shutil.copytree(run, tmp_path / "runs" / name)
     monkeypatch.chdir(tmp_path)
     text = (Path(__file__).parents[2] / "docs/network.md").read_text()
     blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)
     commands = [line for block in blocks for line in block.splitlines()]
-    assert len(commands) == 6
+    assert len(commands) == 7
     from nas_dynamic.experiment import search as searching
 
     quickly = partial(searching.measure_latency, seconds=0.001)
