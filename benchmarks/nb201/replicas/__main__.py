@@ -21,7 +21,7 @@ from benchmarks.nb201.replicas.check import Check
 from benchmarks.nb201.replicas.layout import Layout
 from benchmarks.nb201.replicas.network import PRECISIONS
 from benchmarks.nb201.replicas.plan import IDLE, Plan, operations_of
-from benchmarks.nb201.replicas.report import print_differences
+from benchmarks.nb201.replicas.report import print_differences, print_errors
 from benchmarks.nb201.replicas.scoring import score_replicas
 from benchmarks.nb201.replicas.training import Replicas
 from benchmarks.nb201.report import append_result, identity, read_results
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         _train: ("train", "check, train until the budget or the time is spent, and score"),
         _score: ("score", "score a checkpoint"),
         _table: ("table", "print the differences of the arms"),
+        _errors: ("errors", "print which subnets come out too high"),
     }
     for command, (name, text) in texts.items():
         _add_options(commands.add_parser(name, help=text), command)
@@ -61,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add_options(parser: argparse.ArgumentParser, command: Any) -> None:
     parser.set_defaults(command=command)
     add = parser.add_argument
+    if command is _errors:
+        scores = Path("benchmarks/results/nb201_replicas_scores.npz")
+        add("--scores", type=Path, default=scores, help="a file that score has written")
+        return
     add("--results", type=Path, default=Path("benchmarks/results/nb201_replicas.csv"))
     if command is _table:
         return
@@ -227,6 +232,10 @@ def _compare(
 
 def _table(options: argparse.Namespace) -> None:
     print_differences(options.results)
+
+
+def _errors(options: argparse.Namespace) -> None:
+    print_errors(options.scores)
 
 
 if __name__ == "__main__":

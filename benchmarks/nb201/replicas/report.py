@@ -6,12 +6,14 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import rankdata
 
 from benchmarks.nb201.report import REPLICAS, SETTING, Rows, paired_differences, read_results
+from benchmarks.nb201.supernet import EDGES, OPERATIONS, depth
 from nas_dynamic.analysis.paired import mean_estimate
 from nas_dynamic.analysis.text_table import text_table
 
-__all__ = ["AGAINST", "MEASURES", "print_differences"]
+__all__ = ["AGAINST", "MEASURES", "print_differences", "print_errors"]
 
 AGAINST = ("static", "poly")
 BY = {"_loss": "by the loss", "": "by the accuracy"}
@@ -57,3 +59,29 @@ def print_differences(path: Path) -> None:
                 title = ""
         header = ["", "arm", "n", "mean", *(f"− {against}, 95% t" for against in AGAINST)]
         print(text_table(header, lines, frozenset([0, 1])))
+
+
+def print_errors(path: Path) -> None:
+    """Print how far subnets come out too high by the loss, by depth: in percent of the ranks.
+
+    Args:
+        path: scores, as `score` writes them.
+    """
+    with np.load(path) as saved:
+        loss, truth = saved["loss"].mean(-1), saved["truth"]
+        operations, replicas = saved["operations"], saved["replicas"]
+    arms = np.array([str(name).partition("-freeze")[0].partition("-coast")[0] for name in replicas])
+    of = [dict(zip(EDGES, (OPERATIONS[n] for n in row), strict=True)) for row in operations]
+    depths = np.array([depth(architecture) for architecture in of])
+    errors = (rankdata(-loss, axis=1) - rankdata(truth)) / len(truth) * 100
+    header = ["arm", *(f"depth {d}, {(depths == d).sum()} subnets" for d in np.unique(depths))]
+    lines = []
+    for arm in dict.fromkeys(arms.tolist()):
+        mean = errors[arms == arm].mean(0)
+        lines.append(
+            [
+                arm,
+                *(f"{mean[depths == d].mean():+.0f}%".replace("-", "−") for d in np.unique(depths)),
+            ]
+        )
+    print(text_table(header, lines, frozenset([0])))

@@ -21,7 +21,7 @@ from benchmarks.nb201.replicas import kernels_forward, kernels_weights, network
 from benchmarks.nb201.replicas.check import LIMITS, SUBNETS, Check
 from benchmarks.nb201.replicas.layout import Layout
 from benchmarks.nb201.replicas.plan import IDLE, Plan, operations_of
-from benchmarks.nb201.replicas.report import print_differences
+from benchmarks.nb201.replicas.report import print_differences, print_errors
 from benchmarks.nb201.replicas.scoring import score_replicas
 from benchmarks.nb201.replicas.training import Replicas
 from benchmarks.nb201.report import append_result, read_results
@@ -259,3 +259,17 @@ def test_command_line_trains_scores_and_compares(images, tmp_path, monkeypatch, 
     assert "1 of 1 updates, C=4, N=1, float32, idle parameters: freeze" in printed
     assert "1 sequence(s) of subnets" in printed
     assert all(text in printed for text in ("τ of the best tenth by the loss", "mean accuracy"))
+
+
+def test_errors_go_by_depth(tmp_path, capsys):
+    """Chains of 0, 1 and 3 convolutions, ranked rightly by one arm and reversed by another."""
+    chains = [(1, 0, 0, 1, 0, 0), (2, 0, 1, 0, 0, 1), (3, 0, 3, 0, 0, 3)]
+    loss = np.array([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])[:, :, None]
+    names = np.array(["static-freeze-s0", "calq-ms-coast-30-s0"])
+    np.savez(
+        tmp_path / "scores.npz", loss=loss, truth=[80, 90, 94], operations=chains, replicas=names
+    )
+    print_errors(tmp_path / "scores.npz")
+    static, reversed_ = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert static == ["static", "+0%", "+0%", "+0%"]
+    assert reversed_ == ["calq-ms", "+67%", "+0%", "−67%"]
