@@ -131,6 +131,24 @@ def test_elastic_lm_trains_what_its_results_lack(tmp_path, capsys):
     assert "both_global         1 seeds" in capsys.readouterr().out
 
 
+def test_ends_of_elastic_lm_are_held_against_themselves_alone(tmp_path, capsys):
+    pytest.importorskip("transformers")
+    from benchmarks.elastic_lm.__main__ import main, read
+
+    results = tmp_path / "results.csv"
+    options = ["--data", str(Path(__file__).parents[1] / "README.md"), "--lr", "0.003"]
+    options += ["--updates", "3", "--seeds", "2", "--results", str(results)]
+    main([*options, "--arms", "alone", "static"])
+    gaps = [
+        read(results)["static", 0.003, 3, seed]["largest"]
+        - read(results)["alone", 0.003, 3, seed]["largest"]
+        for seed in (0, 1)
+    ]
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("static              2 seeds  smallest")
+    assert f"largest {np.mean(gaps):+.4f} [" in line.replace("−", "-")
+
+
 def test_sub_spaces_are_trained_and_compared_over_seeds(tmp_path, capsys):
     pytest.importorskip("transformers")
     from benchmarks.elastic_lm.sub_spaces import ARMS, main

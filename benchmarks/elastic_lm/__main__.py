@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.elastic_lm.training import ARMS, Run, Size, read_text, train
-from nas_dynamic.analysis.paired import Difference
+from benchmarks.elastic_lm.training import ALONE, ARMS, Run, Size, read_text, train
+from nas_dynamic.analysis.paired import Difference, mean_estimate
 
 RESULTS = Path("benchmarks/results/elastic_lm.csv")
 MEASURES = ("mean", "smallest", "largest")
@@ -33,13 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if (arm, lr, updates, seed) not in rows:
                 run = train(arm, seed, updates, Size(lr=lr), text)
                 append(options.results, (arm, lr, updates, seed), run)
-    print_differences(read(options.results))
+    rows = read(options.results)
+    print_differences(rows)
+    print_gaps(rows)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.elastic_lm", description=__doc__)
     parser.add_argument("--data", type=Path, help="text, or a folder of *.txt; print only if not")
-    parser.add_argument("--arms", nargs="+", default=[*ARMS], choices=ARMS)
+    parser.add_argument("--arms", nargs="+", default=[*ARMS], choices=[*ARMS, ALONE])
     parser.add_argument("--lr", nargs="+", type=float, default=[0.003, 0.006])
     parser.add_argument("--updates", nargs="+", type=int, default=[400, 1200])
     parser.add_argument("--seeds", type=int, default=5)
@@ -83,6 +85,21 @@ def print_differences(rows: Rows) -> None:
                 for arm in ARMS
             },
         )
+
+
+def print_gaps(rows: Rows) -> None:
+    """Print by how much both ends of each arm's supernet lag behind themselves trained alone."""
+    for lr, updates in sorted({(lr, updates) for arm, lr, updates, _ in rows if arm == ALONE}):
+        print(f"\n{updates} updates, lr {lr}, nats a byte above the same subnet trained alone")
+        for arm in ARMS:
+            gaps = [
+                [run[end] - rows[ALONE, lr, updates, seed][end] for end in MEASURES[1:]]
+                for (a, *of, seed), run in rows.items()
+                if (a, of) == (arm, [lr, updates]) and (ALONE, lr, updates, seed) in rows
+            ]
+            if len(gaps) > 1:
+                ends = [f"{mean_estimate(values):+.4f}" for values in np.transpose(gaps)]
+                print(f"{arm:19}{len(gaps):2} seeds  smallest {ends[0]}  largest {ends[1]}")
 
 
 def print_against(reference: str, runs: Mapping[str, Mapping[int, Mapping[str, float]]]) -> None:

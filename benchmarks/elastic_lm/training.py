@@ -18,6 +18,7 @@ from nas_dynamic.complexity import population
 from nas_dynamic.space import SearchSpace
 
 __all__ = [
+    "ALONE",
     "ARMS",
     "Run",
     "Size",
@@ -34,6 +35,9 @@ GROUP_BY = "width"
 ARMS = ("static", "calr", "own", "deviation", *RULES)
 """`static`: γ is 1. `calr` and all others: γ by rank. `own`: MS as the package does it, the whole
 state of each group is its own. `deviation`: `separate_deviations`. `RULES`: parts of the state."""
+
+ALONE = "alone"
+"""The smallest and the largest subnet, each trained alone for as many updates, with γ = 1."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ def train(
     """Train one arm; all arms of a seed have the same weights, batches and subnets.
 
     Args:
-        arm: one of `ARMS`.
+        arm: one of `ARMS`, or `ALONE`, whose mean is NaN.
         seed: of weights, batches and subnets.
         updates: of the whole training.
         size: of it all.
@@ -139,6 +143,14 @@ def train(
     """
     supernet, (learned, held_out) = supernet_of(model_of(size, seed), size), text
     start = time.perf_counter()
+    if arm == ALONE:
+        parameters, ends = supernet.subnet_parameters(), []
+        for end in (supernet.space.smallest(parameters), supernet.space.largest(parameters)):
+            supernet = supernet_of(model_of(size, seed), size)
+            space = supernet.space.restrict({label: [own] for label, own in end.items()})
+            fit(supernet, "static", seed, updates, size, learned, space=space)
+            ends += [loss for _, loss in losses_of(supernet, held_out, size, space)]
+        return Run(float("nan"), *ends, time.perf_counter() - start)
     fit(supernet, arm, seed, updates, size, learned)
     seconds = time.perf_counter() - start
     return Run.of(losses_of(supernet, held_out, size), seconds)
