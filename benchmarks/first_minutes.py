@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -90,6 +91,8 @@ def _see(command: str, folder: Path, limit: float) -> tuple[float, str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # Whoever runs this in the background ignores Ctrl-C, and what it starts would as well.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         said, _ = process.communicate(timeout=limit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nas_dynamic._checkout import find_adapters
 from nas_dynamic._extras import imported_late
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ MODULES = {
     "space": ["Architecture", "SearchSpace"],
 }
 """Imported when they are asked for: torch takes seconds, which `nas-dynamic --help` need not."""
+
+find_adapters()
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    {"space", "_extras"},
+    {"space", "_extras", "_checkout"},
     {"calr", "complexity_scale", "momentum", "sampling", "storage"},
     {"complexity", "mean_lr", "grouping", "evaluation", "analysis"},
     {"attach", "search"},

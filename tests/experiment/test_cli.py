@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -30,6 +31,26 @@ ONE_CYCLE = {"name": "OneCycleLR", "kwargs": {"max_lr": 0.1, "total_steps": 4}}
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.process
+def test_a_script_in_a_checkout_finds_the_adapters_whatever_is_installed(tmp_path):
+    for folder in ("nas_dynamic", "adapters"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    (tmp_path / "script.py").write_text(
+        "import sys\n"
+        "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in str(f)]\n"
+        "import nas_dynamic.adapters.lightning as lightning\n"
+        "from nas_dynamic.adapters.timm import attach\n"
+        "print(lightning.__file__, attach.__module__)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    file, module = ended.stdout.split()[-2:]
+    assert Path(file) == tmp_path / "adapters/lightning.py"
+    assert module == "nas_dynamic.adapters.timm.training"
 
 
 @pytest.mark.process
