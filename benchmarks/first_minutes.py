@@ -106,7 +106,8 @@ def _see(command: str, folder: Path, limit: float) -> tuple[float, str]:
         said += "^C"
     if process.returncode:
         said += f"\n(exit status {process.returncode})"
-    return time.perf_counter() - started, said.strip().replace(str(folder), "~/nas-dynamic")
+    said = said.replace(str(folder), "~/nas-dynamic").replace(str(Path.home()), "~")
+    return time.perf_counter() - started, re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", said.strip())
 
 
 def _last(said: str, lines: int) -> str:
