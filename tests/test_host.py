@@ -243,6 +243,7 @@ def test_parts_that_are_off_are_not_attached():
         ({"total_steps": 0}, "total_steps must be a whole number, at least 1"),
         ({"anneal": "weights"}, "anneal must be 'lr' or 'loss'"),
         ({"complexity": "flops"}, "complexity must be 'parameters', 'macs' or a function"),
+        ({"momentum": "on"}, "momentum must be True, False or 'auto', got 'on'"),
         ({"gamma_by": "size"}, "gamma_by must be 'rank' or 'complexity'"),
         ({"bounds": (1, 2)}, "give gamma_by='complexity' as well"),
         ({"bounds": (2, 1), "gamma_by": "complexity"}, "which is reversed"),

@@ -27,7 +27,7 @@ class Options:
 
     Attributes:
         calr: set the lr by the complexity of the subnet.
-        momentum: keep a momentum for each group of subnets. By default where `group_by` is given;
+        momentum: keep a momentum for each group of subnets. `"auto"`: where `group_by` is given;
             and where the optimizer's only memory is a momentum, as SGD's, and updates do not take
             both ends of the space, as under the sandwich rule. Elsewhere it was seen to cost.
         gamma_max: γ of the smallest subnet; see `CaLR`, as for the next five.
@@ -65,7 +65,7 @@ class Options:
     """
 
     calr: bool = True
-    momentum: bool | None = None
+    momentum: bool | Literal["auto"] = "auto"
     gamma_max: float = 4.0
     gamma_min: float | None = None
     curve: str | Callable[[float], float] = "polynomial"
@@ -90,6 +90,8 @@ class Options:
                 "complexity must be 'parameters', 'macs' or a function of an architecture, "
                 f"got {self.complexity!r}"
             )
+        if self.momentum not in (True, False, "auto"):
+            raise ValueError(f"momentum must be True, False or 'auto', got {self.momentum!r}")
         if self.gamma_by not in ("rank", "complexity"):
             raise ValueError(f"gamma_by must be 'rank' or 'complexity', got {self.gamma_by!r}")
         if self.gamma_by == "rank" and self.bounds is not None:

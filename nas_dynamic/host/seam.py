@@ -134,7 +134,7 @@ def _separates(host: Host, options: Options) -> bool:
     All subnets of an update are of one group, so with the sandwich rule the ends of the space would
     be trained in one of as many updates as there are groups.
     """
-    if options.momentum is not None:
+    if options.momentum != "auto":
         return options.momentum
     if options.group_by is not None:
         return True

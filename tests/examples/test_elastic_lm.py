@@ -31,13 +31,15 @@ def test_the_example_ends_in_a_model_for_transformers(monkeypatch, tmp_path, cap
 
 def test_tuning_as_a_supernet_is_compared_over_seeds(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(ROOT / "examples/elastic_lm")
-    monkeypatch.delitem(sys.modules, "train", raising=False)
     texts = ["--data", str(ROOT / "README.md"), "--other", str(ROOT / "CHANGELOG.md")]
     options = ["--preset", "smoke", *texts, "--out", str(tmp_path), "--threads", "1"]
-    for seeds in ("1", "2"):
-        monkeypatch.setattr(sys, "argv", ["tune.py", *options, "--seeds", seeds])
-        runpy.run_path(str(ROOT / "examples/elastic_lm/tune.py"), run_name="__main__")
-    monkeypatch.delitem(sys.modules, "train")
+    assert "train" not in sys.modules  # of another example
+    try:
+        for seeds in ("1", "2"):
+            monkeypatch.setattr(sys, "argv", ["tune.py", *options, "--seeds", seeds])
+            runpy.run_path(str(ROOT / "examples/elastic_lm/tune.py"), run_name="__main__")
+    finally:
+        sys.modules.pop("train", None)
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [row["seed"] for row in rows] == [0, 1]
     assert rows[0]["not tuned"] == rows[1]["not tuned"]

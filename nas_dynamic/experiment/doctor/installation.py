@@ -48,6 +48,12 @@ PARTS = (
     ),
     ("nas_dynamic.search", "searches for subnets", "lightgbm pymoo scipy", "search"),
     ("nas_dynamic.search.robot", "searches by RoBoT", "bayes_opt lightgbm pymoo scipy", "robot"),
+    (
+        "nas_dynamic.adapters.elastic.quantised",
+        "bits as choices",
+        "torchao",
+        "quantisation",
+    ),
     ("nas_dynamic.storage.network", "exports to ONNX", "onnxscript", "onnx"),
     ("nas_dynamic.experiment.engine.cluster", "several machines", "ray", "ray"),
     (
