@@ -82,6 +82,16 @@ def test_every_strategy_trains_every_space(build, hub, attached, classification)
         assert len(strategy.supernets) == len(search_space(supernet).choices[label])
 
 
+def test_dynamic_trains_both_ends_under_the_sandwich_rule_unless_momentum_is_asked_for(
+    classification,
+):
+    for options, ends in (({}, 1), ({"momentum": True}, 5)):
+        strategy = dynamic(SandwichOneShot(randoms=1), seed=0, **options)
+        _, trainer, recorder = fit(strategy, classification(max_epochs=2))
+        assert (training_of(trainer).momentum is None) == (not options)
+        assert len({tuple(largest.values()) for largest, *_ in recorder.steps}) == ends
+
+
 def test_each_update_of_fair_trains_every_candidate_once(classification):
     supernet, _, recorder = fit(FairOneShot(), classification(max_epochs=2))
     assert len(recorder.steps) == 12
