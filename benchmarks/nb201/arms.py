@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import rankdata
 
+from benchmarks.nb201.progress import Progress
 from benchmarks.nb201.supernet import OPERATIONS, SPACE, depth, parameters
 from nas_dynamic import Architecture, CaLR
 
@@ -27,7 +28,8 @@ class Arm:
     Attributes:
         curve: decay curve, as in `CaLR`.
         gamma: `"one"`, 1 for every subnet; `"mean"`, CaLR's mean over the space for every subnet;
-            `"complexity"`, CaLR; `"rank"`, CaLR by the rank of the complexity over the space.
+            `"complexity"`, CaLR; `"rank"`, CaLR by the rank of the complexity over the space;
+            `"measured"`, by the rank of how fast the training losses of a subnet still fall.
         separate: whether momentum is separate.
         gamma_max: γ of the smallest subnet, the inverse of that of the largest.
         momentum: coefficient β of the optimizer's momentum.
@@ -36,7 +38,7 @@ class Arm:
     """
 
     curve: str
-    gamma: Literal["one", "mean", "complexity", "rank"]
+    gamma: Literal["one", "mean", "complexity", "rank", "measured"]
     separate: bool = False
     gamma_max: float = GAMMA_MAX
     momentum: float = MOMENTUM
@@ -51,6 +53,15 @@ class Arm:
     def calr(self, updates: int) -> CaLR:
         """Return the arm's learning rate over a budget of updates."""
         kind = functools.partial(_Annealed, share=self.anneal) if self.anneal else CaLR
+        if self.gamma == "measured":
+            progress = Progress(updates)
+            return kind(
+                progress,
+                population=progress.population,
+                total_steps=updates,
+                curve=self.curve,
+                gamma_max=self.gamma_max,
+            )
         make = functools.partial(kind, self.complexity, total_steps=updates, curve=self.curve)
         complexities = _complexities(self.complexity)
         if self.gamma == "rank":
@@ -110,6 +121,7 @@ ARMS = {
     ),
     "calq-anneal": Arm("polynomial", "rank", anneal=0.1),
     "calq-depth": Arm("polynomial", "rank", complexity=depth),
+    "calq-measured": Arm("polynomial", "measured"),
     "calq-both": Arm("polynomial", "rank", complexity=_size_and_depth),
 }
 """Arms by name. `static` is the usual training: one cosine decay, one momentum."""

@@ -29,6 +29,7 @@ from benchmarks.nb201.data import (
 from benchmarks.nb201.factors import DESIGN, effects, print_effects
 from benchmarks.nb201.idle import idle_differences, print_idle
 from benchmarks.nb201.kernels import SIMD, TORCH
+from benchmarks.nb201.progress import Progress
 from benchmarks.nb201.rankings import (
     ALWAYS,
     Setting,
@@ -55,6 +56,7 @@ from benchmarks.nb201.training import IDLE, SAMPLERS, Run, Training
 from nas_dynamic.analysis.paired import Difference
 from nas_dynamic.analysis.ranking import complexity_bias, kendall_tau_within
 from nas_dynamic.complexity import count_macs
+from nas_dynamic.space import key
 
 pytestmark = pytest.mark.host
 
@@ -389,7 +391,9 @@ def test_a_fair_update_trains_the_mean_loss_of_five_subnets_that_hold_each_candi
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize(("arm", "edge"), [("static", ""), ("dynamic", "3←0")])
+@pytest.mark.parametrize(
+    ("arm", "edge"), [("static", ""), ("dynamic", "3←0"), ("calq-measured", "")]
+)
 def test_a_stopped_and_resumed_run_ends_with_the_same_weights(arm, edge, sampler, images, tmp_path):
     run = Run(arm, "coast", edge, 0, 24, batch=32, sampler=sampler)
     straight = Training(run, images)
@@ -498,6 +502,26 @@ def test_gamma_by_size_and_depth_is_by_the_mean_of_the_two_ranks():
     calr = ARMS["calq-both"].calr(10)
     gammas = np.array([calr.gamma(architecture) for architecture in SPACE])
     assert np.all(rankdata(-gammas.round(9)) == expected)
+
+
+def test_measured_complexity_is_the_order_in_which_losses_still_fall():
+    progress, generator = Progress(updates=2000), np.random.default_rng(0)
+    falling = dict(zip(OPERATIONS, (0.0, 0.1, 0.4, 0.8, 0.2), strict=True))
+    truth = {key(a): sum(falling[str(a[edge])] for edge in EDGES) for a in SPACE}
+    for update in range(1500):
+        subnet = SPACE.sample(generator)
+        loss = 3 - truth[key(subnet)] * update / 2000 + 0.2 * generator.standard_normal()
+        progress.observe(subnet, loss)
+        if update == 90:
+            assert {progress(a) for a in SPACE} == {1.5}  # too early to tell
+    assert kendalltau([progress(a) for a in SPACE], [*truth.values()]).statistic > 0.8
+    assert sorted(progress(a) for a in SPACE) == pytest.approx(sorted(progress.population))
+    resumed = Progress(updates=2000)
+    resumed.load_state_dict(progress.state_dict())
+    for one in (progress, resumed):
+        for _ in range(25):
+            one.observe(subnet, 1.0)
+    assert [resumed(a) for a in SPACE] == [progress(a) for a in SPACE]
 
 
 def test_depth_counts_convolutions_of_the_longest_path():

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from benchmarks.nb201.arms import ARMS
 from benchmarks.nb201.data import Images, TrainingBatches
 from benchmarks.nb201.kernels import TORCH, Kernels
+from benchmarks.nb201.progress import Progress
 from benchmarks.nb201.supernet import SPACE, Supernet
 from nas_dynamic import (
     Architecture,
@@ -115,6 +116,8 @@ class Training:
             weight_decay=0 if run.idle == "drift" else WEIGHT_DECAY,
         )
         self._calr = arm.calr(run.updates)
+        measure = self._calr.complexity
+        self._progress = measure if isinstance(measure, Progress) else None
         self.dynamic = DynamicTraining(
             self.optimizer,
             architecture=lambda: self._subnets,
@@ -144,6 +147,8 @@ class Training:
         for subnet, weight in zip(self._subnets, weights, strict=True):
             loss = F.cross_entropy(self.supernet(images, subnet), classes)
             (weight / len(self._subnets) * loss).backward()
+            if self._progress:
+                self._progress.observe(subnet, loss.item())
         torch.nn.utils.clip_grad_norm_(self._parameters, 5.0)
         if self.run.idle == "drift":
             self._decay_trained()
@@ -190,6 +195,7 @@ class Training:
                 "sampler": self.sampler.state_dict(),
                 "updates": self.updates,
                 "seconds": self.seconds,
+                "progress": self._progress and self._progress.state_dict(),
             },
             partial,
         )
@@ -207,6 +213,8 @@ class Training:
         if not self.done:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.sampler.load_state_dict(saved["sampler"])
+            if self._progress:
+                self._progress.load_state_dict(saved["progress"])
 
 
 def _sampler(run: Run) -> UniformSampler | FairSampler:
