@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from nas_dynamic.attach.copies import bare_copy
+from nas_dynamic.attach.copies import bare_copy, refused_to_step
 from nas_dynamic.attach.description import announce, definition, describe
 from nas_dynamic.attach.gradients import StepGradients, ZeroedGradients
 from nas_dynamic.attach.group_states import GroupStates
@@ -168,17 +168,16 @@ class DynamicTraining:
 
     def _register(self) -> None:
         optimizer = self.optimizer
-        after_step = optimizer.register_step_post_hook(self._after_step)
-        # Before all others: a scheduler that is stepped by one would write to the update's lr.
-        post_hooks: Any = optimizer._optimizer_step_post_hooks
-        post_hooks.move_to_end(after_step.id, last=False)
-        before_step = optimizer.register_step_pre_hook(self._before_step)
+        hooks = self._hooks = (
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        )
         self._ends = [
-            before_step.remove,
-            after_step.remove,
+            *(hook.remove for hook in hooks),
             intercept(optimizer, "step", self._step),
             intercept(optimizer, "state_dict", self._state_dict),
             intercept(optimizer, "load_state_dict", self._load_state_dict),
+            intercept(optimizer, "__getstate__", lambda state: refused_to_step(state())),
         ]
 
     @property
@@ -327,6 +326,11 @@ class DynamicTraining:
         self._update.progress = progress._replace(skipped=progress.skipped + bool(taken))
 
     def _step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # Inside of all other hooks: those may set the lr, as by a scheduler, and it is the lr of
+        # the update only in between.
+        before, after = self._hooks
+        self.optimizer._optimizer_step_pre_hooks.move_to_end(before.id)  # type: ignore[attr-defined]
+        self.optimizer._optimizer_step_post_hooks.move_to_end(after.id, last=False)  # type: ignore[attr-defined]
         # torch's hooks do not run where the step raises.
         try:
             return step(*args, **kwargs)
