@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import enum
 import itertools
@@ -345,6 +346,28 @@ def test_an_architecture_that_is_no_mapping_is_named(told: Any):
     weight.grad = torch.ones(1)
     with pytest.raises(TypeError, match=r"for a subnet; return a mapping from label to candidate"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("replaced", ["state", "class's own load_state_dict"])
+def test_a_state_that_the_host_replaces_is_refused(replaced: str):
+    """Of one group alone: the others would go on with their momenta."""
+    loop = Loop()
+    loop.train(6)
+    before = loop.everything()
+    kept = loop.optimizer.state
+    if replaced == "state":
+        loop.optimizer.state = collections.defaultdict(dict)
+    else:
+        plain = {k: v for k, v in before["optimizer"].items() if k != "dynamic_training"}
+        torch.optim.SGD.load_state_dict(loop.optimizer, plain)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"state was replaced .* Clear those of DynamicTr"):
+            loop.train(1, start=6)
+    loop.optimizer.state = kept
+    assert_identical(loop.everything(), before)
+    for state in loop.dynamic.states.values():
+        state.clear()
+    loop.train(6, start=6)
 
 
 def test_a_candidate_that_is_not_hashable_is_named():
