@@ -168,6 +168,9 @@ class DynamicTraining:
     def __repr__(self) -> str:
         return describe(self)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_ends": []}  # a copy, as of a module that keeps it, is not attached
+
     @property
     def updates(self) -> int:
         """Number of updates so far: steps that were skipped, or had no gradient, do not count."""

@@ -483,6 +483,17 @@ def test_a_copy_of_the_optimizer_is_made_and_cannot_be_stepped(copied: Any):
     assert not hooks(copied(loop.optimizer))["_optimizer_step_pre_hooks"]
 
 
+def test_a_copy_of_the_training_does_not_detach_it():
+    """An average of the weights copies a module, and with it what the module keeps."""
+    loop, untroubled = Loop(), Loop()
+    loop.train(3)
+    copied = copy.deepcopy([loop.model, loop.optimizer, loop.dynamic])
+    copied[2].detach()
+    loop.train(6, start=3)
+    untroubled.train(9)
+    assert_identical(loop.everything(), untroubled.everything())
+
+
 def test_parameters_may_be_frozen_and_trained_again():
     """requires_grad_(False) is no sign of another subnet; frozen parameters do not coast."""
     loop = Loop(calr=make_calr(total_steps=200))
