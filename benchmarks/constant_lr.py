@@ -221,11 +221,9 @@ def table(options: argparse.Namespace) -> None:
                 continue
             mean = mean_estimate([values[seed] for seed in pairs]).value
             difference = Difference(np.array([values[seed] - against[seed] for seed in pairs]))
-            low, high = difference.t_interval()
-            change = f"{difference.mean:+.3f} [{low:+.3f}, {high:+.3f}]"
             same = (arm, idle) == (options.against, options.against_idle)
             lines.append([*setting[:2], name, arm, idle, str(len(pairs)), f"{mean:.3f}"])
-            lines[-1].append("" if same else change)
+            lines[-1].append("" if same else f"{difference:+.3f}")
     header = ["space", "lr", "measure", "arm", "idle", "seeds", "mean", "difference, 95% (t)"]
     print(text_table(header, lines, text=(0, 1, 2, 3, 4)))
 

@@ -23,6 +23,7 @@ __all__ = [
     "is_mixture",
     "key",
     "name_of",
+    "plain",
 ]
 
 Architecture = Mapping[str, Hashable]
@@ -234,6 +235,20 @@ class SearchSpace:
         return best
 
 
+def plain(value: Any) -> Any:
+    """Return a scalar of NumPy or torch as Python's, and anything else as it is.
+
+    They equal Python's, but have another text, and torch's another hash. Also within tuples.
+
+    Example:
+        >>> plain(np.int64(3)), plain(np.str_("conv3")), plain("conv3")
+        (3, 'conv3', 'conv3')
+    """
+    if type(value) is tuple:
+        return tuple(map(plain, value))
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
 def hashable(value: Any, label: str) -> Hashable:
     """Return a candidate as it can be looked up: lists as tuples, NumPy's numbers as plain ones.
 
@@ -242,8 +257,7 @@ def hashable(value: Any, label: str) -> Hashable:
     """
     if isinstance(value, list | tuple):
         return tuple(hashable(element, label) for element in value)
-    if isinstance(value, np.generic):
-        return value.item()  # type: ignore[no-any-return]
+    value = plain(value)
     try:
         hash(value)
     except TypeError:

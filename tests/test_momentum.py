@@ -219,6 +219,6 @@ def test_a_switch_moves_pointers_and_hyperparameters_stay():
     assert optimizer.state[parameter]["momentum_buffer"] is buffer
     assert optimizer.param_groups[0]["momentum"] == 0.5
     states.select("b")
-    states.check_room("a")
+    states.check("a")
     with pytest.raises(RuntimeError, match=r"'c' would be group number 3; .* coarser"):
-        states.check_room("c")
+        states.check("c")

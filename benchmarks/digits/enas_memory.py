@@ -23,8 +23,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +46,7 @@ from nas_dynamic.evaluation import score_subnets
 from nas_dynamic.experiment.data import batch_loader, calibration_batches
 from nas_dynamic.experiment.data_sets import digits
 from nas_dynamic.experiment.run import sample_architectures
+from nas_dynamic.storage.rows import common_seeds, complete, read_rows
 
 STEPS = 6  # edges of a cell, and choices of the controller
 ARMS = ("random", "enas", "enas, all past", "enas, best past")
@@ -125,17 +124,12 @@ def run(options: argparse.Namespace) -> None:
     cells, uniform = (sample_architectures(choices, count, 0) for count in (30, 40))
     encodings = np.array([choices.encode(cell) for cell in cells])
     edits = edit_distances(cells)
-    done = {(row["arm"], row["seed"]) for row in read(options.results)}
-    for seed, arm in itertools.product(range(options.seeds), ARMS):
-        if (arm, seed) in done:
-            continue
-        started = time.process_time()
+
+    def row(arm: str, seed: int) -> dict[str, Any]:
         pl.seed_everything(seed, verbose=False)
         policies: list[BasePolicy] = []
 
-        def controller(
-            env: Any, arm: str = arm, policies: list[BasePolicy] = policies
-        ) -> BasePolicy:
+        def controller(env: Any) -> BasePolicy:
             policy = default_policy_fn(env, lr=options.lr)
             policies.append(replaying(policy) if arm == "enas, best past" else policy)
             return policies[-1]
@@ -163,9 +157,7 @@ def run(options: argparse.Namespace) -> None:
             drawn = [dict(generator.next_sample()) for _ in range(20)]
         drawn = sample_architectures(choices, 20, seed + 1) if arm == "random" else drawn
 
-        def scores(
-            subnets: Sequence[Architecture], part: Any, supernet: Any = supernet
-        ) -> list[Any]:
+        def scores(subnets: Sequence[Architecture], part: Any) -> list[Any]:
             batches = list(batch_loader(part, 256))
             calibration = calibration_batches(data.train, 128, 4)
             options = {"calibration": calibration}
@@ -175,42 +167,31 @@ def run(options: argparse.Namespace) -> None:
         best = min(of_drawn, key=lambda score: score.loss).architecture
         (found,) = scores([best], data.test)
         others = [score.accuracy for score in scores(uniform, data.validation)]
-        row = {
-            "arm": arm,
-            "seed": seed,
+        made = {
             "found": found.accuracy,
             "preferred": float(np.mean([s.accuracy for s in of_drawn]) - np.mean(others)),
             "distinct": len({tuple(subnet.values()) for subnet in drawn}),
             "rho": float(spearmanr(hidden_distances(policy, encodings), edits).statistic),
-            "seconds": round(time.process_time() - started),
         }
-        row = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
-        with options.results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(row, flush=True)
+        return {name: round(value, 4) for name, value in made.items()}
 
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of the results; none if there is no such file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    jobs = ((arm, seed) for seed in range(options.seeds) for arm in ARMS)
+    complete(options.results, jobs, row)
 
 
 def table(options: argparse.Namespace) -> None:
     """Print means over the seeds, with intervals, and differences to ENAS and to random search."""
-    rows = {(row["arm"], row["seed"]): row for row in read(options.results)}
+    rows = read_rows(options.results)
     for arm, measure in itertools.product(ARMS, ("found", "preferred", "distinct", "rho")):
-        if not (seeds := [s for a, s in rows if a == arm]):
+        if not (seeds := common_seeds(rows, [arm])):
             continue
         line = f"{arm}: {measure} {mean_estimate([rows[arm, s][measure] for s in seeds]):.3f}"
         for other in ("random", "enas"):
-            paired = [s for s in seeds if (other, s) in rows]
+            paired = common_seeds(rows, [arm, other])
             if other == arm or not paired:
                 continue
-            d = Difference(
-                np.array([rows[arm, s][measure] - rows[other, s][measure] for s in paired])
-            )
-            low, high = d.t_interval()
-            line += f"; less {other} {d.mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+            values = [rows[arm, s][measure] - rows[other, s][measure] for s in paired]
+            line += f"; less {other} {Difference(np.array(values)):+.3f}"
         print(f"{line} ({len(seeds)} seeds)")
 
 

@@ -131,10 +131,9 @@ def table(options: argparse.Namespace) -> None:
         ):
             values = [scale * row[measure] for row in of_size]
             difference = Difference(np.subtract(values, [scale * row[measure] for row in single]))
-            low, high = difference.t_interval()
             text = f"{mean_estimate(values).value:.{digit}f}"
             if size > 1:
-                text += f", {difference.mean:+.{digit}f} [{low:+.{digit}f}, {high:+.{digit}f}]"
+                text += f", {difference:+.{digit}f}"
             line.append(text)
         lines.append(line)
     header = ["limit, quantile", "subnets", "seeds", "of the limit", "diversity"]

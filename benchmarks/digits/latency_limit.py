@@ -218,12 +218,11 @@ def table(options: argparse.Namespace) -> None:
         accuracy = [100 * float(row["accuracy"]) for row in of_arm]
         base = [100 * float(rows[BASELINE, seed]["accuracy"]) for seed in seeds]
         difference = Difference(np.subtract(accuracy, base))
-        low, high = difference.t_interval()
         kept = [
             sum(float(row[name]) <= float(row["limit"]) for row in of_arm)
             for name in ("latency", "most_probable")
         ]
-        change = "" if arm == BASELINE else f"{difference.mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+        change = "" if arm == BASELINE else f"{difference:+.2f}"
         seconds = mean_estimate([float(row["seconds"]) for row in of_arm]).value
         kept_of = [f"{k} of {len(seeds)}" for k in kept]
         lines.append(

@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +35,7 @@ from nas_dynamic.analysis.paired import Difference, mean_estimate
 from nas_dynamic.experiment.data_sets import digits
 from nas_dynamic.sampling import Sampler
 from nas_dynamic.space import SearchSpace
+from nas_dynamic.storage.rows import common_seeds, complete, read_rows
 
 LABEL = "embed_dim"
 BASELINE = "sandwich"
@@ -67,11 +66,8 @@ def run(options: argparse.Namespace) -> None:
     """Train what the results lack: every arm of a seed before the next seed."""
     quiet()
     data = digits(seed=0)
-    done = read(options.results)
-    for seed, arm in itertools.product(range(options.seeds), options.arms):
-        if (arm, seed) in done:
-            continue
-        started = time.process_time()
+
+    def row(arm: str, seed: int) -> dict[str, Any]:
         pl.seed_everything(seed, verbose=False)
         model_space = space(data.classes)
         kind, given = ARMS[arm]
@@ -90,34 +86,24 @@ def run(options: argparse.Namespace) -> None:
         subnets = [choices.smallest(parameters), choices.largest(parameters)]
         subnets += [choices.sample(generator) for _ in range(20)]
         small, large, *others = accuracies(supernet, subnets, data)
-        row = {"arm": arm, "seed": seed, "smallest": small, "largest": large}
-        row |= {"random": float(np.mean(others)), "seconds": time.process_time() - started}
-        row = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
-        with options.results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(row, flush=True)
+        found = {"smallest": small, "largest": large, "random": float(np.mean(others))}
+        return {name: round(accuracy, 4) for name, accuracy in found.items()}
 
-
-def read(path: Path) -> dict[tuple[str, int], dict[str, float]]:
-    """Return the rows of the results by (arm, seed)."""
-    rows = map(json.loads, path.read_text().splitlines() if path.is_file() else ())
-    return {(row["arm"], row["seed"]): row for row in rows}
+    jobs = ((arm, seed) for seed in range(options.seeds) for arm in options.arms)
+    complete(options.results, jobs, row)
 
 
 def table(options: argparse.Namespace) -> None:
     """Print test accuracies, and their differences to the sandwich rule with γ = 1."""
-    rows = read(options.results)
+    rows = read_rows(options.results)
     for arm, measure in itertools.product(ARMS, ("smallest", "largest", "random")):
-        seeds = [s for a, s in rows if a == arm and (BASELINE, s) in rows]
-        if not seeds:
+        if not (seeds := common_seeds(rows, [arm, BASELINE])):
             continue
         values = [rows[arm, s][measure] for s in seeds]
         line = f"{arm:10} {measure:9} {mean_estimate(values).value:.3f}"
         if arm != BASELINE:
             base = [rows[BASELINE, s][measure] for s in seeds]
-            difference = Difference(np.subtract(values, base))
-            low, high = difference.t_interval()
-            line += f"  {difference.mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+            line += f"  {Difference(np.subtract(values, base)):+.3f}"
         print(f"{line}  ({len(seeds)} seeds)")
 
 

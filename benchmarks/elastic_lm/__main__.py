@@ -118,9 +118,7 @@ def print_against(reference: str, runs: Mapping[str, Mapping[int, Mapping[str, f
         for measure in MEASURES:
             values = np.array([of_seeds[seed][measure] for seed in paired])
             others = np.array([runs[reference][seed][measure] for seed in paired])
-            difference = Difference(values - others)
-            low, high = difference.t_interval()
-            text = f"{difference.mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+            text = f"{Difference(values - others):+.4f}"
             print(f"{f'{values.mean():.4f}' if arm == reference else text:>27}", end="")
         print()
 

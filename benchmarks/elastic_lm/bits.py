@@ -61,11 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
     if options.seeds > 1:
         difference = Difference(np.subtract(shares["joint"], shares["sizes first"]))
-        low, high = difference.t_interval()
-        print(
-            f"joint - sizes first: {difference.mean:+.4f} [{low:+.4f}, {high:+.4f}], "
-            f"{options.seeds} seeds of the search"
-        )
+        print(f"joint less sizes first: {difference:+.4f}, {options.seeds} seeds of the search")
 
 
 def joint(

@@ -1,4 +1,7 @@
-"""Figures of the paired differences: of every arm, and over the budget."""
+"""Figures of the paired differences: of every arm, and over the budget.
+
+They are transparent, in colours that can be read on a white page and on a dark one.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,11 @@ from benchmarks.nb201.report import (
 from nas_dynamic.analysis.paired import Difference
 
 __all__ = ["draw_arms", "draw_budgets"]
+
+INK = "#777b80"
+"""A grey whose contrast to white is that to the dark pages of GitHub, 4.3 to 1."""
+PARTS = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+plt.rcParams.update(dict.fromkeys(PARTS, INK))
 
 SERIES = {
     "calq-ms": "CaLR by rank + MS, the defaults",
@@ -74,7 +82,7 @@ def draw_arms(path: Path, output: Path) -> None:
         for position, (_, line) in enumerate(lines):
             if line is not None:
                 _draw_difference(axis, position, differences[measure][line])
-        axis.axvline(0, color="0.3", linewidth=0.8)
+        axis.axvline(0, color=INK, linewidth=0.8)
         axis.tick_params(left=False)
         axis.set_xlabel(f"τ − {BASELINE}, {score}")
     axes[0].set_yticks(range(len(lines)), [name for name, _ in lines])
@@ -89,7 +97,7 @@ def draw_arms(path: Path, output: Path) -> None:
 
 
 def _draw_difference(axis: Any, position: int, difference: Difference) -> None:
-    axis.plot(difference.values, [position] * len(difference.values), ".", color="0.6")
+    axis.plot(difference.values, [position] * len(difference.values), ".", color=INK)
     low, high = difference.t_interval()
     if len(difference.values) > 2:  # of two seeds it is as wide as the figure
         axis.plot([low, high], [position] * 2, "-", color="C0")
@@ -128,7 +136,7 @@ def draw_budgets(path: Path, output: Path) -> None:
             axis.errorbar(
                 budgets, means, reach, fmt="o-", markersize=5, linewidth=1, capsize=3, label=label
             )
-        axis.axhline(0, color="0.3", linewidth=0.8)
+        axis.axhline(0, color=INK, linewidth=0.8)
         axis.set_xscale("log")
         budgets = sorted({int(row["updates"]) for row in rows})
         axis.set_xticks(budgets, [f"{updates:,}" for updates in budgets])
@@ -150,5 +158,5 @@ def _described(row: dict[str, str], texts: dict[str, str]) -> str:
 
 def _save(figure: Any, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=150)
+    figure.savefig(output, dpi=150, transparent=True)
     print(output)

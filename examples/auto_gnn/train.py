@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +38,7 @@ from nas_dynamic import (
 from nas_dynamic.analysis.paired import Difference, mean_estimate
 from nas_dynamic.analysis.ranking import kendall_tau
 from nas_dynamic.complexity import Complexity, lookup, population
+from nas_dynamic.storage.rows import common_seeds, complete, read_rows
 
 LAYERS = (1, 2)
 CHOICES = {
@@ -167,34 +167,26 @@ def run(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     graph, name, generator = load(options.data), Path(options.data).stem, np.random.default_rng(0)
     subnets = [SPACE.sample(generator) for _ in range(options.subnets)]
-    arms = itertools.product(["alone"], range(options.alone_seeds))
-    for arm, seed in [*arms, *((arm, s) for s in range(options.seeds) for arm in ARMS)]:
-        if (arm, seed) in read(options.results, name):
-            continue
-        started = time.process_time()
+
+    def row(arm: str, seed: int) -> dict[str, Any]:
         if arm == "alone":
             models = (train(graph, arm, options.epochs, 100 + seed, alone=a) for a in subnets)
             found = [accuracy(m, graph, a, "test") for m, a in zip(models, subnets, strict=True)]
         else:
             model = train(graph, arm, options.updates, seed)
             found = [accuracy(model, graph, a, "val") for a in subnets]
-        row = {"data": name, "arm": arm, "seed": seed, "accuracies": [round(v, 4) for v in found]}
-        row["seconds"] = round(time.process_time() - started)
-        with options.results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(name, arm, seed, f"mean accuracy {np.mean(found):.3f}", flush=True)
+        return {"accuracies": [round(v, 4) for v in found]}
 
-
-def read(path: Path, name: str) -> dict[tuple[str, int], np.ndarray]:
-    """Return accuracies of subnets by (arm, seed)."""
-    rows = map(json.loads, path.read_text().splitlines() if path.is_file() else ())
-    return {(r["arm"], r["seed"]): np.array(r["accuracies"]) for r in rows if r["data"] == name}
+    jobs = [("alone", seed) for seed in range(options.alone_seeds)]
+    jobs += [(arm, seed) for seed in range(options.seeds) for arm in ARMS]
+    complete(options.results, jobs, row, data=name)
 
 
 def table(options: argparse.Namespace) -> None:
     """Print τ of each arm to the networks alone, and its differences to the arm before."""
     graph, name = load(options.data), Path(options.data).stem
-    values = read(options.results, name)
+    rows = read_rows(options.results, data=name)
+    values = {job: np.array(row["accuracies"]) for job, row in rows.items()}
     alone = np.stack([v for (arm, _), v in sorted(values.items()) if arm == "alone"])
     truth, half = alone.mean(0), len(alone) // 2
     generator = np.random.default_rng(0)
@@ -208,14 +200,12 @@ def table(options: argparse.Namespace) -> None:
     )
     tau = {k: kendall_tau(v, truth) for k, v in values.items() if k[0] != "alone"}
     for arm, others in ARMS.items():
-        seeds = [seed for a, seed in tau if a == arm]
+        seeds = common_seeds(tau, [arm, *others])
         mean = mean_estimate([100 * values[arm, s].mean() for s in seeds]).value
         line = f"{arm}: {len(seeds)} seeds, τ {mean_estimate([tau[arm, s] for s in seeds]):.3f}"
         for other in others:
-            d = Difference(np.array([tau[arm, s] - tau[other, s] for s in seeds]))
-            line += (
-                f", less {other} {d.mean:+.3f} [{d.t_interval()[0]:+.3f}, {d.t_interval()[1]:+.3f}]"
-            )
+            difference = Difference(np.array([tau[arm, s] - tau[other, s] for s in seeds]))
+            line += f", less {other} {difference:+.3f}"
         print(f"{line}; mean validation accuracy {mean:.1f}%")
 
 

@@ -23,8 +23,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +40,7 @@ from nas_dynamic.evaluation import evaluate
 from nas_dynamic.experiment.data import batch_loader
 from nas_dynamic.experiment.data_sets import digits
 from nas_dynamic.experiment.standalone import train_standalone
+from nas_dynamic.storage.rows import common_seeds, complete, read_rows
 
 ARMS = {
     "blockwise": ("parameters", "joint"),
@@ -144,14 +143,12 @@ def run(options: argparse.Namespace) -> None:
     generator = np.random.default_rng(0)
     subnets = [supernet.space.sample(generator) for _ in range(options.subnets)]
     limit = float(np.median([supernet.size(subnet) for subnet in subnets]))
-    jobs = [*itertools.product(range(options.alone_seeds), ["alone"])]
-    for seed, arm in [*jobs, *itertools.product(range(options.seeds), options.arms)]:
-        if (arm, seed) in read(options.results):
-            continue
-        started, row = time.process_time(), {"arm": arm, "seed": seed}
+
+    def row(arm: str, seed: int) -> dict[str, Any]:
+        made: dict[str, Any] = {}
         if arm == "alone":
             scores = [alone(subnet, data, options.epochs, seed) for subnet in subnets]
-            row["parameters"] = [supernet.size(subnet) for subnet in subnets]
+            made["parameters"] = [supernet.size(subnet) for subnet in subnets]
         elif arm.startswith("joint"):
             losses = rate_jointly(arm, data, options.updates, seed, subnets)
             scores = [-loss for loss in losses]
@@ -159,30 +156,24 @@ def run(options: argparse.Namespace) -> None:
             trained, ratings = rate_blocks(arm, data, options.updates, seed)
             scores = [-rating_of(trained, ratings, subnet) for subnet in subnets]
             found = smallest_sum(trained, ratings, limit)
-            row |= {"found": found, "limit": limit}
-            row["accuracy"] = round(alone(found, data, options.epochs, seed), 5)
-        row["scores"] = [round(float(score), 6) for score in scores]
-        row["seconds"] = round(time.process_time() - started)
-        with options.results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(row, flush=True)
+            made |= {"found": found, "limit": limit}
+            made["accuracy"] = round(alone(found, data, options.epochs, seed), 5)
+        return made | {"scores": [round(float(score), 6) for score in scores]}
 
-
-def read(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """Return rows of the results by (arm, seed)."""
-    rows = map(json.loads, path.read_text().splitlines() if path.is_file() else ())
-    return {(row["arm"], row["seed"]): row for row in rows}
+    jobs = [("alone", seed) for seed in range(options.alone_seeds)]
+    jobs += [(arm, seed) for seed in range(options.seeds) for arm in options.arms]
+    complete(options.results, jobs, row)
 
 
 def table(options: argparse.Namespace) -> None:
     """Print Spearman's ρ of the arms to the truth, and paired differences."""
-    rows = read(options.results)
+    rows = read_rows(options.results)
     each = [rows["alone", seed]["scores"] for seed in range(options.alone_seeds)]
     truth, sizes = np.mean(each, 0), rows["alone", 0]["parameters"]
     line = f"alone: {100 * min(truth):.1f}% to {100 * max(truth):.1f}%"
     agree = f", ρ of two seeds {spearman_rho(*each[:2]):.3f}" if len(each) > 1 else ""
     print(line + agree)
-    seeds = [s for s in range(options.seeds) if all((arm, s) in rows for arm in ARMS)]
+    seeds = common_seeds(rows, ARMS)
     rho = {"parameters": np.full(len(seeds), spearman_rho(sizes, truth))}
     print(f"parameters: ρ {rho['parameters'][0]:.3f}")
     for arm in ARMS:
@@ -190,8 +181,7 @@ def table(options: argparse.Namespace) -> None:
     for arm, others in ARMS.items():
         line = f"{arm}: {len(seeds)} seeds, ρ {mean_estimate(rho[arm]).value:.3f}"
         for other in others:
-            low, high = (difference := Difference(rho[arm] - rho[other])).t_interval()
-            line += f"; {difference.mean:+.3f} [{low:+.3f}, {high:+.3f}] less {other}"
+            line += f"; {Difference(rho[arm] - rho[other]):+.3f} less {other}"
         if "accuracy" in rows[arm, seeds[0]]:
             found = 100 * np.mean([rows[arm, s]["accuracy"] for s in seeds])
             line += f"; found of no more than the median size {found:.1f}%"

@@ -17,11 +17,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import itertools
-import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +38,7 @@ from nas_dynamic import (
 from nas_dynamic.analysis.paired import Difference, mean_estimate
 from nas_dynamic.complexity import population
 from nas_dynamic.search import Evolution, Objective, search
+from nas_dynamic.storage.rows import common_seeds, complete, read_rows
 
 FIXED = {"conv1": "conv3", "conv2": "conv3", "down1": "mean", "down2": "mean"}
 BATCH = 64
@@ -178,33 +177,24 @@ def run(options: argparse.Namespace) -> None:
     digits = load_digits()
     images = torch.tensor(digits.images / 16, dtype=torch.float32)[:, None]
     distance = Frechet(images, torch.tensor(digits.target))
-    for seed, arm in itertools.product(range(options.seeds), ARMS):
-        if (arm, seed) in read(options.results):
-            continue
-        started = time.process_time()
+
+    def row(arm: str, seed: int) -> dict[str, Any]:
         found = pair_of(arm, images, distance, options, seed)
         torch.manual_seed(seed)
         players = [Player("generator"), Player("discriminator")]
         train(players, found, images, options.alone, seed)
-        row = {"arm": arm, "seed": seed, "distance": round(distance(players[0]), 5)}
-        row |= {"found": [" ".join(a.values()) for a in found]}
-        row["seconds"] = round(time.process_time() - started)
-        with options.results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(row, flush=True)
+        pair = [" ".join(a.values()) for a in found]
+        return {"distance": round(distance(players[0]), 5), "found": pair}
 
-
-def read(path: Path) -> dict[tuple[str, int], float]:
-    """Return distances by (arm, seed)."""
-    rows = map(json.loads, path.read_text().splitlines() if path.is_file() else ())
-    return {(row["arm"], row["seed"]): row["distance"] for row in rows}
+    jobs = ((arm, seed) for seed in range(options.seeds) for arm in ARMS)
+    complete(options.results, jobs, row)
 
 
 def table(options: argparse.Namespace) -> None:
     """Print the distance of each arm, and the two differences that are asked for."""
-    values = read(options.results)
-    seeds = sorted({seed for _, seed in values if all((arm, seed) in values for arm in ARMS)})
-    of = {arm: np.array([values[arm, seed] for seed in seeds]) for arm in ARMS}
+    rows = read_rows(options.results)
+    seeds = common_seeds(rows, ARMS)
+    of = {arm: np.array([rows[arm, seed]["distance"] for seed in seeds]) for arm in ARMS}
     for arm, found in of.items():
         print(f"{arm}: {len(seeds)} seeds, distance {mean_estimate(found):.3f}")
     for name, (a, b) in {
@@ -212,8 +202,7 @@ def table(options: argparse.Namespace) -> None:
         "dynamic less static": ("dynamic", "static"),
     }.items():
         sums = [sum(v for arm, v in of.items() if word in arm) / 2 for word in (a, b)]
-        low, high = (difference := Difference(sums[0] - sums[1])).t_interval()
-        print(f"{name}: {difference.mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+        print(f"{name}: {Difference(sums[0] - sums[1]):+.3f}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

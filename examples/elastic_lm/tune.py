@@ -109,9 +109,8 @@ def compare(rows: list[dict[str, float]]) -> None:
     """Print relative differences of perplexity over seeds; with three, their 95% interval."""
     for name, other in COMPARED:
         difference = Difference(np.array([row[name] / row[other] - 1 for row in rows]))
-        low, high = difference.t_interval()
-        interval = f" [{low:+.1%}, {high:+.1%}]" if len(rows) > 2 else ""
-        print(f"{name} against {other}: {difference.mean:+.1%}{interval}, {len(rows)} seeds")
+        told = f"{difference:+.1%}" if len(rows) > 2 else f"{difference.mean:+.1%}"
+        print(f"{name} against {other}: {told}, {len(rows)} seeds")
     smaller = sum(row["times smaller"] for row in rows) / len(rows)
     print(f"the subnet is {smaller:.2f} times smaller")
 

@@ -13,9 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import json
 import math
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +29,7 @@ from nas_dynamic import Architecture, SearchSpace
 from nas_dynamic.analysis.paired import Difference, mean_estimate
 from nas_dynamic.complexity import count_macs, count_parameters
 from nas_dynamic.search import Objective, PretrainedMLP, RandomSearch, Strategy, Surrogate, search
+from nas_dynamic.storage.rows import common_seeds, complete, read_rows
 
 ARCHITECTURES = {
     "depth": (1, 2, 3),
@@ -193,44 +192,39 @@ def run(options: argparse.Namespace) -> None:
     """Search what the results lack: every arm of a seed before the next seed."""
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    for seed, arm in itertools.product(range(options.seeds), ARMS):
-        if (arm, seed) in read(options.results):
-            continue
-        started, data = time.process_time(), load(seed)
+
+    def row(arm: str, seed: int) -> dict[str, Any]:
+        data = load(seed)
         found, trainings = find(arm, data, options.epochs, seed)
         alone = []
         for of_network in range(options.alone):
             *_, network = train(found, data[0], seed=1000 + of_network)
             alone.append(evaluate(network, data[2]))
         loss, accuracy = np.mean(alone, axis=0)
-        row = {"arm": arm, "seed": seed, "loss": round(float(loss), 5)}
-        row |= {"accuracy": round(float(accuracy), 5), "found": dict(found)}
-        row |= {"epochs": trainings.epochs, "trained": trainings.trained}
-        seconds = round(time.process_time() - started)
-        row |= {"finished": len(trainings.finished), "seconds": seconds}
-        with options.results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(json.dumps(row), flush=True)
+        return {
+            "loss": round(float(loss), 5),
+            "accuracy": round(float(accuracy), 5),
+            "found": dict(found),
+            "epochs": trainings.epochs,
+            "trained": trainings.trained,
+            "finished": len(trainings.finished),
+        }
 
-
-def read(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """Return the rows of the results by (arm, seed)."""
-    rows = map(json.loads, path.read_text().splitlines() if path.is_file() else ())
-    return {(row["arm"], row["seed"]): row for row in rows}
+    jobs = ((arm, seed) for seed in range(options.seeds) for arm in ARMS)
+    complete(options.results, jobs, row)
 
 
 def table(options: argparse.Namespace) -> None:
     """Print test losses and accuracies of what was found, less the architecture first."""
-    rows = read(options.results)
+    rows = read_rows(options.results)
     for arm, measure in itertools.product(ARMS, ("loss", "accuracy", "trained", "finished")):
-        if not (seeds := [s for a, s in rows if a == arm and (FIRST, s) in rows]):
+        if not (seeds := common_seeds(rows, [arm, FIRST])):
             continue
         values = [rows[arm, s][measure] for s in seeds]
         line = f"{arm}: {measure} {mean_estimate(values).value:.4g}"
         if arm != FIRST and measure in ("loss", "accuracy"):
             difference = Difference(np.subtract(values, [rows[FIRST, s][measure] for s in seeds]))
-            low, high = difference.t_interval()
-            line += f", less {FIRST} {difference.mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+            line += f", less {FIRST} {difference:+.4f}"
         print(f"{line} ({len(seeds)} seeds)")
 
 

@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +44,7 @@ from nas_dynamic.complexity import lookup, population
 from nas_dynamic.evaluation import evaluate
 from nas_dynamic.experiment.data import ImageData, batch_loader
 from nas_dynamic.experiment.data_sets import digits
+from nas_dynamic.storage.rows import common_seeds, complete, read_rows
 
 WIDTH, BATCH = 16, 64
 OPERATIONS = ["conv3", "conv5", "mlp", "skip"]
@@ -196,35 +195,26 @@ def ticket(
 def run(options: argparse.Namespace) -> None:
     """Train what the results lack: every arm of a seed before the next seed."""
     data = digits(seed=0)
-    for seed, arm in itertools.product(range(options.seeds), ARMS):
-        rows = read(options.results)
-        if (arm, seed) in rows:
-            continue
-        started = time.process_time()
-        wanted = rows[ARMS[arm][0], seed]["parameters"] if arm.startswith("then") else None
-        row = {"arm": arm, "seed": seed, **ticket(arm, data, options, seed, wanted)}
-        row["seconds"] = round(time.process_time() - started)
-        with options.results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(row, flush=True)
 
+    def row(arm: str, seed: int) -> dict[str, Any]:
+        wanted = None
+        if arm.startswith("then"):
+            wanted = read_rows(options.results)[ARMS[arm][0], seed]["parameters"]
+        return ticket(arm, data, options, seed, wanted)
 
-def read(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """Return rows of the results by (arm, seed)."""
-    rows = map(json.loads, path.read_text().splitlines() if path.is_file() else ())
-    return {(row["arm"], row["seed"]): row for row in rows}
+    jobs = ((arm, seed) for seed in range(options.seeds) for arm in ARMS)
+    complete(options.results, jobs, row)
 
 
 def table(options: argparse.Namespace) -> None:
     """Print test accuracies in percent, paired differences, and sizes."""
-    rows = read(options.results)
-    seeds = [s for s in range(options.seeds) if all((arm, s) in rows for arm in ARMS)]
+    rows = read_rows(options.results)
+    seeds = common_seeds(rows, ARMS)
     of = {arm: np.array([100 * rows[arm, s]["accuracy"] for s in seeds]) for arm in ARMS}
     for arm, others in ARMS.items():
         line = f"{arm}: {len(seeds)} seeds, {mean_estimate(of[arm]).value:.2f}%"
         for other in others:
-            low, high = (difference := Difference(of[arm] - of[other])).t_interval()
-            line += f"; {difference.mean:+.2f} [{low:+.2f}, {high:+.2f}] less {other}"
+            line += f"; {Difference(of[arm] - of[other]):+.2f} less {other}"
         print(f"{line}; parameters {', '.join(str(rows[arm, s]['parameters']) for s in seeds)}")
 
 

@@ -23,7 +23,6 @@ import argparse
 import itertools
 import json
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +43,7 @@ from nas_dynamic.experiment.data import ImageData, Images, batch_loader
 from nas_dynamic.experiment.data_sets import digits
 from nas_dynamic.experiment.standalone import train_standalone
 from nas_dynamic.search import search_supernet
+from nas_dynamic.storage.rows import common_seeds, complete, read_rows
 
 ARMS = {
     "spos": None,
@@ -149,39 +149,32 @@ def alone(found: dict[str, Any], data: ImageData, epochs: int, seed: int) -> flo
 def run(options: argparse.Namespace) -> None:
     """Find and train what the results lack: every arm of a seed before the next seed."""
     data = digits(seed=0)
-    for seed, arm in itertools.product(range(options.seeds), options.arms):
-        if (arm, seed) in read(options.results):
-            continue
-        started = time.process_time()
+
+    def row(arm: str, seed: int) -> dict[str, Any]:
         found = find(arm, data, options, seed)
         seeds = range(options.inits * seed, options.inits * (seed + 1))
         accuracies = [alone(found, data, options.alone, s) for s in seeds]
-        row = {"arm": arm, "seed": seed, "accuracy": round(float(np.mean(accuracies)), 5)}
-        row |= {"parameters": make_supernet().subnet_parameters()(found), "found": found}
-        row["seconds"] = round(time.process_time() - started)
-        with options.results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(row, flush=True)
+        return {
+            "accuracy": round(float(np.mean(accuracies)), 5),
+            "parameters": make_supernet().subnet_parameters()(found),
+            "found": found,
+        }
 
-
-def read(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """Return rows of the results by (arm, seed)."""
-    rows = map(json.loads, path.read_text().splitlines() if path.is_file() else ())
-    return {(row["arm"], row["seed"]): row for row in rows}
+    jobs = ((arm, seed) for seed in range(options.seeds) for arm in options.arms)
+    complete(options.results, jobs, row)
 
 
 def table(options: argparse.Namespace) -> None:
     """Print accuracies in percent, with their differences, and the sizes that were found."""
-    rows = read(options.results)
+    rows = read_rows(options.results)
     for arm, other in ARMS.items():
-        seeds = [s for s in range(options.seeds) if (arm, s) in rows]
+        seeds = common_seeds(rows, [arm, other or arm])
         values = np.array([100 * rows[arm, s]["accuracy"] for s in seeds])
         sizes = ", ".join(f"{rows[arm, s]['parameters']:,}" for s in seeds)
         line = f"{arm}: {len(seeds)} seeds, {mean_estimate(values).value:.2f}%"
         if other is not None:
             base = np.array([100 * rows[other, s]["accuracy"] for s in seeds])
-            low, high = (difference := Difference(values - base)).t_interval()
-            line += f", {difference.mean:+.2f} [{low:+.2f}, {high:+.2f}] less {other}"
+            line += f", {Difference(values - base):+.2f} less {other}"
         print(f"{line}; parameters {sizes}")
 
 

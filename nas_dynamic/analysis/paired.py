@@ -33,16 +33,24 @@ def mean_estimate(values: Sequence[float] | np.ndarray) -> Estimate:
 
 @dataclass(frozen=True, eq=False)
 class Difference:
-    """A measure of one arm less that of another, seed by seed.
+    """A measure of one arm less that of another, seed by seed; formatted, its mean and t-interval.
 
     Both arms of a seed start from the same weights and see the same batches and subnets, so that
     most of the chance of a seed cancels.
 
     Attributes:
         values: one difference a seed, shape (n,).
+
+    Example:
+        >>> f"{Difference(np.array([0.5, 1.0, 1.5])):+.2f}"
+        '+1.00 [−0.24, +2.24]'
     """
 
     values: np.ndarray
+
+    def __format__(self, form: str) -> str:
+        """Return mean and ends of the t-interval, in the form of each; one seed has no interval."""
+        return format(mean_estimate(self.values), form)
 
     @property
     def mean(self) -> float:

@@ -1,4 +1,7 @@
-"""Copies of an optimizer that do nothing but update: for trials, and to read checkpoints with."""
+"""Copies of an optimizer: those that do nothing but update, and those that are refused to.
+
+The first are for trials, and to read checkpoints with; the others are made by the user.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import torch
 
 from nas_dynamic.attach.intercept import INTERCEPTED
 
-__all__ = ["bare_copy"]
+__all__ = ["bare_copy", "refused_to_step"]
 
 
 def bare_copy(
@@ -60,3 +63,19 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(value, dict(memo))
     except Exception:  # whatever an attribute of a stranger's class raises: it is shared then
         return value
+
+
+def refused_to_step(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what `copy` and `pickle` keep of an attached optimizer, such that it raises at a step.
+
+    They leave out attachment, and the state of all momentum groups but one.
+    """
+    return state | {"_optimizer_step_pre_hooks": OrderedDict({0: _refuse})}
+
+
+def _refuse(optimizer: torch.optim.Optimizer, *step: Any) -> None:
+    raise RuntimeError(
+        f"this {type(optimizer).__name__} was copied or unpickled from one with dynamic training, "
+        "which a copy lacks. Make a new optimizer, attach DynamicTraining to it, and load the "
+        "other's state_dict(); or detach() before copying"
+    )

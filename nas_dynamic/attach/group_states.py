@@ -64,12 +64,19 @@ class GroupStates:
         """Return what the updates of a group wrote to `param_groups`, one dict a param group."""
         return self._groups[group].counters
 
-    def check_room(self, group: Hashable) -> None:
-        """Refuse a group that would be one too many.
+    def check(self, group: Hashable) -> None:
+        """Check that an update of a group can begin.
 
         Raises:
-            RuntimeError: there are `max_groups` others.
+            RuntimeError: there are `max_groups` others; or the host has replaced the state.
         """
+        known = self._groups.get(self.current)
+        if known is not None and self.optimizer.state is not known.state:
+            raise RuntimeError(
+                "optimizer.state was replaced since the last update, and each momentum group has "
+                "one. Clear those of DynamicTraining.states in place, or call load_state_dict of "
+                "the optimizer object"
+            )
         if group not in self._groups and len(self._groups) >= self.max_groups:
             raise RuntimeError(
                 f"{group!r} would be group number {len(self._groups) + 1}; each costs as much "
@@ -100,6 +107,7 @@ class GroupStates:
             for key, value in param_group.items():
                 if value is not before.get(key, _ABSENT) and key not in SCHEDULED:
                     initial.setdefault(key, before.get(key, _ABSENT))
+        self._groups[self.current].state = self.optimizer.state  # some replace it themselves
         self._groups[self.current].counters = [
             {key: param_group[key] for key in initial if key in param_group}
             for param_group, initial in zip(param_groups, self._initial, strict=False)

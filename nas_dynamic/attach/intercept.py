@@ -11,7 +11,7 @@ import torch
 
 __all__ = ["INTERCEPTED", "intercept"]
 
-INTERCEPTED = ("step", "state_dict", "load_state_dict")
+INTERCEPTED = ("step", "state_dict", "load_state_dict", "__getstate__")
 """Methods that attachment puts something around."""
 
 

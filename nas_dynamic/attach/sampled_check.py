@@ -57,26 +57,29 @@ class SampledCheck:
             return  # it trains everything
         parameters = [p for group in param_groups for p in group["params"]]
         has = np.array([p.grad is not None for p in parameters])
-        self._compare_with_the_same(told, has, update.step)
-        self._note(told, has)
+        lacks = np.array([p.grad is None and p.requires_grad for p in parameters])
+        self._compare_with_the_same(told, has, lacks, update.step)
+        self._note(told, has, lacks)
         if self._updates % 32 == 0:
             self._compare_with_the_choices(told)
 
-    def _compare_with_the_same(self, told: Architecture, has: np.ndarray, step: int) -> None:
+    def _compare_with_the_same(
+        self, told: Architecture, has: np.ndarray, lacks: np.ndarray, step: int
+    ) -> None:
         bits = np.packbits(has).tobytes()
         known = self._known.setdefault(key(told), bits) if len(self._known) < MEMORY else bits
         if known == bits or len(known) != len(bits):
             return
         before = np.unpackbits(np.frombuffer(known, dtype=np.uint8), count=len(has)) > 0
         # Of a host that zeroes gradients in place there are ever more of them.
-        if (before & ~has).any():
+        if (before & lacks).any():
             raise RuntimeError(
                 f"`architecture` returned {dict(told)} at step {step}, as it did before, and other "
                 f"parameters have a gradient now: {_numbers(has & ~before)} beside those of then, "
-                f"{_numbers(before & ~has)} not any more (numbers as in the optimizer). {REMEDY}"
+                f"{_numbers(before & lacks)} not any more (numbers as in the optimizer). {REMEDY}"
             )
 
-    def _note(self, told: Architecture, has: np.ndarray) -> None:
+    def _note(self, told: Architecture, has: np.ndarray, lacks: np.ndarray) -> None:
         for pair in told.items():
             self._columns.setdefault(pair, len(self._columns))
         rows, columns = len(has), len(self._columns)
@@ -86,7 +89,7 @@ class SampledCheck:
         seen = _grown(self._seen, rows, columns) | (has[:, None] & chosen)
         overall = _grown(self._overall, columns) | chosen
         counts = _grown(self._counts, rows) + has
-        departures = _grown(self._departures, rows) + (last & ~has)
+        departures = _grown(self._departures, rows) + (last & lacks)
         # All at once, so that an error on the way leaves what was.
         self._seen, self._overall, self._counts = seen, overall, counts
         self._departures, self._last = departures, has

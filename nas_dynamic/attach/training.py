@@ -9,26 +9,23 @@ from typing import Any, Literal
 
 import torch
 
-from nas_dynamic.attach.copies import bare_copy
+from nas_dynamic.attach.copies import bare_copy, refused_to_step
 from nas_dynamic.attach.description import announce, definition, describe
-from nas_dynamic.attach.gradients import StepGradients, ZeroedGradients
 from nas_dynamic.attach.group_states import GroupStates
-from nas_dynamic.attach.guard import Guard, UpToDevice
+from nas_dynamic.attach.guard import Guard
 from nas_dynamic.attach.innermost import innermost
 from nas_dynamic.attach.intercept import intercept
 from nas_dynamic.attach.nonfinite import NonFiniteGuard, check_nonfinite
-from nas_dynamic.attach.outer_step import OuterStep
 from nas_dynamic.attach.ranks import EVERY, RankAgreement, check_every, several_ranks
-from nas_dynamic.attach.sampled_check import SampledCheck
 from nas_dynamic.attach.state_dict import CHECKPOINT_KEY, TrainingState, read
+from nas_dynamic.attach.steps import HookedSteps
 from nas_dynamic.attach.supported import (
     check_idle,
-    check_lookahead,
     check_supported,
     check_trial,
     default_idle,
 )
-from nas_dynamic.attach.transaction import SkippedStep, UpdateTransaction
+from nas_dynamic.attach.transaction import UpdateTransaction
 from nas_dynamic.attach.trial import try_updates
 from nas_dynamic.attach.update_rule import Update, UpdateRule
 from nas_dynamic.calr import CaLR
@@ -147,39 +144,32 @@ class DynamicTraining:
         self._rule = UpdateRule(calr, momentum, space)
         self._states = GroupStates(optimizer, momentum.max_groups) if momentum else None
         self._update = UpdateTransaction(optimizer, self._states, idle)
-        self._skip = SkippedStep(optimizer)
-        self._begun: UpdateTransaction | SkippedStep | None = None
-        self._guards: list[Guard] = []
-        self._gradients = StepGradients([])  # of this step
-        self._zeroed = ZeroedGradients() if idle == "freeze" else None
-        self._sampled_check = SampledCheck() if check_sampled else None
-        self._weighted: list[Architecture] = []  # whose losses were given weights
-        self._outer = OuterStep()
+        self._hooked_steps = HookedSteps(
+            optimizer,
+            lambda: self.architecture(),
+            self._rule,
+            self._update,
+            freeze=idle == "freeze",
+            check_sampled=check_sampled,
+        )
         if nonfinite != "ignore":
             self.add_guard(NonFiniteGuard(self, nonfinite))
         if check_ranks_every is not None and several_ranks():
             RankAgreement(self, check_ranks_every)
-        self._register()
+        self._ends = [
+            *self._hooked_steps.attach(),
+            intercept(optimizer, "state_dict", self._state_dict),
+            intercept(optimizer, "load_state_dict", self._load_state_dict),
+            intercept(optimizer, "__getstate__", lambda state: refused_to_step(state())),
+        ]
         _attached.add(optimizer)
         announce(self, trial.state_share)
 
     def __repr__(self) -> str:
         return describe(self)
 
-    def _register(self) -> None:
-        optimizer = self.optimizer
-        after_step = optimizer.register_step_post_hook(self._after_step)
-        # Before all others: a scheduler that is stepped by one would write to the update's lr.
-        post_hooks: Any = optimizer._optimizer_step_post_hooks
-        post_hooks.move_to_end(after_step.id, last=False)
-        before_step = optimizer.register_step_pre_hook(self._before_step)
-        self._ends = [
-            before_step.remove,
-            after_step.remove,
-            intercept(optimizer, "step", self._step),
-            intercept(optimizer, "state_dict", self._state_dict),
-            intercept(optimizer, "load_state_dict", self._load_state_dict),
-        ]
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_ends": []}  # a copy, as of a module that keeps it, is not attached
 
     @property
     def updates(self) -> int:
@@ -223,125 +213,21 @@ class DynamicTraining:
 
     def add_guard(self, guard: Guard) -> None:
         """Have a guard look at every step from now on."""
-        self._guards.append(guard)
+        self._hooked_steps.guards.append(guard)
 
     def remove_guard(self, guard: Guard) -> None:
         """Leave a guard out from now on."""
-        self._guards.remove(guard)
+        self._hooked_steps.guards.remove(guard)
 
     def detach(self) -> None:
         """Remove the hooks. The optimizer keeps the state of the group that it updated last."""
         if not self._ends:
             return
-        self._recover()
+        self._hooked_steps.recover()
         for end in self._ends:
             end()
         self._ends = []
         _attached.discard(self.optimizer)
-
-    def _before_step(
-        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if optimizer is not self.optimizer:
-            raise RuntimeError(
-                f"dynamic training is attached to one {type(self.optimizer).__name__}, and "
-                f"another object, a {type(optimizer).__name__} that has its hooks, is stepped; "
-                "attach to what is stepped"
-            )
-        if not self._outer.enter():
-            return None
-        if self._begun is not None:
-            self._recover()
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is None:
-            self._begin()
-            return None
-
-        # The subnet is sampled and trained in the closure, so only after it is it known.
-        def closure_then_begin(*closure_args: Any, **closure_kwargs: Any) -> Any:
-            if self._begun is not None:
-                raise RuntimeError(
-                    f"{type(optimizer).__name__} evaluated the closure twice in one step; "
-                    "dynamic training needs optimizers that take one update a step"
-                )
-            loss = closure(*closure_args, **closure_kwargs)
-            self._begin()
-            return loss
-
-        if len(args) > 1:
-            return (args[0], closure_then_begin, *args[2:]), kwargs
-        return args, kwargs | {"closure": closure_then_begin}
-
-    def _begin(self) -> None:
-        """Begin the update, or the step that is skipped; if this raises, nothing has changed."""
-        param_groups = self.optimizer.param_groups
-        if self._zeroed is not None:
-            self._zeroed.before_update()
-        self._gradients = gradients = StepGradients(param_groups)
-        allowed, found_inf = bool(gradients.first), None
-        for guard in self._guards:
-            answer = allowed and guard.allows_update(gradients)
-            if isinstance(answer, UpToDevice):
-                found_inf = answer.found_inf
-            allowed = bool(answer)
-        if not allowed:
-            self._skip.begin(gradients.trained)
-            self._begun = self._skip
-            return
-        check_lookahead(self.optimizer)  # it may have been wrapped after attachment
-        told, progress = self.architecture(), self._update.progress
-        update = self._rule.propose(
-            param_groups, told, progress.steps, progress.peak_lrs, self._weighted
-        )
-        if self._sampled_check is not None:
-            self._sampled_check.look(update, param_groups)
-        self._update.begin(update, gradients, found_inf)
-        self._begun = self._update
-
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._outer.leave():
-            return
-        begun, self._begun = self._begun, None
-        if begun is self._update:
-            self._end_update()
-        elif begun is self._skip:
-            self._end_skip()
-        if self._zeroed is not None:
-            self._zeroed.after_update(self._gradients)
-        self._gradients = StepGradients([])
-        for guard in self._guards:
-            guard.after_step()
-
-    def _end_update(self) -> None:
-        self._update.commit()
-        self._weighted = []  # weights are of one update
-        if self.momentum is not None and not any(self.optimizer.state.values()):
-            self._rule.warn_once(
-                "no momentum",
-                f"{type(self.optimizer).__name__} keeps no state, so there is no momentum to "
-                "separate. Give it one, such as SGD(…, momentum=0.9), or drop momentum separation",
-            )
-
-    def _end_skip(self) -> None:
-        progress, taken = self._update.progress, self._skip.end()
-        self._update.progress = progress._replace(skipped=progress.skipped + bool(taken))
-
-    def _step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        # torch's hooks do not run where the step raises.
-        try:
-            return step(*args, **kwargs)
-        except BaseException:
-            self._begun = None
-            self._outer.reset()
-            self._skip.end()
-            self._update.roll_back()
-            raise
-
-    def _recover(self) -> None:
-        """Undo what a step has left that raised unseen, by a call of the class's own `step`."""
-        self._begun = None
-        self._skip.end()
-        self._update.roll_back(late=True)
 
     def loss_weights(self, architectures: Sequence[Architecture]) -> list[float]:
         """Return what to multiply the loss of each subnet of the coming update by.
@@ -356,7 +242,7 @@ class DynamicTraining:
         weights = self._rule.loss_weights(
             self.optimizer.param_groups, subnets, progress.steps, progress.peak_lrs
         )
-        self._weighted = [subnet.architecture for subnet in subnets]
+        self._hooked_steps.weighted = [subnet.architecture for subnet in subnets]
         return weights
 
     def split(self, architectures: Sequence[Architecture]) -> list[list[Architecture]]:
@@ -376,7 +262,7 @@ class DynamicTraining:
         return list(lists.values())
 
     def _state_dict(self, state_dict: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._recover()
+        self._hooked_steps.recover()
         groups = None if self._states is None else self._states.state_dict()
         update = self._update
         saved = TrainingState(update.progress, groups, update.untrained())
@@ -392,9 +278,9 @@ class DynamicTraining:
         groups = None
         if self._states is not None and saved.groups is not None:
             groups = self._states.read(saved.groups, state_dict["param_groups"])
-        self._recover()
+        self._hooked_steps.recover()
         load(own, *args, **kwargs)
         self._update.restore(saved.progress, saved.untrained)
-        self._weighted = []
+        self._hooked_steps.weighted = []
         if self._states is not None and groups is not None:
             self._states.restore(groups)

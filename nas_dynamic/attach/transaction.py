@@ -161,7 +161,7 @@ class UpdateTransaction:
         """
         states, param_groups = self.states, self.optimizer.param_groups
         if states is not None:
-            states.check_room(update.group)
+            states.check(update.group)
         self._begun = begun = _Begun(
             update,
             self.progress.after(update),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nas_dynamic.calr import CaLR
 from nas_dynamic.complexity_scale import checked_complexity
 from nas_dynamic.momentum import MomentumSeparation
-from nas_dynamic.space import Architecture, SearchSpace
+from nas_dynamic.space import Architecture, SearchSpace, plain
 
 __all__ = ["Subnet", "Update", "UpdateRule"]
 
@@ -205,20 +205,28 @@ class UpdateRule:
         self, architectures: Architecture | Sequence[Architecture] | None
     ) -> tuple[Subnet, ...]:
         """Return the subnets of an update, from what the host says it sampled."""
-        if isinstance(architectures, Mapping):
-            architectures = [architectures]
-        if not architectures:
+        listed: list[Any] = [architectures]
+        if isinstance(architectures, Iterable) and not isinstance(architectures, Mapping):
+            listed = list(architectures)
+        if architectures is None or not listed:
             raise RuntimeError(
                 f"no architecture at the update: `architecture` returned {architectures}; "
                 "sample a subnet before the step"
             )
-        return tuple([self._subnet(architecture) for architecture in architectures])
+        return tuple([self._subnet(architecture) for architecture in listed])
 
-    def _subnet(self, architecture: Architecture) -> Subnet:
+    def _subnet(self, told: Architecture) -> Subnet:
+        if not isinstance(told, Mapping):
+            raise TypeError(
+                f"`architecture` returned {told!r} for a subnet; return a mapping from label to "
+                "candidate, such as {'layer1': 'conv3'}"
+            )
+        # Equal candidates have to be of one momentum group.
+        architecture = {label: plain(candidate) for label, candidate in told.items()}
         if self.space is not None:
             self.space.validate(architecture)
         if self.calr is None:
-            return Subnet(dict(architecture), None, None)
+            return Subnet(architecture, None, None)
         complexity = checked_complexity(self.calr.complexity, architecture)
         if not self.calr.covers(complexity):
             self.warn_once(
@@ -227,7 +235,7 @@ class UpdateRule:
                 f"({self.calr.c_min:g}, {self.calr.c_max:g}) and takes the γ of the nearer bound; "
                 "give the bounds of the whole space",
             )
-        return Subnet(dict(architecture), complexity, self.calr.gamma_of(complexity))
+        return Subnet(architecture, complexity, self.calr.gamma_of(complexity))
 
     def group(self, subnets: Sequence[Subnet]) -> Hashable:
         """Return the one group that all subnets are of; None without momentum separation."""

@@ -150,7 +150,7 @@ class Journal:
 
     Args:
         path: of the file, which is made if it is not there.
-        definition: whatever decides the results, as plain data.
+        definition: whatever decides the results, as plain data; None for results alone.
         kind: of the results, for messages.
 
     Attributes:
@@ -161,7 +161,7 @@ class Journal:
             as it is.
     """
 
-    def __init__(self, path: str | Path, definition: dict[str, Any], kind: str) -> None:
+    def __init__(self, path: str | Path, definition: dict[str, Any] | None, kind: str) -> None:
         self._path = path = Path(path)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,14 +173,17 @@ class Journal:
             self._file.close()
             raise
 
-    def _read(self, path: Path, definition: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    def _read(
+        self, path: Path, definition: dict[str, Any] | None, kind: str
+    ) -> list[dict[str, Any]]:
         self._file.seek(0)
         content = self._file.read()
         kept = content[: content.rfind(b"\n") + 1]
         try:
             lines = [json.loads(line) for line in kept.splitlines()]
             known = lines[0] if lines else {}
-            differing = [key for key in definition if lines and known.get(key) != definition[key]]
+            decisive = (definition or {}) if lines else {}
+            differing = [key for key in decisive if known.get(key) != decisive[key]]
         except (ValueError, AttributeError) as error:
             raise RunError(
                 f"{path} does not hold a {kind}: {error}. Choose another path, or remove the file"
@@ -188,10 +191,12 @@ class Journal:
         if differing:
             raise RunError(
                 f"{path} holds another {kind}: "
-                + "; ".join(f"{k} was {known.get(k)}, is {definition[k]}" for k in differing)
+                + "; ".join(f"{k} was {known.get(k)}, is {decisive[k]}" for k in differing)
                 + ". Choose another path, or remove the file"
             )
         self._file.truncate(len(kept))
+        if definition is None:
+            return lines
         if not lines:
             self._write(definition)
         return lines[1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import enum
 import itertools
@@ -306,6 +307,67 @@ def test_candidates_of_any_kind_are_grouped_saved_and_resumed(candidates: Any, t
     assert len(dynamic.groups) == 2
     weight.grad = torch.ones(2)
     optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("scalar", "candidates"),
+    [
+        (np.int64, [3, 5]),
+        (np.float32, [0.5, 2.0]),
+        (np.str_, ["conv3", "conv5"]),
+        (torch.tensor, [3, 5]),
+        (lambda pair: (np.int64(pair[0]), pair[1]), [(3, "a"), (5, "a")]),
+    ],
+)
+def test_a_scalar_of_numpy_or_torch_is_the_candidate_that_it_equals(scalar: Any, candidates: Any):
+    """Such as of `rng.choice` in one update, and of `max(candidates)` in the next."""
+    told: dict[str, Any] = {}
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    calr = CaLR(complexity=lambda a: 2, total_steps=9, bounds=(1, 3))
+    dynamic = DynamicTraining(
+        optimizer, lambda: told, calr=calr, momentum=MomentumSeparation("layer1")
+    )
+    for candidate in [*candidates, *map(scalar, candidates), *candidates]:
+        told["layer1"] = candidate
+        weight.grad = torch.ones(1)
+        optimizer.step()
+        assert type(dynamic.last.architecture["layer1"]) is type(candidates[0])
+    assert dynamic.groups == candidates
+
+
+@pytest.mark.parametrize(
+    "told", [[0, 2, 1], "conv3", ("conv3", "conv5"), 3, np.array([0, 1]), torch.tensor([0, 1])]
+)
+def test_an_architecture_that_is_no_mapping_is_named(told: Any):
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    DynamicTraining(optimizer, lambda: told, momentum=MomentumSeparation("layer1"))
+    weight.grad = torch.ones(1)
+    with pytest.raises(TypeError, match=r"for a subnet; return a mapping from label to candidate"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("replaced", ["state", "class's own load_state_dict"])
+def test_a_state_that_the_host_replaces_is_refused(replaced: str):
+    """Of one group alone: the others would go on with their momenta."""
+    loop = Loop()
+    loop.train(6)
+    before = loop.everything()
+    kept = loop.optimizer.state
+    if replaced == "state":
+        loop.optimizer.state = collections.defaultdict(dict)
+    else:
+        plain = {k: v for k, v in before["optimizer"].items() if k != "dynamic_training"}
+        torch.optim.SGD.load_state_dict(loop.optimizer, plain)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"state was replaced .* Clear those of DynamicTr"):
+            loop.train(1, start=6)
+    loop.optimizer.state = kept
+    assert_identical(loop.everything(), before)
+    for state in loop.dynamic.states.values():
+        state.clear()
+    loop.train(6, start=6)
 
 
 def test_a_candidate_that_is_not_hashable_is_named():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import pickle
 import warnings
 from typing import Any
 
@@ -399,16 +400,30 @@ def test_what_a_subclass_does_after_super_step_is_of_the_update(closure: bool):
     assert len(asked) == dynamic.updates == 8
 
 
+@pytest.mark.parametrize("hook", ["pre", "post"])
 @pytest.mark.parametrize("registered", ["before", "after"])
-def test_a_scheduler_may_step_in_a_hook(registered: str):
+def test_a_scheduler_may_step_in_a_hook(registered: str, hook: str):
+    """One of the lr, and one of weight decay, which every group sees."""
     parameter = nn.Parameter(torch.ones(1))
-    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    optimizer = torch.optim.SGD([parameter], lr=1.0, momentum=0.9, weight_decay=1.0)
     scheduler = lr_scheduler.ExponentialLR(optimizer, 0.5)
+    asked: list[dict[str, int]] = []
+
+    def architecture() -> dict[str, int]:
+        asked.append({"width": 1, "group": len(asked) % 2})
+        return asked[-1]
+
+    def schedule(*_: Any) -> None:
+        scheduler.step()
+        optimizer.param_groups[0]["weight_decay"] *= 0.5
+
     calr = CaLR(lambda a: a["width"], bounds=(1, 16), curve="scheduler")
-    attach = functools.partial(DynamicTraining, optimizer, lambda: {"width": 1}, calr=calr)
+    attach = functools.partial(
+        DynamicTraining, optimizer, architecture, calr=calr, momentum=MomentumSeparation("group")
+    )
     if registered == "after":
         dynamic = attach()
-    optimizer.register_step_post_hook(lambda *_: scheduler.step())
+    getattr(optimizer, f"register_step_{hook}_hook")(schedule)
     if registered == "before":
         dynamic = attach()
     lrs = []
@@ -416,7 +431,10 @@ def test_a_scheduler_may_step_in_a_hook(registered: str):
         parameter.grad = torch.ones(1)
         optimizer.step()
         lrs += dynamic.last.lr
-    assert lrs == pytest.approx([0.5 ** (4 * step) for step in range(4)])
+    # Of a hook before the update the peak is what the lr is after it.
+    peak = 1.0 if hook == "post" else 0.5
+    assert lrs == pytest.approx([peak * 0.5 ** (4 * step) for step in range(4)])
+    assert optimizer.param_groups[0]["lr"] == optimizer.param_groups[0]["weight_decay"] == 0.5**4
 
 
 def test_param_groups_may_be_added_after_an_update_that_raised():
@@ -445,6 +463,48 @@ def hooks(optimizer: torch.optim.Optimizer) -> dict[str, int]:
         for name, value in vars(optimizer).items()
         if name.startswith("_optimizer_") and name.endswith("_hooks")
     }
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))]
+)
+def test_a_copy_of_the_optimizer_is_made_and_cannot_be_stepped(copied: Any):
+    """It would train on without dynamic training, with the momentum of one group."""
+    loop = Loop()
+    loop.train(3)
+    before = loop.everything()
+    twin = copied(loop.optimizer)
+    for parameter in twin.param_groups[0]["params"]:
+        parameter.grad = torch.ones_like(parameter)
+    with pytest.raises(RuntimeError, match="copied or unpickled from one with dynamic training"):
+        twin.step()
+    assert_identical(loop.everything(), before)
+    loop.dynamic.detach()
+    assert not hooks(copied(loop.optimizer))["_optimizer_step_pre_hooks"]
+
+
+def test_a_copy_of_the_training_does_not_detach_it():
+    """An average of the weights copies a module, and with it what the module keeps."""
+    loop, untroubled = Loop(), Loop()
+    loop.train(3)
+    copied = copy.deepcopy([loop.model, loop.optimizer, loop.dynamic])
+    copied[2].detach()
+    loop.train(6, start=3)
+    untroubled.train(9)
+    assert_identical(loop.everything(), untroubled.everything())
+
+
+def test_parameters_may_be_frozen_and_trained_again():
+    """requires_grad_(False) is no sign of another subnet; frozen parameters do not coast."""
+    loop = Loop(calr=make_calr(total_steps=200))
+    frozen = [loop.model.stem.weight, loop.model.layer1["a"].weight]
+    for start in (0, 40, 80):
+        for parameter in frozen:
+            parameter.requires_grad_(start != 40)
+        before = [parameter.detach().clone() for parameter in frozen]
+        loop.train(40, start=start)
+        same = [torch.equal(p, old) for p, old in zip(frozen, before, strict=True)]
+        assert same == [start == 40] * 2
 
 
 def test_attaching_twice_is_refused_and_detaching_leaves_a_plain_optimizer():
@@ -645,7 +705,7 @@ BAD_UPDATES = {
     ),
     "group that cannot be saved": (
         {"group_by": lambda a: a.get("new", "one")},
-        {"new": torch.tensor(1.0)},
+        {"new": torch.float32},
         "so that it can be saved",
     ),
     "a mixture of subnets": (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,7 @@ STRATEGIES = {
     "ats of two": lambda: strategy_of(ATS, random_samples=2),
 }
 SEVERAL = ("random of two", "sandwich", "ats of two")
+RANKED = ("random", "random linear", "sandwich")
 
 
 def own_sequence(name: str, number: int = T) -> list[list[dict[str, Any]]]:
@@ -115,21 +118,27 @@ def own_sequence(name: str, number: int = T) -> list[list[dict[str, Any]]]:
     return sequence
 
 
-def train(name: str, *, accumulate: int = 1, **options: Any) -> tuple[Any, Any, Any]:
-    model, strategy = gpt(), STRATEGIES[name]()
-    optimizer = sgd(model)
+def train(
+    name: str, *, accumulate: int = 1, fabric: Fabric | None = None, **options: Any
+) -> tuple[Any, Any, Any]:
+    """Train all batches; with a Fabric, those of this one of two ranks."""
+    network, strategy, data = gpt(), STRATEGIES[name](), tokens(T * accumulate)
+    model, optimizer = network, sgd(network)
+    if fabric is not None:
+        model, optimizer = fabric.setup(network, optimizer)
+        strategy.fabric, data = fabric, tokens(2 * T)[fabric.global_rank :: 2]
     if name in SEVERAL:
         options["momentum"] = False
     else:
         options["group_by"] = DEPTH
     strategy = dynamic(strategy, optimizer, model, total_steps=T, **options)
     recorder = Recorder(strategy.training)
-    for number, (x, y) in enumerate(tokens(T * accumulate), 1):
+    for number, (x, y) in enumerate(data, 1):
         strategy(model, x, y, scale_loss=1 / accumulate)
         if number % accumulate == 0:
             optimizer.step()
             optimizer.zero_grad()
-    return model, strategy, recorder.subnets
+    return network, strategy, recorder.subnets
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -195,6 +204,19 @@ def test_resume_under_fabric_is_exact(name: str, tmp_path: Path):
     network, rest = run(4, T, load=True)
     assert first + rest == subnets
     assert_identical(network.state_dict(), straight.state_dict())
+
+
+@pytest.mark.process
+def test_two_ranks_equal_one_process_with_both_batches(tmp_path: Path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([*command, "-m", "tests.hosts.whittle_ranks", tmp_path], check=True)
+    for name in RANKED:
+        network, _, subnets = train(name, accumulate=2)
+        (one, told), (other, others) = (torch.load(tmp_path / f"{name}.{n}") for n in (0, 1))
+        assert told == others == subnets
+        assert_identical(one, other)
+        # Of several subnets an update the ranks add each one's gradients before the next.
+        torch.testing.assert_close(one, network.state_dict(), rtol=1e-5, atol=1e-6)
 
 
 def test_the_global_generator_is_left_alone_and_validation_sees_the_plain_loss():
