@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib
 import sys
 from pathlib import Path
@@ -148,6 +149,28 @@ def test_ends_of_elastic_lm_are_held_against_themselves_alone(tmp_path, capsys):
         f"calr {'':14} 2 seeds  largest above itself alone {np.mean(gaps):+.4f} ["
     )
     assert f"  less static {less:+.4f} [" in line
+
+
+def test_the_preset_for_a_gpu_trains_in_bfloat16(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    from benchmarks.elastic_lm import training
+    from benchmarks.elastic_lm.__main__ import main
+    from benchmarks.elastic_lm.rows import by_seed, read
+
+    small = {"width": 32, "depth": 2, "context": 16, "batch": 2, "heads": 4}
+    for name, bf16 in (("gpu", True), ("cpu", False)):
+        size = dataclasses.replace(training.PRESETS["gpu"], bf16=bf16, **small)
+        monkeypatch.setitem(training.PRESETS, name, size)
+    data = ["--data", str(Path(__file__).parents[1] / "README.md"), "--device", "cpu"]
+    found = {}
+    for preset in ("gpu", "cpu"):
+        results = tmp_path / f"{preset}.csv"
+        options = ["--preset", preset, "--updates", "40", "--seeds", "1", "--arms", "calr"]
+        main([*data, *options, "--results", str(results)])
+        assert read(results)[0]["lr"] == "0.001"
+        found[preset] = by_seed(read(results), arm="calr")[0]["mean"]
+    assert found["gpu"] != found["cpu"]
+    assert found["gpu"] == pytest.approx(found["cpu"], rel=1e-3)
 
 
 def test_effects_of_a_teacher_and_of_linear_attention(tmp_path, capsys):

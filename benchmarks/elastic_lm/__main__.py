@@ -1,8 +1,13 @@
-"""Train what the results lack, and print the differences: python -m benchmarks.elastic_lm."""
+"""Train what the results lack, and print the differences.
+
+python -m benchmarks.elastic_lm --data TEXT --arms alone static calr deviation
+python -m benchmarks.elastic_lm --data TEXT --arms alone static calr --preset gpu --updates 2000
+"""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,22 +15,27 @@ from pathlib import Path
 import torch
 
 from benchmarks.elastic_lm.rows import MEASURES, append, by_seed, difference, print_against, read
-from benchmarks.elastic_lm.training import ALONE, ARMS, Size, read_text, train
+from benchmarks.elastic_lm.training import ALONE, ARMS, PRESETS, read_text, train
 from nas_dynamic.analysis.paired import mean_estimate
 
-RESULTS = Path("benchmarks/results/elastic_lm.csv")
+RESULTS = {
+    "cpu": Path("benchmarks/results/elastic_lm.csv"),
+    "gpu": Path("benchmarks/results/elastic_lm_gpu.csv"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     if options.data is not None:
-        text = read_text(options.data)
+        learned, held_out = read_text(options.data)
+        text = (learned.to(options.device), held_out.to(options.device))
+        size = PRESETS[options.preset]
         wanted = itertools.product(options.updates, range(options.seeds), options.lr, options.arms)
         for updates, seed, lr, arm in wanted:
             key = {"arm": arm, "lr": lr, "updates": updates}
             if seed not in by_seed(read(options.results), **key):
-                run = train(arm, seed, updates, Size(lr=lr), text)
+                run = train(arm, seed, updates, dataclasses.replace(size, lr=lr), text)
                 append(options.results, {**key, "seed": seed}, run)
     rows = read(options.results)
     for lr, updates in sorted({(float(row["lr"]), int(row["updates"])) for row in rows}):
@@ -36,15 +46,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.elastic_lm", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.elastic_lm",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--data", type=Path, help="text, or a folder of *.txt; print only if not")
     parser.add_argument("--arms", nargs="+", default=[*ARMS], choices=[*ARMS, ALONE])
-    parser.add_argument("--lr", nargs="+", type=float, default=[0.003, 0.006])
+    parser.add_argument("--preset", choices=PRESETS, default="cpu", help="sizes")
+    parser.add_argument("--device", help="cuda with the preset gpu, else cpu, if not given")
+    parser.add_argument("--lr", nargs="+", type=float, help="that of the preset, if not given")
     parser.add_argument("--updates", nargs="+", type=int, default=[400, 1200])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    return parser.parse_args(arguments)
+    parser.add_argument("--results", type=Path, help="a file for each preset, if not given")
+    options = parser.parse_args(arguments)
+    options.device = options.device or ("cuda" if options.preset == "gpu" else "cpu")
+    options.lr = options.lr or [PRESETS[options.preset].lr]
+    options.results = options.results or RESULTS[options.preset]
+    return options
 
 
 def print_gaps(runs: Mapping[str, Mapping[int, Mapping[str, float]]]) -> None:
