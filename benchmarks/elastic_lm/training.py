@@ -68,7 +68,7 @@ PRESETS = {
     "cpu": Size(),
     "gpu": Size(width=256, depth=8, context=256, batch=64, lr=1e-3, heads=8, bf16=True),
 }
-"""A row of 400 updates takes half a minute on one core; `gpu` is for one GPU: 6.8 million
+"""A row of 400 updates takes half a minute on one core; `gpu` is for one GPU: 6.9 million
 parameters, 40 subnets, 16,384 bytes an update, so that 2,000 updates read Shakespeare's works seven
 times."""
 
