@@ -5,8 +5,9 @@
 
 Trains an elastic vision transformer of timm on scikit-learn's digits, with 16 tokens and heads of
 width 8, so that linear attention costs a half of softmax's, which is a twentieth of a layer: with
-softmax in all layers, with linear attention, and with either in each layer. NSGA-II searches each supernet for accuracy on the validation images
-and MACs, with as many evaluations; what its front dominates is measured on the test images.
+softmax in all layers, with linear attention, and with either in each layer. NSGA-II searches each
+supernet for accuracy on the validation images and MACs, with as many evaluations; what its front
+dominates is measured on the test images.
 
 Source: Wang et al., "Neural Architecture Search on Efficient Transformers and Beyond", 2022, arXiv
 2207.13955.
