@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib
 import re
 import sys
@@ -134,20 +135,79 @@ def test_elastic_lm_trains_what_its_results_lack(tmp_path, capsys):
 
 def test_ends_of_elastic_lm_are_held_against_themselves_alone(tmp_path, capsys):
     pytest.importorskip("transformers")
-    from benchmarks.elastic_lm.__main__ import main, read
+    from benchmarks.elastic_lm.__main__ import main
+    from benchmarks.elastic_lm.rows import by_seed, read
 
     results = tmp_path / "results.csv"
     options = ["--data", str(Path(__file__).parents[1] / "README.md"), "--lr", "0.003"]
     options += ["--updates", "3", "--seeds", "2", "--results", str(results)]
-    main([*options, "--arms", "alone", "static"])
-    gaps = [
-        read(results)["static", 0.003, 3, seed]["largest"]
-        - read(results)["alone", 0.003, 3, seed]["largest"]
-        for seed in (0, 1)
-    ]
-    line = capsys.readouterr().out.splitlines()[-1]
-    assert line.startswith("static              2 seeds  smallest")
-    assert f"largest {np.mean(gaps):+.4f} [" in line.replace("−", "-")
+    main([*options, "--arms", "alone", "static", "calr"])
+    alone, static, calr = (by_seed(read(results), arm=a) for a in ("alone", "static", "calr"))
+    gaps = [calr[seed]["largest"] - alone[seed]["largest"] for seed in (0, 1)]
+    less = np.mean([calr[seed]["largest"] - static[seed]["largest"] for seed in (0, 1)])
+    line = capsys.readouterr().out.splitlines()[-1].replace("−", "-")
+    assert line.startswith(
+        f"calr {'':14} 2 seeds  largest above itself alone {np.mean(gaps):+.4f} ["
+    )
+    assert f"  less static {less:+.4f} [" in line
+
+
+def test_the_preset_for_a_gpu_trains_in_bfloat16(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    from benchmarks.elastic_lm import training
+    from benchmarks.elastic_lm.__main__ import main
+    from benchmarks.elastic_lm.rows import by_seed, read
+
+    small = {"width": 32, "depth": 2, "context": 16, "batch": 2, "heads": 4}
+    for name, bf16 in (("gpu", True), ("cpu", False)):
+        size = dataclasses.replace(training.PRESETS["gpu"], bf16=bf16, **small)
+        monkeypatch.setitem(training.PRESETS, name, size)
+    data = ["--data", str(Path(__file__).parents[1] / "README.md"), "--device", "cpu"]
+    found = {}
+    for preset in ("gpu", "cpu"):
+        results = tmp_path / f"{preset}.csv"
+        options = ["--preset", preset, "--updates", "40", "--seeds", "1", "--arms", "calr"]
+        main([*data, *options, "--results", str(results)])
+        assert read(results)[0]["lr"] == "0.001"
+        found[preset] = by_seed(read(results), arm="calr")[0]["mean"]
+    assert found["gpu"] != found["cpu"]
+    assert found["gpu"] == pytest.approx(found["cpu"], rel=1e-3)
+
+
+def test_effects_of_a_teacher_and_of_linear_attention(tmp_path, capsys):
+    pytest.importorskip("transformers")
+    from benchmarks.elastic_lm.effects import main
+
+    results = tmp_path / "results.csv"
+    options = ["--updates", "2", "--seeds", "1", "--results", str(results)]
+    data = str(Path(__file__).parents[1] / "README.md")
+    main([*options, "--data", data, "--arms", "distilled", "linear", "mixed"])
+    rows = results.read_text()
+    main([*options, "--data", data])
+    assert results.read_text().startswith(rows)
+    with results.open() as file:
+        found = {(row["arm"], row["attention"]): float(row["mean"]) for row in csv.DictReader(file)}
+    assert [*found][:2] == [("distilled", "softmax"), ("linear", "linear")]
+    assert len(found) == 7
+    assert len(set(found.values())) == 7
+    printed = capsys.readouterr().out
+    assert "distilled           1 seeds" in printed
+    assert printed.count("mixed: in turn      1 seeds") == 3
+
+
+def test_fronts_of_attention_are_compared_over_seeds(tmp_path, capsys):
+    pytest.importorskip("timm")
+    from benchmarks.digits.attention import main
+
+    results = tmp_path / "results.jsonl"
+    options = ["--epochs", "1", "--budget", "4", "--seeds", "1", "--results", str(results)]
+    main(["run", *options])
+    rows = results.read_text()
+    main(["run", *options])
+    assert results.read_text() == rows
+    capsys.readouterr()
+    main(["table", *options])
+    assert "linear   macs" in capsys.readouterr().out
 
 
 def test_sub_spaces_are_trained_and_compared_over_seeds(tmp_path, capsys):

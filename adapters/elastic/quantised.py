@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nas_dynamic._extras import extra
-from nas_dynamic.adapters.elastic.supernet import ElasticBlocks
+from nas_dynamic.adapters.elastic.supernet import Activated, ElasticBlocks
 from nas_dynamic.adapters.elastic.table import BlockTable
 from nas_dynamic.space import Architecture, SearchSpace
 
@@ -24,7 +24,7 @@ __all__ = ["QuantisedSupernet", "count_bytes"]
 BITS = (8, None)
 
 
-class QuantisedSupernet(nn.Module):
+class QuantisedSupernet(Activated):
     """A trained elastic supernet, whose subnets also choose the bits of each block's weights.
 
     One search then decides about sizes and bits together. A candidate of 8 is int8, symmetric, one
@@ -66,8 +66,6 @@ class QuantisedSupernet(nn.Module):
         0.31
     """
 
-    space: SearchSpace
-
     def __init__(
         self,
         supernet: ElasticBlocks,
@@ -98,22 +96,10 @@ class QuantisedSupernet(nn.Module):
         )
         largest = None if None in bits else 8
         self.base = supernet.base | dict.fromkeys(self._labels, largest)
-        self._architecture = self.base
         self._subnet: list[nn.Module] = []  # not a part: its weights are copies
+        self.activate(self.base)
 
-    @property
-    def architecture(self) -> dict[str, Hashable]:
-        """The subnet that was activated last, at first `base`."""
-        return dict(self._architecture)
-
-    def activate(self, architecture: Architecture) -> None:
-        """Make it compute one subnet.
-
-        Raises:
-            ValueError: it is no architecture of the space.
-        """
-        self.space.validate(architecture)
-        self._architecture = dict(architecture)
+    def _activated(self) -> None:
         self._subnet = []
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

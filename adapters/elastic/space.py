@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from nas_dynamic.space import Architecture, SearchSpace
@@ -30,6 +30,7 @@ class BlockSpace(SearchSpace, Generic[Shape]):
 
     Raises:
         ValueError: candidates that the model cannot be sliced to, or that leave out its own value.
+        TypeError: candidates that are no list.
     """
 
     def __init__(
@@ -45,6 +46,9 @@ class BlockSpace(SearchSpace, Generic[Shape]):
         self.width_label, self.width, self.depth = width_label, width, depth
         self.block: Shape = block
         self.head_dim = head_dim
+        for name, values in candidates.items():
+            if isinstance(values, str) or not isinstance(values, Iterable):
+                raise TypeError(f"{name} is {values!r}; give a list of candidates, [{values!r}, …]")
         self.candidates = {name: tuple(values) for name, values in candidates.items()}
         # Heads without candidates follow the width where they do so in the model.
         self.heads_follow = "heads" not in candidates and block.heads * head_dim == width

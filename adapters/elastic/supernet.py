@@ -14,12 +14,44 @@ from nas_dynamic.adapters.elastic.table import BlockTable
 from nas_dynamic.complexity import count_parameters
 from nas_dynamic.space import Architecture, SearchSpace
 
-__all__ = ["ActiveSubnet", "ElasticBlocks", "filled"]
+__all__ = ["Activated", "ActiveSubnet", "ElasticBlocks", "filled"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class ActiveSubnet(nn.Module):
+class Activated(nn.Module):
+    """What computes one subnet of a space until another one is activated.
+
+    Attributes:
+        space: the subnets.
+        base: the largest of them.
+    """
+
+    space: SearchSpace
+    base: dict[str, Hashable]
+    _architecture: dict[str, Hashable]
+
+    @property
+    def architecture(self) -> dict[str, Hashable]:
+        """The subnet that was activated last, at first `base`."""
+        return dict(self._architecture)
+
+    def activate(self, architecture: Architecture) -> None:
+        """Make it compute one subnet.
+
+        Raises:
+            ValueError: it is no architecture of the space.
+        """
+        self.space.validate(architecture)
+        self._architecture = dict(architecture)
+        self._activated()
+
+    def _activated(self) -> None:
+        """Follow a change of `architecture`."""
+        raise NotImplementedError
+
+
+class ActiveSubnet(Activated):
     """What a framework's model is beside itself when it computes any subnet of a space.
 
     A supernet is of a subclass of the model's own class, so that the framework's tools treat it as
@@ -30,30 +62,11 @@ class ActiveSubnet(nn.Module):
     EMA model, has an active subnet of its own, and none that is sampled.
 
     Attributes:
-        space: the subnets.
         base: the subnet that is the model which the supernet was made from.
     """
 
-    space: SearchSpace
-    base: dict[str, Hashable]
-    _architecture: dict[str, Hashable]
     _sampled: Architecture | None = None
     _computed: Architecture | None = None
-
-    @property
-    def architecture(self) -> dict[str, Hashable]:
-        """The subnet that was activated last, at first `base`."""
-        return dict(self._architecture)
-
-    def activate(self, architecture: Architecture) -> None:
-        """Make the supernet compute one subnet.
-
-        Raises:
-            ValueError: it is no architecture of the space.
-        """
-        self.space.validate(architecture)
-        self._architecture = dict(architecture)
-        self._compute(self._architecture)
 
     @property
     def sampled(self) -> Architecture | None:
@@ -85,6 +98,9 @@ class ActiveSubnet(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_sampled": None}
+
+    def _activated(self) -> None:
+        self._compute(self._architecture)
 
     def _compute_by_mode(self) -> None:
         sampled = self._sampled if self.training else None
@@ -144,6 +160,17 @@ class ElasticBlocks(ActiveSubnet):
             }
         finally:
             self._compute(computed)
+
+    def _freeze(self, subnet: Model) -> Model:
+        """Freeze in a subnet what is frozen here."""
+        frozen = {
+            name
+            for name, parameter in self.named_parameters(remove_duplicate=False)
+            if not parameter.requires_grad
+        }
+        for name, parameter in subnet.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        return subnet
 
 
 def filled(subnet: Model, weights: Mapping[str, torch.Tensor]) -> Model:

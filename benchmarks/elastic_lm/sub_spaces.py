@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
-import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +17,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks.elastic_lm.__main__ import MEASURES, print_against
+from benchmarks.elastic_lm.rows import append, by_seed, print_against, read
 from benchmarks.elastic_lm.training import (
     Run,
     Size,
@@ -43,37 +41,24 @@ RESULTS = Path("benchmarks/results/elastic_lm_sub_spaces.csv")
 ARMS = {"one supernet": 1, "three sub-spaces": 3, "one, not distilled": 1}
 SIZE = Size(width=48, heads=6)
 RELATION_HEADS = 2
-COLUMNS = ("arm", "updates", "seed", *(field.name for field in dataclasses.fields(Run)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
-    known = [(row["arm"], int(row["updates"]), int(row["seed"])) for row in read(options.results)]
+    updates = {"updates": options.updates}
     for seed in range(options.seeds):
-        missing = [arm for arm in options.arms if (arm, options.updates, seed) not in known]
+        rows = read(options.results)
+        missing = [arm for arm in options.arms if seed not in by_seed(rows, arm=arm, **updates)]
         if options.data is not None and missing:
             text = read_text(options.data)
             teacher = pretrained(seed, options.pretraining, text[0])
             for arm in missing:
-                append(
-                    options.results,
-                    (arm, options.updates, seed),
-                    train(arm, seed, options.updates, teacher, text),
-                )
-    rows = [row for row in read(options.results) if int(row["updates"]) == options.updates]
+                run = train(arm, seed, options.updates, teacher, text)
+                append(options.results, {"arm": arm, **updates, "seed": seed}, run)
+    rows = read(options.results)
     print(f"{options.updates} updates in all, nats a byte")
-    print_against(
-        "one supernet",
-        {
-            arm: {
-                int(row["seed"]): {name: float(row[name]) for name in MEASURES}
-                for row in rows
-                if row["arm"] == arm
-            }
-            for arm in ARMS
-        },
-    )
+    print_against("one supernet", {arm: by_seed(rows, arm=arm, **updates) for arm in ARMS})
 
 
 def pretrained(seed: int, updates: int, learned: torch.Tensor) -> PreTrainedModel:
@@ -116,22 +101,6 @@ def train(
         fit(supernet, "static", seed, share, SIZE, text[0], space=space, loss=loss)
         losses += losses_of(supernet, text[1], SIZE, space)
     return Run.of(losses, time.perf_counter() - start)
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-def append(path: Path, key: tuple[str, int, int], run: Run) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(COLUMNS)
-        writer.writerow([*key, *(f"{value:.6g}" for value in dataclasses.astuple(run))])
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

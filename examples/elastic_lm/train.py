@@ -46,11 +46,12 @@ class Preset:
     tuning: int
     budget: int  # subnets that the search scores
     lr: float = 3e-3
+    bf16: bool = False  # computed under autocast
 
 
 PRESETS = {
     "cpu": Preset(96, 5, 256, 6, 96, 16, 1000, 1000, 80),
-    "gpu": Preset(512, 12, 1408, 8, 512, 64, 10_000, 10_000, 300, lr=1e-3),
+    "gpu": Preset(256, 8, 704, 8, 256, 64, 2000, 2000, 200, lr=1e-3, bf16=True),
     "smoke": Preset(24, 2, 48, 3, 16, 2, 6, 6, 12),
 }
 
@@ -68,7 +69,7 @@ def main() -> None:
     report("pretrained", perplexity(model, test, preset), model.num_parameters())
 
     # What matters most comes first; then all subnets learn, and for comparison the model alone.
-    ordered = sort_by_importance(model, sequences(learned, preset, batches=4))
+    ordered = sort_by_importance(model, sequences(learned, preset, 4, model.device))
     supernet = elastic_lm(ordered, **choices(preset))
     # Momenta of their own cost too much in so few updates: see docs/elastic_lm.md.
     callback = DynamicSupernet(seed=args.seed)
@@ -142,7 +143,8 @@ def fit(
         weight_decay=0.1,
         warmup_steps=updates // 20,
         lr_scheduler_type="cosine",
-        bf16=torch.cuda.is_available(),
+        bf16=preset.bf16,
+        use_cpu=args.device == "cpu",
         seed=args.seed,
         save_strategy="no",
         logging_steps=max(updates // 4, 1),
@@ -158,10 +160,11 @@ def fit(
     print(f"{updates} updates in {time.perf_counter() - start:.0f} s", flush=True)
 
 
-def sequences(text: torch.Tensor, preset: Preset, batches: int) -> Iterator[torch.Tensor]:
+def sequences(
+    text: torch.Tensor, preset: Preset, batches: int, device: torch.device
+) -> Iterator[torch.Tensor]:
     """Yield batches of sequences that are spread over a text."""
     starts = torch.linspace(0, len(text) - preset.context, batches * preset.batch).long()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     for part in starts.split(preset.batch):
         tokens = torch.stack([text[start : start + preset.context] for start in part])
         yield tokens.long().to(device)
@@ -169,12 +172,14 @@ def sequences(text: torch.Tensor, preset: Preset, batches: int) -> Iterator[torc
 
 @torch.inference_mode()
 def perplexity(model: PreTrainedModel, text: torch.Tensor, preset: Preset) -> float:
-    """Return the perplexity of a byte."""
+    """Return the perplexity of a token."""
     model.eval()
-    losses = [
-        model(tokens, labels=tokens, use_cache=False).loss
-        for tokens in sequences(text, preset, batches=16)
-    ]
+    # A model that Trainer trained in bfloat16 would compute so by itself, an extracted one not.
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=preset.bf16):
+        losses = [
+            model(tokens, labels=tokens, use_cache=False).loss
+            for tokens in sequences(text, preset, 16, model.device)
+        ]
     return math.exp(torch.stack(losses).mean())
 
 
@@ -230,8 +235,12 @@ def compare(
     (out / "result.json").write_text(json.dumps(result, indent=1))
 
 
-def report(name: str, perplexity: float, parameters: float) -> None:
-    print(f"{name}: perplexity {perplexity:.3f} a byte, {parameters:,.0f} parameters", flush=True)
+def report(name: str, perplexity: float, parameters: float, of: str = "byte") -> None:
+    print(f"{name}: perplexity {perplexity:.3f} a {of}, {parameters:,.0f} parameters", flush=True)
+
+
+def best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def parse_args() -> argparse.Namespace:
@@ -240,6 +249,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, help="text, or a folder of *.txt")
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default=best_device())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/elastic_lm"))

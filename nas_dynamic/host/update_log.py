@@ -17,7 +17,8 @@ class UpdateLog:
 
     - `dynamic/lr`: what the update used, with CaLR's factor; of the first param group.
     - `dynamic/gamma`, `dynamic/complexity`: the means over the subnets of the update.
-    - `dynamic/group`: the number of its momentum group, in the order of appearance.
+    - `dynamic/group`: with momentum separation, the number of its group, in the order of
+      appearance.
     - `dynamic/loss/<label>=<candidate>`: the mean training loss of the updates of each momentum
       group since the last logging, where it had any, of hosts that tell the losses. Where a rule
       groups the subnets, its name is in place of the label.

@@ -75,6 +75,14 @@ def test_masks_say_which_pairs_count(additive):
     torch.testing.assert_close(last, output[:, -1:])
 
 
+@pytest.mark.parametrize("length", [2, 66])
+def test_keys_beyond_the_queries_are_of_an_empty_cache(length):
+    module, query, key, value = random_heads(140)
+    output, _ = causal_linear_attention(module, query[:, :, :length], key, value, None)
+    whole, _ = causal_linear_attention(module, query, key, value, None)
+    torch.testing.assert_close(output, whole[:, :length])
+
+
 def test_the_last_token_sees_what_all_tokens_see_in_vision():
     pytest.importorskip("timm")
     from nas_dynamic.adapters.timm.vit.attention import LinearAttention
@@ -186,3 +194,7 @@ def test_what_is_refused():
     module, *heads = random_heads(5)
     with pytest.raises(ValueError, match="attn_implementation='sdpa'"):
         causal_linear_attention(module, *heads, torch.ones(2, 5))
+    supernet = elastic_lm(llama(), **KINDS)
+    supernet.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="not of flash_attention_2: load the model with attn_im"):
+        supernet.activate({"attention": "linear"})

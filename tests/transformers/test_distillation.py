@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from nas_dynamic.adapters.transformers import (
     attention_features,
@@ -111,3 +114,26 @@ def test_a_frozen_teacher_of_another_size():
         loss.backward()
         optimizer.step()
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_features_under_gradient_checkpointing():
+    supernet = elastic_lm(llama(), **SIZES).train()
+    weight = supernet.model.layers[0].mlp.up_proj._parameters["weight"]
+    found = []
+    for options in (None, {"use_reentrant": False}):
+        if options:
+            supernet._set_gradient_checkpointing(
+                gradient_checkpointing_func=functools.partial(checkpoint, **options)
+            )
+        with torch.no_grad(), attention_features(supernet) as wanted:
+            supernet(tokens(seed=2))
+        with attention_features(supernet) as features:
+            supernet(tokens())
+        found += torch.autograd.grad(relation_loss(features, wanted, heads=2), weight)
+    assert torch.equal(*found)
+    assert found[0].abs().max() > 0
+    supernet._set_gradient_checkpointing(
+        gradient_checkpointing_func=functools.partial(checkpoint, use_reentrant=True)
+    )
+    with attention_features(supernet), pytest.raises(RuntimeError, match="use_reentrant=False"):
+        supernet(tokens())

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer, TrainingArguments
 
 from nas_dynamic.adapters.transformers import elastic_lm
 from tests.transformers.models import (
@@ -208,6 +208,106 @@ def test_variants_of_the_configuration(make, tmp_path):
             tmp_path / str(number), trust_remote_code=True
         )
         assert torch.equal(loaded(ids).logits, supernet(ids).logits)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_checkpoints_in_bfloat16(name, tmp_path):
+    """As from_pretrained loads them: rotary embeddings stay in float32."""
+    MODELS[name]().to(torch.bfloat16).save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    supernet = elastic_lm(model, **LAYERWISE)
+    for number, architecture in enumerate(random_subnets(supernet, 2)):
+        supernet.activate(architecture)
+        supernet.extract(architecture).save_pretrained(tmp_path / str(number))
+        loaded = AutoModelForCausalLM.from_pretrained(
+            tmp_path / str(number), trust_remote_code=True, dtype="auto"
+        )
+        assert loaded.dtype is torch.bfloat16
+        assert torch.equal(loaded(tokens()).logits, supernet(tokens()).logits)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "yarn", "longrope"])
+def test_rotary_embeddings_that_change_with_the_length(kind, tmp_path):
+    rotary = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0}
+    if kind == "longrope":
+        rotary |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    if kind != "dynamic":
+        rotary["original_max_position_embeddings"] = 16
+    supernet = elastic_lm(llama(max_position_embeddings=16, rope_parameters=rotary), depth=[1, 3])
+    short, long = tokens(), tokens(length=40)
+    supernet.activate({"depth": 1})
+    logits = [supernet(ids).logits for ids in (short, long)]
+    # What it saw last must not be in the subnet.
+    subnet = supernet.extract({"depth": 1})
+    subnet.save_pretrained(tmp_path)
+    for model in (subnet, AutoModelForCausalLM.from_pretrained(tmp_path)):
+        for ids, expected in zip((short, long), logits, strict=True):
+            assert torch.equal(model(ids).logits, expected)
+        assert torch.equal(model(short).logits, logits[0])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_hidden_states_and_attentions_of_the_active_layers(name):
+    model, ids = MODELS[name](), tokens()
+    model.set_attn_implementation("eager")
+    supernet = elastic_lm(model, **PLAIN[name])
+    for architecture in random_subnets(supernet, 3):
+        supernet.activate(architecture)
+        wanted = {"output_hidden_states": True, "output_attentions": True}
+        own, subnet = supernet(ids, **wanted), supernet.extract(architecture)(ids, **wanted)
+        assert len(own.hidden_states) == architecture["depth"] + 1
+        for one, other in zip(own.hidden_states, subnet.hidden_states, strict=True):
+            assert torch.equal(one, other)
+        for one, other in zip(own.attentions, subnet.attentions, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_generation_by_beams_and_with_a_static_cache():
+    supernet = elastic_lm(llama(), **SIZES)
+    ways = {"num_beams": 3}, {"cache_implementation": "static"}, {"use_cache": False}
+    for architecture in random_subnets(supernet, 2):
+        supernet.activate(architecture)
+        subnet = supernet.extract(architecture)
+        for options in ways:
+            settings = {"max_new_tokens": 8, "do_sample": False, **options}
+            own = supernet.generate(tokens(), **settings)
+            assert torch.equal(subnet.generate(tokens(), **settings), own)
+
+
+def test_a_compiled_supernet_computes_the_active_subnet():
+    supernet = elastic_lm(llama(), **LAYERWISE)
+    compiled = torch.compile(supernet, backend="eager")
+    for architecture in random_subnets(supernet, 3):
+        supernet.activate(architecture)
+        with torch.no_grad():
+            assert torch.equal(compiled(tokens()).logits, supernet(tokens()).logits)
+
+
+def test_what_is_frozen_stays_frozen():
+    model = llama(tie_word_embeddings=True)
+    model.model.embed_tokens.requires_grad_(False)
+    model.model.layers[0].mlp.requires_grad_(False)
+    supernet = elastic_lm(model, **SIZES)
+    with torch.inference_mode():
+        subnet = supernet.extract(random_subnets(supernet, 1)[0])
+    frozen = {name for name, weight in subnet.named_parameters() if not weight.requires_grad}
+    mlp = {f"model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
+    assert frozen == {"model.embed_tokens.weight"} | mlp
+
+
+def test_a_model_that_was_trained_in_mixed_precision(tmp_path):
+    model, ids = llama(), tokens(batch=4)
+    settings = TrainingArguments(
+        tmp_path, max_steps=1, bf16=True, use_cpu=True, report_to=[], disable_tqdm=True
+    )
+    examples = [{"input_ids": tokens_, "labels": tokens_} for tokens_ in ids]
+    Trainer(model, settings, train_dataset=examples).train()
+    supernet = elastic_lm(model.eval(), **SIZES)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(supernet(ids).logits, model(ids).logits.to(torch.bfloat16))
+    for architecture in random_subnets(supernet, 2):
+        supernet.activate(architecture)
+        assert torch.equal(supernet.extract(architecture)(ids).logits, supernet(ids).logits)
 
 
 def test_padding_and_masks():

@@ -78,11 +78,30 @@ def test_illegal_requests(choices, message):
         elastic_lm(llama(), **choices)
 
 
+@pytest.mark.parametrize("choices", [{"depth": 3}, {"attention": "linear"}])
+def test_candidates_are_a_list(choices):
+    with pytest.raises(TypeError, match=r"(depth is 3|is 'linear'); give a list of candidates, \["):
+        elastic_lm(llama(), **choices)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_that_is_not_tied_as_the_configuration_says(tied):
+    model = llama(tie_word_embeddings=tied)
+    embedding = model.model.embed_tokens.weight
+    model.lm_head.weight = nn.Parameter(embedding.detach().clone()) if tied else embedding
+    with pytest.raises(TypeError, match=r"lm_head.weight is .*tied to model.embed_tokens.weight"):
+        elastic_lm(model, depth=[1, 3])
+
+
 def test_what_gpt2_asks_for():
     with pytest.raises(ValueError, match=r"width 20 is no multiple of 8.*; take 16"):
         elastic_lm(gpt2(), width=[20, 48], heads=[2, 6])
     with pytest.raises(ValueError, match="cross attention"):
         elastic_lm(gpt2(add_cross_attention=True), depth=[1, 3])
+
+
+class _Int8(torch.Tensor):
+    pass
 
 
 def test_models_that_cannot_be_sliced():
@@ -95,6 +114,10 @@ def test_models_that_cannot_be_sliced():
     changed = llama()
     changed.model.layers[1].mlp.up_proj = nn.Linear(48, 96, bias=True)
     with pytest.raises(TypeError, match=r"layers.1.mlp.up_proj.bias is \(96,\) in the model and"):
+        elastic_lm(changed, depth=[1, 3])
+    changed = llama()
+    changed.model.norm.weight = nn.Parameter(changed.model.norm.weight.data.as_subclass(_Int8))
+    with pytest.raises(TypeError, match=r"norm.weight is _Int8 in the model .* quantisation"):
         elastic_lm(changed, depth=[1, 3])
     changed = llama()
     changed.model.layers[2].mlp.act_fn = nn.ReLU()

@@ -160,14 +160,14 @@ class ElasticVisionTransformer(ElasticBlocks, Supernet, VisionTransformer):
         return {"patch_embed": width} | {f"blocks.{i}": (*own.values(),) for i, own in blocks}
 
     def extract(self, architecture: Architecture, **rates: float) -> VisionTransformer:
-        """Return the stand-alone subnet, as `Supernet.extract` does.
+        """Return the stand-alone subnet, as `Supernet.extract` does; what is frozen stays frozen.
 
         Args:
             architecture: the subnet; the active one stays.
             rates: drop rates of `VisionTransformer`; 0 by default, whatever the supernet's.
         """
         self.space.validate(architecture)
-        return self._filled(self._rebuilt(architecture, **rates), architecture)
+        return self._freeze(self._filled(self._rebuilt(architecture, **rates), architecture))
 
     def subnet_table(
         self, measure: Callable[[nn.Module], float], device: torch.device | str = "meta"

@@ -65,11 +65,19 @@ def attention_features(model: nn.Module, layer: int = -1) -> Iterator[list[torch
 
     Raises:
         IndexError: there is no such layer.
+        RuntimeError: no gradient can flow into the features, by reentrant gradient checkpointing.
     """
     family = model.family if isinstance(model, ElasticLM) else family_of(model)
     features: list[torch.Tensor] = []
+    differentiable = torch.is_grad_enabled()
 
     def hook(projection: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        checkpointed = model.training and getattr(model, "is_gradient_checkpointing", False)
+        if checkpointed and differentiable and not torch.is_grad_enabled():
+            raise RuntimeError(
+                "reentrant gradient checkpointing computes layers without gradients, so none would "
+                "flow into their features: enable it with use_reentrant=False"
+            )
         if len(features) >= 3:
             features.clear()
         fused = len(projections) == 1

@@ -48,6 +48,9 @@ __all__ = [
 ATTENTIONS = {"softmax": None, "linear": "causal_linear"}
 """Attention of a layer → name of its implementation; None for that of the model."""
 
+MASKED = ("eager", "sdpa", None)
+"""Attention of a model, beside which a layer can be linear: its masks are read. None: not set."""
+
 CHUNK = 64
 """Tokens whose pairs are formed at a time, in linear attention."""
 
@@ -71,7 +74,8 @@ def causal_linear_attention(
         key: (sequences, key and value heads, tokens so far, width).
         value: of the shape of `key`.
         attention_mask: (sequences, 1, tokens, tokens so far or more): True, or 0, where a pair
-            counts. None: all tokens are given, or the last one.
+            counts. None: queries are of the first tokens, and keys beyond them are those of an
+            empty cache, as in sdpa; or the one query is the last token.
 
     Returns:
         (sequences, tokens, heads, width), and None in place of the weights.
@@ -100,7 +104,8 @@ def causal_linear_attention(
     elif query.shape[-2] == 1:
         total = (query @ key.transpose(-2, -1)) @ summed
     else:
-        total = _causal(query, key, summed)
+        tokens = query.shape[-2]
+        total = _causal(query, key[..., :tokens, :], summed[..., :tokens, :])
     weights = total[..., -1:]
     # A token of padding may attend to none.
     weights = weights.masked_fill(weights < torch.finfo(precise).tiny, 1.0)
@@ -132,9 +137,17 @@ def set_attention(attention: Any, kind: str, config: Any) -> None:
         attention: the module.
         kind: a key of `ATTENTIONS`.
         config: of the model, whose implementation softmax follows.
+
+    Raises:
+        ValueError: linear attention in a model of another implementation than eager and sdpa.
     """
     implementation = ATTENTIONS[kind]
     if implementation is not None:
+        if config._attn_implementation not in MASKED:
+            raise ValueError(
+                f"linear attention takes the masks of eager and sdpa attention, not of "
+                f"{config._attn_implementation}: load the model with attn_implementation='sdpa'"
+            )
         config = copy.copy(config)
         config._attn_implementation = implementation
     attention.config = config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, cast
@@ -96,6 +97,10 @@ def elastic_lm(
     family.check(config, space)
     _check_parts(model)
     supernet: Any = copy.deepcopy(model)
+    if vars(supernet).pop("_original_forward", None) is not None:
+        # Training in mixed precision by accelerate, as Trainer does, leaves a forward that computes
+        # under autocast; extracted subnets would not have it.
+        del supernet.forward
     for name, module in supernet.named_modules():
         sliced = family.sliced_class(name, module, SLICED)
         if sliced is not None:
@@ -105,6 +110,7 @@ def elastic_lm(
     supernet.family, supernet.block_path = family, family.layers
     supernet.space, supernet.base = space, space.base
     supernet.activate(space.base)
+    supernet._recompute_the_same()
     return cast(ElasticLM, supernet)
 
 
@@ -132,7 +138,7 @@ class ElasticLM(ElasticBlocks, PreTrainedModel):
         writes beside the weights, for `from_pretrained(folder, trust_remote_code=True)`.
 
         Its logits are the supernet's in every bit. It has the device, dtype and mode of the
-        supernet.
+        supernet, and what is frozen there is frozen.
 
         Raises:
             ValueError: it is no architecture of the space.
@@ -143,8 +149,10 @@ class ElasticLM(ElasticBlocks, PreTrainedModel):
         for name, buffer in list(subnet.named_buffers()):
             if buffer.is_meta:  # of rotary embeddings, which no slice changes
                 path, _, own = name.rpartition(".")
-                setattr(subnet.get_submodule(path), own, buffers[name].clone())
-        filled(subnet, self._weights(architecture))
+                # Dynamic ones change with the length of the last sequence, and keep the original.
+                value = buffers.get(f"{path}.original_{own}", buffers[name])
+                setattr(subnet.get_submodule(path), own, value.clone())
+        self._freeze(filled(subnet, self._weights(architecture)))
         if self.can_generate():
             subnet.generation_config = copy.deepcopy(self.generation_config)
         return cast(PreTrainedModel, subnet.train(self.training))
@@ -220,6 +228,33 @@ class ElasticLM(ElasticBlocks, PreTrainedModel):
             "resize the embeddings of the model before elastic_lm(model, …), or of an extracted "
             "subnet"
         )
+
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        self._recompute_the_same()
+
+    def _recompute_the_same(self) -> None:
+        """Let gradient checkpointing compute the subnet of the forward pass again."""
+        module: Any
+        for module in self.modules():
+            function = getattr(module, "_gradient_checkpointing_func", None)
+            if function is not None:
+                module._gradient_checkpointing_func = functools.partial(self._checkpoint, function)
+
+    def _checkpoint(
+        self, checkpoint: Callable[..., Any], function: Callable[..., Any], *args: Any
+    ) -> Any:
+        architecture = self._computed or self._architecture
+
+        def compute(*args: Any) -> Any:
+            computed = self._computed or self._architecture
+            self._compute(architecture)
+            try:
+                return function(*args)
+            finally:
+                self._compute(computed)
+
+        return checkpoint(compute, *args)
 
     def _configured(self, width: int, layers: Sequence[LayerShape]) -> PretrainedConfig:
         family, space = self.family, self.space
@@ -308,6 +343,10 @@ _ELASTIC: dict[Any, tuple[Any, Any]] = {
 }
 """Class of a model → elastic classes of the part with the layers, and of the whole."""
 
+for _inner, _ in _ELASTIC.values():
+    # The base of all models notes, for each class that is constructed, which outputs it records.
+    PreTrainedModel.__init__(_inner.__new__(_inner), _inner.config_class())
+
 
 def _on_meta(cls: Any, config: PretrainedConfig) -> PreTrainedModel:
     with torch.device("meta"):
@@ -324,11 +363,19 @@ def _check_parts(model: PreTrainedModel) -> None:
             raise TypeError(
                 f"{name or 'the model'} is {one} in the model and {other} in one that transformers "
                 "builds with the same configuration: start from a model as from_pretrained or its "
-                "constructor makes it, without adapters, quantisation or pruned heads"
+                "constructor makes it, without adapters, quantisation or pruned heads, and with "
+                "tie_word_embeddings as its weights are"
             )
 
 
 def _parts(model: nn.Module) -> dict[str, Any]:
-    """Return shapes of the weights, and the classes of the layers, by path."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    return shapes | {name: type(module).__name__ for name, module in model.named_modules()}
+    """Return shapes of the weights, which are tied, and the classes of the layers, by path."""
+    parts: dict[str, Any] = {
+        name: tuple(tensor.shape) if type(tensor) is torch.Tensor else type(tensor).__name__
+        for name, tensor in model.state_dict().items()
+    }
+    names: dict[nn.Parameter, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if names.setdefault(parameter, name) != name:
+            parts[name] = f"tied to {names[parameter]}"
+    return parts | {name: type(module).__name__ for name, module in model.named_modules()}

@@ -143,3 +143,11 @@ def test_onnx_export_of_a_subnet(choices, tmp_path):
     session = runtime.InferenceSession(tmp_path / "subnet.onnx")
     (output,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(output), subnet(x), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_frozen_stays_frozen():
+    model = tiny()
+    model.blocks[0].requires_grad_(False)
+    subnet = elastic_vit(model, depth=[2, 3]).extract({"depth": 2})
+    frozen = {name for name, weight in subnet.named_parameters() if not weight.requires_grad}
+    assert frozen == {f"blocks.0.{name}" for name, _ in subnet.blocks[0].named_parameters()}

@@ -1,0 +1,74 @@
+"""Trainings that were done, in a CSV, and differences of their arms over paired seeds."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.elastic_lm.training import Run
+from nas_dynamic.analysis.paired import Difference
+
+__all__ = ["MEASURES", "append", "by_seed", "difference", "print_against", "read"]
+
+MEASURES = ("mean", "smallest", "largest")
+Row = dict[str, str]
+
+
+def read(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def append(path: Path, key: Mapping[str, object], run: Run) -> None:
+    """Write what a training came to, after the entries that say which one it is."""
+    new = not path.exists()
+    measured = dataclasses.asdict(run)
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow([*key, *measured])
+        writer.writerow([*key.values(), *(f"{value:.6g}" for value in measured.values())])
+
+
+def by_seed(rows: list[Row], **key: object) -> dict[int, dict[str, float]]:
+    """Return seed → measures of the rows that have these entries."""
+    wanted = {name: str(value) for name, value in key.items()}
+    return {
+        int(row["seed"]): {name: float(row[name]) for name in MEASURES}
+        for row in rows
+        if wanted.items() <= row.items()
+    }
+
+
+def difference(values: list[float], others: list[float]) -> str:
+    """Return the mean difference of paired values with its 95% interval."""
+    found = Difference(np.subtract(values, others))
+    low, high = found.t_interval()
+    return f"{found.mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def print_against(reference: str, runs: Mapping[str, Mapping[int, Mapping[str, float]]]) -> None:
+    """Print the measures of one arm, and differences of the others to it, with 95% intervals.
+
+    Args:
+        reference: an arm.
+        runs: arm → seed → measures.
+    """
+    print(" " * 29 + "".join(f"{measure:>27}" for measure in MEASURES))
+    for arm, of_seeds in runs.items():
+        paired = sorted(of_seeds.keys() & runs[reference].keys())
+        if not paired:
+            continue
+        print(f"{arm:19}{len(paired):2} seeds  ", end="")
+        for measure in MEASURES:
+            values = [of_seeds[seed][measure] for seed in paired]
+            others = [runs[reference][seed][measure] for seed in paired]
+            own = f"{np.mean(values):.4f}"
+            print(f"{own if arm == reference else difference(values, others):>27}", end="")
+        print()
