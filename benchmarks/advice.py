@@ -1,6 +1,6 @@
 """Does the advice of `nas-dynamic doctor --supernet` agree with what `compare` then finds?
 
-    python -m benchmarks.advice run --data cifar10     # three hours on one CPU core; what is missing
+    python -m benchmarks.advice run --data cifar10     # three hours of a core; what is missing
     python -m benchmarks.advice table
 
 Four supernets: NAS-Bench-201 on scikit-learn's digits and on CIFAR-10 (an image folder, read at 16

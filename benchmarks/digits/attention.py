@@ -189,9 +189,7 @@ def table(options: argparse.Namespace) -> None:
             line = f"{arm:8} {measure:12} {mean_estimate(values).value:.3f}"
             if arm != "mixed":
                 mixed = [rows["mixed", seed][measure] for seed in seeds]
-                difference = Difference(np.subtract(mixed, values))
-                low, high = difference.t_interval()
-                line += f"  mixed less it {difference.mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+                line += f"  mixed less it {Difference(np.subtract(mixed, values)):+.3f}"
             print(f"{line}  ({len(seeds)} seeds)")
 
 

@@ -12,11 +12,12 @@ import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from benchmarks.elastic_lm.rows import MEASURES, append, by_seed, difference, print_against, read
+from benchmarks.elastic_lm.rows import MEASURES, append, by_seed, print_against, read
 from benchmarks.elastic_lm.training import ALONE, ARMS, PRESETS, read_text, train
-from nas_dynamic.analysis.paired import mean_estimate
+from nas_dynamic.analysis.paired import Difference, mean_estimate
 
 RESULTS = {
     "cpu": Path("benchmarks/results/elastic_lm.csv"),
@@ -85,7 +86,7 @@ def print_gaps(runs: Mapping[str, Mapping[int, Mapping[str, float]]]) -> None:
         paired = sorted({*seeds} & static.keys())
         if arm != "static" and paired:
             own, others = ([run[seed][end] for seed in paired] for run in (runs[arm], static))
-            line += f"  less static {difference(own, others)}"
+            line += f"  less static {Difference(np.subtract(own, others)):+.4f}"
         print(line)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.elastic_lm.training import Run
 from nas_dynamic.analysis.paired import Difference
 
-__all__ = ["MEASURES", "append", "by_seed", "difference", "print_against", "read"]
+__all__ = ["MEASURES", "append", "by_seed", "print_against", "read"]
 
 MEASURES = ("mean", "smallest", "largest")
 Row = dict[str, str]
@@ -46,13 +46,6 @@ def by_seed(rows: list[Row], **key: object) -> dict[int, dict[str, float]]:
     }
 
 
-def difference(values: list[float], others: list[float]) -> str:
-    """Return the mean difference of paired values with its 95% interval."""
-    found = Difference(np.subtract(values, others))
-    low, high = found.t_interval()
-    return f"{found.mean:+.4f} [{low:+.4f}, {high:+.4f}]"
-
-
 def print_against(reference: str, runs: Mapping[str, Mapping[int, Mapping[str, float]]]) -> None:
     """Print the measures of one arm, and differences of the others to it, with 95% intervals.
 
@@ -67,8 +60,8 @@ def print_against(reference: str, runs: Mapping[str, Mapping[int, Mapping[str, f
             continue
         print(f"{arm:19}{len(paired):2} seeds  ", end="")
         for measure in MEASURES:
-            values = [of_seeds[seed][measure] for seed in paired]
-            others = [runs[reference][seed][measure] for seed in paired]
-            own = f"{np.mean(values):.4f}"
-            print(f"{own if arm == reference else difference(values, others):>27}", end="")
+            values = np.array([of_seeds[seed][measure] for seed in paired])
+            others = np.array([runs[reference][seed][measure] for seed in paired])
+            text = f"{Difference(values - others):+.4f}"
+            print(f"{f'{values.mean():.4f}' if arm == reference else text:>27}", end="")
         print()
