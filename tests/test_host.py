@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from timm.optim import create_optimizer_v2
 from torch import nn
 
-from nas_dynamic import ComplexityBins, SandwichSampler, SearchSpace
+from nas_dynamic import ComplexityBins, SearchSpace
 from nas_dynamic.host import Host, Options, Supernet, attach, build, takes_options
 from tests.attach.reference import assert_identical
 
@@ -70,7 +69,7 @@ class Loop(Host):
 
 
 def test_the_defaults_are_those_of_the_method():
-    calr, momentum = build(Loop(Layers()), Options())
+    calr, momentum = build(Loop(Layers()), Options(momentum=True))
     sizes = sorted(Layers().subnet_parameters()(a) for a in Layers().space)
     assert (calr.c_min, calr.c_max, calr.total_steps) == (sizes[0], sizes[-1], 10)
     gammas = [calr.gamma(architecture) for architecture in Layers().space]
@@ -191,40 +190,12 @@ def test_a_scheduler_that_is_known_to_be_missing_is_refused():
         build(host(Layers()), Options(curve="scheduler"))
 
 
-SEPARATED = {
-    "sgd": True,
-    "sgdw": True,
-    "lars": True,
-    "rmsprop": False,
-    "adam": False,
-    "adamw": False,
-    "lion": False,
-    "lamb": False,
-    "muon": False,
-    "adagrad": False,
-    "adadelta": False,
-}
-
-
-@pytest.mark.parametrize("name", SEPARATED)
-def test_momentum_is_separate_by_default_where_it_is_all_that_the_optimizer_keeps(name):
+def test_momentum_is_one_unless_it_is_asked_for():
     host = Loop(Layers())
-    host.optimizer = create_optimizer_v2(host.supernet, opt=name, lr=0.1)
-    assert (build(host, Options())[1] is not None) == SEPARATED[name]
+    assert build(host, Options())[1] is None
     assert build(host, Options(momentum=True))[1] is not None
     assert build(host, Options(group_by="layer1"))[1] is not None
     assert build(host, Options(momentum=False, group_by="layer1"))[1] is None
-
-
-def test_momentum_is_one_by_default_without_a_momentum_and_under_the_sandwich_rule():
-    host = Loop(Layers())
-    assert build(host, Options())[1] is not None
-    sampler = SandwichSampler(host.space, host.complexity("parameters"))
-    host.sampler = lambda: sampler
-    assert build(host, Options())[1] is None
-    host = Loop(Layers())
-    host.optimizer = torch.optim.SGD(host.supernet.parameters(), lr=0.1)
-    assert build(host, Options())[1] is None
 
 
 def test_parts_that_are_off_are_not_attached():

@@ -18,7 +18,6 @@ __all__ = [
     "check_supported",
     "check_trial",
     "default_idle",
-    "only_momentum",
     "why_not_freeze",
 ]
 
@@ -67,17 +66,6 @@ def check_supported(optimizer: torch.optim.Optimizer, idle: str) -> None:
 def default_idle(optimizer: torch.optim.Optimizer) -> Literal["coast", "freeze"]:
     """Return what idle parameters do where the user does not say: freeze, but where none can."""
     return "coast" if why_not_freeze(optimizer) else "freeze"
-
-
-def only_momentum(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether a momentum is all that an optimizer keeps of past gradients, as SGD's.
-
-    By the options of its parameter groups: Adam and its kin have `betas`, RMSprop has an `alpha`.
-    """
-    return all(
-        bool(group.get("momentum")) and not group.keys() & {"betas", "alpha", "rho"}
-        for group in optimizer.param_groups
-    )
 
 
 def check_trial(

@@ -104,8 +104,6 @@ def demo(config: Config, folder: Path, display: Display, *, seed: int, budget: i
         description, files = export_subnet(run, architecture, folder / "export")
     display.heading("1  What the training did")
     display.table(learning_rates(run.result))
-    groups = ", ".join(f"{name} {count}" for name, count in run.result.updates_by_group.items())
-    display.say(f"Momentum of its own for each group, by {run.result.group_by}; updates: {groups}.")
     display.heading("2  What it costs")
     display.say(
         f"An update takes {cost.static:.1f} ms as usual. Dynamic training adds "

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation, UniformSampler
+from nas_dynamic import CaLR, DynamicTraining, UniformSampler
 from nas_dynamic.adapters.nni import Supernet
 from nas_dynamic.analysis.paired import mean_estimate
 from nas_dynamic.analysis.ranking import Estimate
@@ -22,7 +22,6 @@ from nas_dynamic.experiment.console import Progress
 from nas_dynamic.experiment.data import ImageData, batch_loader
 from nas_dynamic.experiment.nni.build import build_optimizer
 from nas_dynamic.experiment.nni.supernet import quiet
-from nas_dynamic.grouping import default_rule
 from nas_dynamic.space import Architecture
 
 __all__ = ["UpdateCost", "update_cost"]
@@ -63,7 +62,6 @@ def update_cost(
     sampled: Architecture = {}
     complexity = lookup(supernet.space, supernet.subnet_parameters())
     drawn = population(supernet.space, complexity)
-    label = default_rule(supernet.space, complexity, config.dynamic.max_groups)
     arms: dict[str, tuple[Supernet, torch.optim.Optimizer]] = {}
     attached = []
     names: tuple[Literal["static", "coast", "freeze"], ...] = ("static", "coast", "freeze")
@@ -78,7 +76,6 @@ def update_cost(
                         optimizer,
                         lambda: sampled,
                         calr=CaLR(complexity, total_steps=total, population=drawn),
-                        momentum=MomentumSeparation(label),
                         idle=name,
                         space=supernet.space,
                     )

@@ -27,9 +27,7 @@ class Options:
 
     Attributes:
         calr: set the lr by the complexity of the subnet.
-        momentum: keep a momentum for each group of subnets. `"auto"`: where `group_by` is given;
-            and where the optimizer's only memory is a momentum, as SGD's, and updates do not take
-            both ends of the space, as under the sandwich rule. Elsewhere it was seen to cost.
+        momentum: keep a momentum for each group of subnets. `"auto"`: where `group_by` is given.
         gamma_max: γ of the smallest subnet; see `CaLR`, as for the next five.
         gamma_min: γ of the largest subnet, 1/γ_max by default.
         curve: the decay; `"scheduler"` bends that of the optimizer's own lr scheduler.

@@ -10,14 +10,13 @@ from typing import Any, Literal, Protocol
 import torch
 
 from nas_dynamic.attach import DynamicTraining
-from nas_dynamic.attach.supported import only_momentum
 from nas_dynamic.calr import CaLR
 from nas_dynamic.complexity import Complexity, bounds, population
 from nas_dynamic.grouping import check_rule, default_rule
 from nas_dynamic.host.options import Options
 from nas_dynamic.mean_lr import change_of_lr, mean_factor
 from nas_dynamic.momentum import GroupBy, MomentumSeparation
-from nas_dynamic.sampling import Sampler, SandwichSampler
+from nas_dynamic.sampling import Sampler
 from nas_dynamic.space import Architecture, SearchSpace
 
 __all__ = ["Host", "attach", "build"]
@@ -119,26 +118,14 @@ def _build(
         )
     measure = options.complexity
     complexity = measure if callable(measure) else host.complexity(measure)
-    momentum = _momentum(host.space, options, complexity) if _separates(host, options) else None
+    separate = options.group_by is not None if options.momentum == "auto" else options.momentum
+    momentum = _momentum(host.space, options, complexity) if separate else None
     host.constrain(momentum.group_by if momentum else None)
     if not options.calr:
         return None, momentum, None
     calr, mean = _calr(host, options, complexity, constant)
     lrs = [float(group["lr"]) for group in host.optimizer.param_groups]
     return calr, momentum, change_of_lr(lrs, calr, mean) if constant else None
-
-
-def _separates(host: Host, options: Options) -> bool:
-    """Return whether groups have momenta of their own: as the user says, or where it costs nothing.
-
-    All subnets of an update are of one group, so with the sandwich rule the ends of the space would
-    be trained in one of as many updates as there are groups.
-    """
-    if options.momentum != "auto":
-        return options.momentum
-    if options.group_by is not None:
-        return True
-    return only_momentum(host.optimizer) and not isinstance(host.sampler(), SandwichSampler)
 
 
 def _momentum(space: SearchSpace, options: Options, complexity: Complexity) -> MomentumSeparation:
