@@ -167,8 +167,8 @@ def _search(options: argparse.Namespace) -> None:
         )
     if len(options.runs) > 1 and options.strategy == "robot":
         raise RunError(
-            "--strategy robot looks for one best subnet, and of several runs each has its own; give "
-            "surrogate, or search one run"
+            "--strategy robot looks for one best subnet, and of several runs each has its own: "
+            "give surrogate, or search one run"
         )
     for folder in options.runs:
         check_writable(folder)
