@@ -16,7 +16,7 @@ from benchmarks.nb201.network import Network
 from benchmarks.nb201.supernet import EDGES, OPERATIONS, SPACE
 from benchmarks.proxies import __main__ as command
 from benchmarks.proxies.encoders import SCORED, Encoder, parsed
-from benchmarks.proxies.pretraining import PROXIES, _live, pretraining
+from benchmarks.proxies.pretraining import PROXIES, SmallNetworks, cell_text
 from benchmarks.proxies.recurrent import RecipeNetwork
 from benchmarks.proxies.robot import METRICS
 from benchmarks.proxies.sequences import BERT, RNN
@@ -140,31 +140,54 @@ def test_a_capped_first_population(run, tmp_path):
         assert 0 < volumes[0] < volumes[-1] <= 1
 
 
-def test_proxies_of_small_networks_are_kept(images, tmp_path):
-    rows = tmp_path / "runs/pretraining.csv"
-    pretraining(tmp_path, images, rows, seeds=range(1), architectures=3)
+def test_cells_that_compute_the_same_have_one_text():
+    none = dict.fromkeys(EDGES, "none")
+    by_first = none | {"1←0": "nor_conv_3x3", "3←1": "skip_connect", "3←0": "nor_conv_1x1"}
+    by_second = none | {"2←0": "nor_conv_3x3", "3←2": "skip_connect", "3←0": "nor_conv_1x1"}
+    assert cell_text(by_first) == cell_text(by_second) == "(nor_conv_1x1(x) + nor_conv_3x3(x)) 1 1"
+    dead = none | {"1←0": "avg_pool_3x3", "2←1": "nor_conv_1x1"}
+    assert cell_text(dead) == cell_text(none) == "0 0 0"
+    # A node that is read twice has one convolution; two nodes alike have two.
+    twice = none | {"1←0": "nor_conv_1x1", "3←1": "avg_pool_3x3", "2←1": "skip_connect"}
+    twice |= {"3←2": "skip_connect"}
+    alike = none | {"1←0": "nor_conv_1x1", "3←1": "avg_pool_3x3", "2←0": "nor_conv_1x1"}
+    alike |= {"3←2": "skip_connect"}
+    texts = [cell_text(cell).rsplit(" ", 2) for cell in (twice, alike)]
+    assert texts[0][0] == texts[1][0]
+    assert [text[1:] for text in texts] == [["1", "0"], ["2", "0"]]
+
+
+def test_proxies_of_small_networks_are_computed_once_and_kept(tmp_path):
+    torch.manual_seed(0)
+    batch = torch.randn(8, 3, 8, 8), torch.arange(8) % 10
+    rows, measured = tmp_path / "rows.csv", {}
+    networks = SmallNetworks(batch, rows, measured)
+    cell = dict.fromkeys(EDGES, "none") | {"3←0": "nor_conv_3x3"}
+    same = cell | {"1←0": "avg_pool_3x3"}
+    values = {name: of(cell) for name, of in networks.measures().items()}
+    assert values == {name: of(same) for name, of in networks.measures().items()}
     kept = pd.read_csv(rows)
-    assert list(kept.columns) == ["architecture", *PROXIES, "seconds"]
-    assert len(kept) == 3
-    pretraining(tmp_path, images, rows, seeds=range(1), architectures=5)
-    assert len(pd.read_csv(rows)) == 5
+    assert list(kept.columns) == ["cell", *PROXIES, "seconds"]
+    assert kept[list(PROXIES)].to_dict("records") == [pytest.approx(values)]
+    assert networks.seconds == kept["seconds"].sum() > 0
+    assert SmallNetworks(batch, rows, measured).seconds == 0
     assert set(PROXIES) <= set(FUNCTIONS)
 
 
 def test_searches_with_and_without_proxies(run, tmp_path, images, monkeypatch):
-    monkeypatch.setattr("benchmarks.proxies.pretraining.PREDICTOR", PretrainedMLP(50, 8, 2, 2))
-    rows = pd.DataFrame({"architecture": list(dict.fromkeys(map(_live, SPACE)))})
-    for column in (*PROXIES, "seconds"):
-        rows[column] = np.arange(len(rows)) / 100
-    (tmp_path / "runs").mkdir()
-    rows.to_csv(tmp_path / "runs/pretraining.csv", index=False)
+    monkeypatch.setattr("benchmarks.proxies.pretraining.PREDICTOR", PretrainedMLP(6, 8, 2, 2))
     table = pd.DataFrame({"arch_str": [CELL.format(*a.values()) for a in SPACE]})
-    table["c10_val200"] = np.arange(len(table)) % 50  # one of 50 is the best
+    table["c10_val200"] = np.arange(len(table)) % 5  # one of five is the best
     table.to_csv(tmp_path / "nb201.csv", index=False)
     given = {"table": tmp_path / "nb201.csv", "images": images, "seeds": 2}
     found, printed = run("pretraining", **given)
-    assert set(found["pretraining"]["arms"]) == {"parameters, MACs", "and proxies"}
-    assert all(0 < arm["mean"] < 1000 for arm in found["pretraining"]["arms"].values())
+    for arms in found["pretraining"]["arms"].values():
+        assert set(arms) == {"parameters, MACs", "and proxies"}
+        assert all(0 < arm["mean"] < 200 for arm in arms.values())
+        assert arms["parameters, MACs"]["networks"] == 0
+        # Those of the pre-training, and those that were evaluated; some of them are one network.
+        assert 6 <= arms["and proxies"]["networks"] <= 6 + arms["and proxies"]["mean"]
+        assert arms["and proxies"]["seconds"] > 0
     assert "2 seeds, paired" in printed
     assert run("pretraining", **given)[0] == found
 
