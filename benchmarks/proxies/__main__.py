@@ -3,7 +3,7 @@
     python -m benchmarks.proxies agreement --scores CSV --images CIFAR10     # half an hour
     python -m benchmarks.proxies robot --scores CSV                          # half an hour
     python -m benchmarks.proxies tasks --table CSV                           # some minutes
-    python -m benchmarks.proxies pretraining --table CSV --images CIFAR10    # half an hour
+    python -m benchmarks.proxies pretraining --table CSV                     # ten minutes
     python -m benchmarks.proxies sequences --rnn CSV --bert CSV              # seconds
     python -m benchmarks.proxies recurrent --recipes CSV --rnn CSV           # ten minutes
     python -m benchmarks.proxies encoders --bert CSV                         # ten minutes
@@ -95,7 +95,7 @@ def main() -> None:
     elif options.part == "capped":
         found = capped(options.table, seeds=seeds)
     elif options.part == "pretraining":
-        found = pretraining(options.table, options.images, rows, seeds=seeds)
+        found = pretraining(options.table, rows, seeds=seeds)
     else:
         budget = options.budget or BUDGETS[options.part]
         if options.part == "robot":

@@ -158,10 +158,8 @@ def test_cells_that_compute_the_same_have_one_text():
 
 
 def test_proxies_of_small_networks_are_computed_once_and_kept(tmp_path):
-    torch.manual_seed(0)
-    batch = torch.randn(8, 3, 8, 8), torch.arange(8) % 10
     rows, measured = tmp_path / "rows.csv", {}
-    networks = SmallNetworks(batch, rows, measured)
+    networks = SmallNetworks(rows, measured)
     cell = dict.fromkeys(EDGES, "none") | {"3←0": "nor_conv_3x3"}
     same = cell | {"1←0": "avg_pool_3x3"}
     values = {name: of(cell) for name, of in networks.measures().items()}
@@ -170,24 +168,24 @@ def test_proxies_of_small_networks_are_computed_once_and_kept(tmp_path):
     assert list(kept.columns) == ["cell", *PROXIES, "seconds"]
     assert kept[list(PROXIES)].to_dict("records") == [pytest.approx(values)]
     assert networks.seconds == kept["seconds"].sum() > 0
-    assert SmallNetworks(batch, rows, measured).seconds == 0
+    assert SmallNetworks(rows, measured).seconds == 0
     assert set(PROXIES) <= set(FUNCTIONS)
 
 
-def test_searches_with_and_without_proxies(run, tmp_path, images, monkeypatch):
+def test_searches_with_and_without_proxies(run, tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.proxies.pretraining.PREDICTOR", PretrainedMLP(6, 8, 2, 2))
     table = pd.DataFrame({"arch_str": [CELL.format(*a.values()) for a in SPACE]})
     table["c10_val200"] = np.arange(len(table)) % 5  # one of five is the best
     table.to_csv(tmp_path / "nb201.csv", index=False)
-    given = {"table": tmp_path / "nb201.csv", "images": images, "seeds": 2}
+    given = {"table": tmp_path / "nb201.csv", "seeds": 2}
     found, printed = run("pretraining", **given)
     for arms in found["pretraining"]["arms"].values():
-        assert set(arms) == {"parameters, MACs", "and proxies"}
+        assert set(arms) == {"parameters, MACs", "and synflow"}
         assert all(0 < arm["mean"] < 200 for arm in arms.values())
         assert arms["parameters, MACs"]["networks"] == 0
         # Those of the pre-training, and those that were evaluated; some of them are one network.
-        assert 6 <= arms["and proxies"]["networks"] <= 6 + arms["and proxies"]["mean"]
-        assert arms["and proxies"]["seconds"] > 0
+        assert 6 <= arms["and synflow"]["networks"] <= 6 + arms["and synflow"]["mean"]
+        assert arms["and synflow"]["seconds"] > 0
     assert "2 seeds, paired" in printed
     assert run("pretraining", **given)[0] == found
 
