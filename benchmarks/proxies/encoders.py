@@ -224,10 +224,15 @@ def encoders(table: Path, rows: Path, *, networks: int | None) -> dict[str, Any]
     Raises:
         ValueError: a network has not the published number of parameters.
     """
-    frame = pd.read_csv(table)[:networks]
+    frame = pd.read_csv(table)[:networks].copy()
     generator = np.random.default_rng(0)
     chances = 1 / np.arange(1, WORDS + 1)
     tokens = torch.from_numpy(generator.choice(WORDS, (INPUTS, TIMES), p=chances / chances.sum()))
+    with torch.device("meta"):
+        frame["trained params"] = [
+            count_parameters(Encoder(parsed(layers), hidden))
+            for layers, hidden in zip(frame["layers"], frame["hidden_size"], strict=True)
+        ]
     done = {int(row["id"]) for row in _read(rows)}
     for encoder in frame.itertuples():
         if encoder.id not in done:
@@ -290,6 +295,7 @@ def _compared(frame: pd.DataFrame) -> dict[str, Any]:
         compare(f"{metric}, scored, published", f"scored {metric}", "head_confidence")
         for built in ("scored", "trained"):
             compare(f"{metric}, {built}, GLUE", f"{built} {metric}", "glue")
+    compare("params, trained, GLUE", "trained params", "glue")
     for control in (*PUBLISHED, "params", "n_layers", "hidden_size"):
         compare(f"{control}, table, GLUE", control, "glue")
     return found
