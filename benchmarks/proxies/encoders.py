@@ -229,10 +229,12 @@ def encoders(table: Path, rows: Path, *, networks: int | None) -> dict[str, Any]
     chances = 1 / np.arange(1, WORDS + 1)
     tokens = torch.from_numpy(generator.choice(WORDS, (INPUTS, TIMES), p=chances / chances.sum()))
     with torch.device("meta"):
-        frame["trained params"] = [
-            count_parameters(Encoder(parsed(layers), hidden))
+        trained = [
+            Encoder(parsed(layers), hidden)
             for layers, hidden in zip(frame["layers"], frame["hidden_size"], strict=True)
         ]
+    frame["trained params"] = [count_parameters(network) for network in trained]
+    frame["heads"] = [_heads(network) for network in trained]
     done = {int(row["id"]) for row in _read(rows)}
     for encoder in frame.itertuples():
         if encoder.id not in done:
@@ -269,8 +271,7 @@ def _metrics(network: Encoder, tokens: Tensor) -> dict[str, float]:
     batch = tokens, torch.zeros_like(tokens)
     last = f"layers.{len(network.layers) - 1}"
     values = {}
-    heads = sum(module.heads for module in network.modules() if isinstance(module, _Attention))
-    if heads:
+    if heads := _heads(network):
         values["head_confidence"] = head_confidence(network, batch)
         values["head_confidence_mean"] = values["head_confidence"] / heads
     else:
@@ -278,6 +279,10 @@ def _metrics(network: Encoder, tokens: Tensor) -> dict[str, float]:
     for of in ("units", "inputs"):
         values[of] = hidden_covariance(network, batch, layer=last, of=of)
     return values | {"projections": projections(network, tokens)}
+
+
+def _heads(network: Encoder) -> int:
+    return sum(module.heads for module in network.modules() if isinstance(module, _Attention))
 
 
 def _compared(frame: pd.DataFrame) -> dict[str, Any]:
@@ -295,6 +300,8 @@ def _compared(frame: pd.DataFrame) -> dict[str, Any]:
         compare(f"{metric}, scored, published", f"scored {metric}", "head_confidence")
         for built in ("scored", "trained"):
             compare(f"{metric}, {built}, GLUE", f"{built} {metric}", "glue")
+    compare("head_confidence, scored, heads", "scored head_confidence", "heads")
+    compare("heads, trained, GLUE", "heads", "glue")
     compare("params, trained, GLUE", "trained params", "glue")
     for control in (*PUBLISHED, "params", "n_layers", "hidden_size"):
         compare(f"{control}, table, GLUE", control, "glue")
