@@ -3,9 +3,10 @@
     python -m benchmarks.proxies agreement --scores CSV --images CIFAR10     # half an hour
     python -m benchmarks.proxies robot --scores CSV                          # half an hour
     python -m benchmarks.proxies tasks --table CSV                           # some minutes
-    python -m benchmarks.proxies pretraining --table CSV --images CIFAR10    # half an hour
+    python -m benchmarks.proxies pretraining --table CSV                     # ten minutes
     python -m benchmarks.proxies sequences --rnn CSV --bert CSV              # seconds
     python -m benchmarks.proxies recurrent --recipes CSV --rnn CSV           # ten minutes
+    python -m benchmarks.proxies encoders --bert CSV                         # ten minutes
     python -m benchmarks.proxies capped --table CSV                          # some minutes
 
 Each part writes what it found into benchmarks/results/proxies.json, and prints it. Rows that a
@@ -23,6 +24,7 @@ import torch
 
 from benchmarks.proxies.agreement import agreement, agreement_table
 from benchmarks.proxies.capped import capped, capped_table
+from benchmarks.proxies.encoders import encoders, encoders_table
 from benchmarks.proxies.pretraining import pretraining, pretraining_table
 from benchmarks.proxies.recurrent import recurrent, recurrent_table
 from benchmarks.proxies.robot import robot, robot_table
@@ -37,6 +39,7 @@ SHOWN = {
     "pretraining": pretraining_table,
     "sequences": sequences_table,
     "recurrent": recurrent_table,
+    "encoders": encoders_table,
     "capped": capped_table,
 }
 BUDGETS = {"robot": 20, "tasks": 100}
@@ -87,10 +90,12 @@ def main() -> None:
         found = sequences(options.rnn, options.bert)
     elif options.part == "recurrent":
         found = recurrent(options.recipes, options.rnn, rows, networks=options.networks)
+    elif options.part == "encoders":
+        found = encoders(options.bert, rows, networks=options.networks)
     elif options.part == "capped":
         found = capped(options.table, seeds=seeds)
     elif options.part == "pretraining":
-        found = pretraining(options.table, options.images, rows, seeds=seeds)
+        found = pretraining(options.table, rows, seeds=seeds)
     else:
         budget = options.budget or BUDGETS[options.part]
         if options.part == "robot":

@@ -98,10 +98,11 @@ def recurrent(
         recipes: CSV of NAS-Bench-NLP on WikiText-2, with recipes.
         published: CSV of recurrent networks with scores.
         rows: CSV that values are appended to; those that it holds are not computed again.
-        networks: the first so many of the recipes that both have; None: all.
+        networks: so many of the recipes that both have, drawn at random; None: all.
     """
     table = pd.read_csv(recipes).drop_duplicates("recipe_id").dropna(subset=["test_loss_50"])
-    table = table.merge(pd.read_csv(published), on="recipe_id", suffixes=("", "_ptb"))[:networks]
+    table = table.merge(pd.read_csv(published), on="recipe_id", suffixes=("", "_ptb"))
+    table = table.sample(frac=1, random_state=0)[:networks]
     generator = np.random.default_rng(0)
     chances = 1 / np.arange(1, WORDS + 1)
     drawn = generator.choice(WORDS, (INPUTS, TIMES), p=chances / chances.sum())

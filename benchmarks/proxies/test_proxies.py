@@ -10,11 +10,13 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy.fft import dctn
 
 from benchmarks.nb201.network import Network
 from benchmarks.nb201.supernet import EDGES, OPERATIONS, SPACE
 from benchmarks.proxies import __main__ as command
-from benchmarks.proxies.pretraining import PROXIES, _live, pretraining
+from benchmarks.proxies.encoders import SCORED, Encoder, parsed
+from benchmarks.proxies.pretraining import PROXIES, SmallNetworks, cell_text
 from benchmarks.proxies.recurrent import RecipeNetwork
 from benchmarks.proxies.robot import METRICS
 from benchmarks.proxies.sequences import BERT, RNN
@@ -138,31 +140,51 @@ def test_a_capped_first_population(run, tmp_path):
         assert 0 < volumes[0] < volumes[-1] <= 1
 
 
-def test_proxies_of_small_networks_are_kept(images, tmp_path):
-    rows = tmp_path / "runs/pretraining.csv"
-    pretraining(tmp_path, images, rows, seeds=range(1), architectures=3)
+def test_cells_that_compute_the_same_have_one_text():
+    none = dict.fromkeys(EDGES, "none")
+    by_first = none | {"1←0": "nor_conv_3x3", "3←1": "skip_connect", "3←0": "nor_conv_1x1"}
+    by_second = none | {"2←0": "nor_conv_3x3", "3←2": "skip_connect", "3←0": "nor_conv_1x1"}
+    assert cell_text(by_first) == cell_text(by_second) == "(nor_conv_1x1(x) + nor_conv_3x3(x)) 1 1"
+    dead = none | {"1←0": "avg_pool_3x3", "2←1": "nor_conv_1x1"}
+    assert cell_text(dead) == cell_text(none) == "0 0 0"
+    # A node that is read twice has one convolution; two nodes alike have two.
+    twice = none | {"1←0": "nor_conv_1x1", "3←1": "avg_pool_3x3", "2←1": "skip_connect"}
+    twice |= {"3←2": "skip_connect"}
+    alike = none | {"1←0": "nor_conv_1x1", "3←1": "avg_pool_3x3", "2←0": "nor_conv_1x1"}
+    alike |= {"3←2": "skip_connect"}
+    texts = [cell_text(cell).rsplit(" ", 2) for cell in (twice, alike)]
+    assert texts[0][0] == texts[1][0]
+    assert [text[1:] for text in texts] == [["1", "0"], ["2", "0"]]
+
+
+def test_proxies_of_small_networks_are_computed_once_and_kept(tmp_path):
+    rows, measured = tmp_path / "rows.csv", {}
+    networks = SmallNetworks(rows, measured)
+    cell = dict.fromkeys(EDGES, "none") | {"3←0": "nor_conv_3x3"}
+    same = cell | {"1←0": "avg_pool_3x3"}
+    values = {name: of(cell) for name, of in networks.measures().items()}
+    assert values == {name: of(same) for name, of in networks.measures().items()}
     kept = pd.read_csv(rows)
-    assert list(kept.columns) == ["architecture", *PROXIES, "seconds"]
-    assert len(kept) == 3
-    pretraining(tmp_path, images, rows, seeds=range(1), architectures=5)
-    assert len(pd.read_csv(rows)) == 5
+    assert list(kept.columns) == ["cell", *PROXIES, "seconds"]
+    assert kept[list(PROXIES)].to_dict("records") == [pytest.approx(values)]
+    assert networks.seconds == kept["seconds"].sum() > 0
+    assert SmallNetworks(rows, measured).seconds == 0
     assert set(PROXIES) <= set(FUNCTIONS)
 
 
-def test_searches_with_and_without_proxies(run, tmp_path, images, monkeypatch):
-    monkeypatch.setattr("benchmarks.proxies.pretraining.PREDICTOR", PretrainedMLP(50, 8, 2, 2))
-    rows = pd.DataFrame({"architecture": list(dict.fromkeys(map(_live, SPACE)))})
-    for column in (*PROXIES, "seconds"):
-        rows[column] = np.arange(len(rows)) / 100
-    (tmp_path / "runs").mkdir()
-    rows.to_csv(tmp_path / "runs/pretraining.csv", index=False)
+def test_searches_with_and_without_proxies(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.proxies.pretraining.PREDICTOR", PretrainedMLP(6, 8, 2, 2))
     table = pd.DataFrame({"arch_str": [CELL.format(*a.values()) for a in SPACE]})
-    table["c10_val200"] = np.arange(len(table)) % 50  # one of 50 is the best
+    table["c10_val200"] = np.arange(len(table)) % 5  # one of five is the best
     table.to_csv(tmp_path / "nb201.csv", index=False)
-    given = {"table": tmp_path / "nb201.csv", "images": images, "seeds": 2}
+    given = {"table": tmp_path / "nb201.csv", "seeds": 2}
     found, printed = run("pretraining", **given)
-    assert set(found["pretraining"]["arms"]) == {"parameters, MACs", "and proxies"}
-    assert all(0 < arm["mean"] < 1000 for arm in found["pretraining"]["arms"].values())
+    arms = found["pretraining"]["arms"]
+    assert all(0 < arm["mean"] < 200 for arm in arms.values())
+    assert arms["parameters, MACs"]["networks"] == 0
+    # Those of the pre-training, and those that were evaluated; some of them are one network.
+    assert 6 <= arms["and synflow"]["networks"] <= 6 + arms["and synflow"]["mean"]
+    assert arms["and synflow"]["seconds"] > 0
     assert "2 seeds, paired" in printed
     assert run("pretraining", **given)[0] == found
 
@@ -211,6 +233,68 @@ def test_recurrent_networks_of_recipes(run, tmp_path, monkeypatch):
     assert found["recurrent"]["published, loss"].startswith("−1.00")
     assert "3 recurrent networks" in printed
     assert run("recurrent", **given)[0] == found
+
+
+ENCODERS = {
+    "SA-WMA-h4-f1024-n3/LT-DCT-h2-f512-n3/SA-SDP-h4-f512-n3/SA-SDP-h4-f1024-n1": 13_330_176,
+    "LT-DFT-h4-f1024-n3/SA-SDP-h2-f1024-n1/DSC-9-h4-f512-n3/DSC-5-h2-f512-n1": 11_106_199,
+    "DSC-9-h4-f512-n1/DSC-5-h2-f512-n1": 5_526_167,
+    "LT-DFT-h4-f512-n1/LT-DCT-h2-f512-n1": None,
+}
+
+
+@pytest.mark.parametrize(("layers", "published"), list(ENCODERS.items())[:3])
+def test_an_encoder_has_the_published_size(layers, published):
+    with torch.device("meta"):
+        assert count_parameters(Encoder(parsed(layers), *SCORED)) == published
+
+
+def test_operations_of_an_encoder():
+    x = torch.randn(2, 6, 128)
+    convolution, cosines = (
+        Encoder(parsed(f"{name}-h2-f8-n1"), 128).layers[0].operation for name in ("DSC-5", "LT-DCT")
+    )
+    by_head = cosines.input(x).detach().reshape(2, 6, 2, 64).numpy()
+    expected = torch.from_numpy(dctn(by_head, type=2, axes=(1, 3))).flatten(2)
+    torch.testing.assert_close(cosines(x), expected)
+
+    inner = convolution.inner[0]  # one head of attention, and a convolution of as many units
+    query, out = inner.query(x), inner.out(x)
+    spans = inner.pointwise(inner.depthwise(x.transpose(1, 2))).transpose(1, 2)
+    kernels = inner.kernel(spans * query).softmax(-1)
+    for time in range(6):
+        near = [t for t in range(time - 2, time + 3) if 0 <= t < 6]
+        expected = sum(kernels[:, time, t - time + 2, None] * out[:, t] for t in near)
+        torch.testing.assert_close(inner(x)[:, time, 64:], expected)
+
+
+def test_encoders_of_a_table(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.proxies.encoders.WORDS", 9)
+    monkeypatch.setattr("benchmarks.proxies.encoders.SCORED", (16, 8))
+    layers = [*ENCODERS] * 2
+    frame = pd.DataFrame({"id": range(8), "layers": layers, "hidden_size": [128, 256] * 4})
+    frame["n_layers"] = frame["layers"].str.count("/") + 1
+    frame["params"] = [count_parameters(Encoder(parsed(text), 16, 8)) for text in layers]
+    generator = np.random.default_rng(0)
+    for column in ("glue", "head_confidence_normalized", "head_softmax_confidence"):
+        frame[column] = generator.random(8)
+    frame["head_confidence"] = frame["params"]
+    frame.to_csv(tmp_path / "bert.csv", index=False)
+    found, printed = run("encoders", bert=tmp_path / "bert.csv")
+    assert found["encoders"]["n"] == 8
+    assert float(found["encoders"]["rho"]["projections, scored, published"][0]) > 0
+    assert "8 encoders" in printed
+    kept = pd.read_csv(tmp_path / "runs/encoders.csv").set_index("id")
+    assert (kept.loc[[3, 7], "trained head_confidence"] == 0).all()  # these have no head
+    # Weights are small, so that a head looks everywhere alike: at each of 128 words with 1/128.
+    heads = {0: 4 + 4 + 4, 1: 2 + 2 + 1, 2: 2 + 1}  # convolutions take the place of half of them
+    for number, count in heads.items():
+        assert kept.loc[number, "trained head_confidence"] == pytest.approx(count / 128, rel=0.5)
+    assert run("encoders", bert=tmp_path / "bert.csv")[0] == found
+    frame.assign(params=1).to_csv(tmp_path / "bert.csv", index=False)
+    (tmp_path / "runs/encoders.csv").unlink()
+    with pytest.raises(ValueError, match=r"encoder 0 has [\d,]+ parameters here, and 1 in "):
+        run("encoders", bert=tmp_path / "bert.csv")
 
 
 def test_sequence_models_beside_controls(run, tmp_path):

@@ -165,6 +165,11 @@ def _search(options: argparse.Namespace) -> None:
             "--minimize is for one run: of several the Pareto set is that of their losses; give "
             "--limit, or search one run"
         )
+    if len(options.runs) > 1 and options.strategy == "robot":
+        raise RunError(
+            "--strategy robot looks for one best subnet, and of several runs each has its own: "
+            "give surrogate, or search one run"
+        )
     for folder in options.runs:
         check_writable(folder)
     table = options.latency_table and read_latency_table(options.latency_table)

@@ -92,6 +92,11 @@ class Limits:
     at_most: Values = field(default_factory=dict)
     at_least: Values = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        most = (f"{name} ≤ {bound:g}" for name, bound in self.at_most.items())
+        least = (f"{name} ≥ {bound:g}" for name, bound in self.at_least.items())
+        return ", ".join([*most, *least])
+
     @property
     def names(self) -> set[str]:
         """The measures that are bounded."""

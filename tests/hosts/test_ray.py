@@ -257,6 +257,30 @@ def test_a_search_finds_what_it_finds_here(machines, compared, options, tmp_path
     assert_same_results(tmp_path / "ray", tmp_path / "local")
 
 
+def test_a_search_of_several_runs_that_was_killed_finds_what_it_finds_here(
+    machines, compared, tmp_path
+):
+    runs = tmp_path / "runs"  # search.json names the folders
+    for engine in ("local", "ray"):
+        for name in ("static", "dynamic"):
+            shutil.copytree(compared[0] / "small-compare" / name, runs / name)
+        command = ["search", *sorted(runs.iterdir()), "--budget", "40", "--engine", engine]
+        if engine == "ray":
+            scores = runs / "static/seed-3/scores.jsonl"
+            known = scores.read_text().count("\n")
+            process = start(*command)
+            while scores.read_text().count("\n") < known + 10:
+                assert process.poll() is None, process.communicate()[0]
+                time.sleep(0.01)
+            process.kill()
+            process.communicate()
+            assert not list(runs.glob("*/search.json"))
+        succeed(*command)
+        runs.rename(tmp_path / engine)
+    assert len(list((tmp_path / "ray").glob("*/search.json"))) == 2
+    assert_same_results(tmp_path / "ray", tmp_path / "local")
+
+
 @pytest.fixture(scope="module")
 def unbroken(folder) -> tuple[str, Path]:
     """A configuration of three seeds, which trains for some time, and its run here."""
