@@ -305,7 +305,7 @@ def test_the_adapter_of_the_documentation_equals_one_optimizer_a_group(idle: str
     exec(code.removeprefix("python"), names)
     batches = [*torch.randn(48, 6, generator=torch.Generator().manual_seed(1)).split(8)]
     torch.manual_seed(0)
-    supernet, callback = Layers(), names["DynamicSupernet"](seed=3, idle=idle)
+    supernet, callback = Layers(), names["DynamicSupernet"](seed=3, idle=idle, momentum=True)
     assert isinstance(supernet, Supernet)
     reference = copy.deepcopy(supernet)
     loop = Events(supernet, callback)

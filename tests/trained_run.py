@@ -19,6 +19,7 @@ CONFIG = {
     # Nothing reads the root of digits; a page must show it as text.
     "data": {"name": "digits", "validation": 0.4, "test": 0.8, "root": "<script>alert(1)</script>"},
     "optimizer": {"kwargs": {"lr": 0.05, "momentum": 0.9}},
+    "dynamic": {"momentum": True},  # what a report says of groups
     "scoring": {"calibration_batches": 2},
     "epochs": 4,
     "batch_size": 27,

@@ -40,7 +40,7 @@ SamplingFactory = Callable[[BaseOneShotLightningModule, int], Sampling]
 
 @takes_options
 def dynamic(strategy: Strategy, *, seed: int | None = None, **options: Any) -> Strategy:
-    """Train the supernet of a one-shot strategy with CaLR and momentum separation.
+    """Train the supernet of a one-shot strategy with CaLR, and momentum separation if asked for.
 
     Returns a copy of the strategy, of the same class; model space, evaluator and experiment stay
     as they are. Subnets are drawn from a generator of its own, whose state goes into Lightning's
@@ -56,8 +56,8 @@ def dynamic(strategy: Strategy, *, seed: int | None = None, **options: Any) -> S
         seed: of the sampling; by default the strategy's own, or 0.
         options: see `nas_dynamic.host.Options`. MACs are counted at the shape of the first training
             batch. By rank, γ goes by the subnets that the strategy draws (uniformly drawn ones
-            where it learns a policy). The subnets of one update are sampled from one group, which
-            takes a label for `group_by`.
+            where it learns a policy). With momentum separation the subnets of one update are
+            sampled from one group, which takes a label for `group_by`.
 
     Raises:
         TypeError: the strategy has no sampled subnet, as DARTS; or there is no such option.
@@ -225,7 +225,7 @@ class DynamicCallback(pl.Callback):
 
 def _checked_momentum(options: Options, optimizer: torch.optim.Optimizer) -> Options:
     """Return the options; where SGD has no momentum to separate, warn, and leave that out."""
-    if options.momentum is False or not isinstance(optimizer, torch.optim.SGD):
+    if not (options.separates and isinstance(optimizer, torch.optim.SGD)):
         return options
     if any(group["momentum"] for group in optimizer.param_groups):
         return options

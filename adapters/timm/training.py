@@ -29,7 +29,7 @@ def attach(
     seed: int = 0,
     **options: Any,
 ) -> Attached:
-    """Train a supernet with CaLR and momentum separation, and draw its subnets.
+    """Train a supernet with CaLR, and momentum separation if asked for; draw its subnets.
 
     Goes after `create_optimizer_v2`, before resuming, EMA and `DistributedDataParallel`. From
     then on a subnet is drawn at the first forward pass in training mode of every update, and

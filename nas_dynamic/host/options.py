@@ -113,6 +113,11 @@ class Options:
             steps = max(self.warmup_steps, 0) + 1  # any that has room for the warm-up
         self.build_calr(lambda architecture: 1.0, steps, bounds=self.bounds or (1.0, 2.0))
 
+    @property
+    def separates(self) -> bool:
+        """Whether groups are to have momenta of their own."""
+        return self.group_by is not None if self.momentum == "auto" else self.momentum
+
     @classmethod
     def of(cls, **options: Any) -> Options:
         """Return options by their names.

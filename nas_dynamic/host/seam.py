@@ -118,8 +118,7 @@ def _build(
         )
     measure = options.complexity
     complexity = measure if callable(measure) else host.complexity(measure)
-    separate = options.group_by is not None if options.momentum == "auto" else options.momentum
-    momentum = _momentum(host.space, options, complexity) if separate else None
+    momentum = _momentum(host.space, options, complexity) if options.separates else None
     host.constrain(momentum.group_by if momentum else None)
     if not options.calr:
         return None, momentum, None

@@ -235,7 +235,8 @@ def test_arms_differ_in_the_method_alone():
 def test_both_arms_warm_up_alike(budget):
     warmup, peak = 4, 0.05
     budget = {"epochs": None} | budget
-    dynamic = parse(TINY | budget | {"dynamic": {"warmup_steps": warmup, "gamma_by": "rank"}})
+    of_dynamic = {"warmup_steps": warmup, "gamma_by": "rank", "momentum": True}
+    dynamic = parse(TINY | budget | {"dynamic": of_dynamic})
     data = load_data(dynamic.data)
     lrs = {}
     for name, config in {"static": static_arm(dynamic), "dynamic": dynamic}.items():

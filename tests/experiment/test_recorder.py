@@ -31,6 +31,7 @@ def trained(folder=None, progress=lambda *_: None, **changes):
             "data": {"name": "digits", "validation": 0.4, "test": 0.8},
             "batch_size": 27,
             "device": "cpu",
+            "dynamic": {"momentum": True},
         }
         | changes
     )

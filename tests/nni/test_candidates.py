@@ -36,11 +36,11 @@ class Wide(ModelSpace):
 
 
 @pytest.mark.parametrize("small", [True, False])
-def test_a_choice_of_more_candidates_than_groups_may_be_trains_with_the_defaults(
+def test_a_choice_of_more_candidates_than_groups_may_be_trains_with_the_default_rule(
     small, classification
 ):
     evaluator = classification(max_epochs=20)
-    strategy = dynamic(RandomOneShot())
+    strategy = dynamic(RandomOneShot(), momentum=True)
     experiment = NasExperiment(Wide(small), evaluator, strategy)
     experiment.run()
     (callback,) = [c for c in evaluator.trainer.callbacks if hasattr(c, "training")]

@@ -124,7 +124,7 @@ def test_values_are_those_of_the_formulas(logger, strategy, classification, tmp_
     evaluator = classification(
         logger=build(tmp_path, name="", version=""), log_every_n_steps=4, max_epochs=2
     )
-    recorder = recorded(dynamic(strategy(), gamma_by="complexity"), evaluator)
+    recorder = recorded(dynamic(strategy(), gamma_by="complexity", momentum=True), evaluator)
     values = losses(recorder, [[batch] for batch in evaluator.train_dataloaders] * 2)
     wanted = expected(recorder, values, every=4)
     found = read(tmp_path)
@@ -151,7 +151,7 @@ def test_loss_of_an_update_of_several_batches(classification, tmp_path):
     evaluator = classification(
         logger=logger, log_every_n_steps=1, max_epochs=2, accumulate_grad_batches=4
     )
-    recorder = recorded(dynamic(RandomOneShot()), evaluator)
+    recorder = recorded(dynamic(RandomOneShot(), momentum=True), evaluator)
     batches = list(evaluator.train_dataloaders)
     values = losses(recorder, [batches[:4], batches[4:]] * 2)
     assert losses_of_updates(tmp_path) == pytest.approx(dict(enumerate(values)), rel=1e-5)
@@ -165,7 +165,7 @@ def test_the_loss_of_a_step_without_an_update_is_dropped(classification, tmp_pat
 
     logger = pl.loggers.CSVLogger(tmp_path, name="", version="")
     evaluator = classification(logger=logger, log_every_n_steps=1, callbacks=[Skip()])
-    recorder = recorded(dynamic(RandomOneShot()), evaluator)
+    recorder = recorded(dynamic(RandomOneShot(), momentum=True), evaluator)
     assert len(recorder.updates) == 5
     del recorder.weights[1]
     batches = [[batch] for batch in evaluator.train_dataloaders]
@@ -187,7 +187,8 @@ def test_losses_are_read_at_logging_steps_only(every, classification, tmp_path, 
     def fit_without_values(every):
         logger = pl.loggers.CSVLogger(tmp_path, name="", version="")
         return recorded(
-            dynamic(RandomOneShot()), classification(logger=logger, log_every_n_steps=every)
+            dynamic(RandomOneShot(), momentum=True),
+            classification(logger=logger, log_every_n_steps=every),
         )
 
     unreadable = torch.zeros((), device="meta")

@@ -182,7 +182,7 @@ def test_dynamic_equals_the_formulas_written_out(strategy, loss, classification)
 def test_weight_steps_of_a_policy_equal_the_formulas_written_out(strategy, classification):
     evaluator = classification(max_epochs=2, precision="64-true")
     batches = list(evaluator.train_dataloaders)
-    supernet, trainer, recorder = fit(dynamic(strategy(), idle="coast"), evaluator)
+    supernet, trainer, recorder = fit(dynamic(strategy(), idle="coast", momentum=True), evaluator)
     training = training_of(trainer)
     recorder.steps = [[update.architecture] for update in recorder.updates]
     assert training.updates == training.calr.total_steps == 12

@@ -42,8 +42,7 @@ def test_one_line_in_an_experiment(classification, tmp_path):
     atexit.unregister(experiment.stop)  # it would log to the stream that pytest has closed
     training = training_of(evaluator.trainer)
     assert training.updates == training.calr.total_steps == 12
-    assert len(training.groups) > 1
-    assert training.momentum.group_by == "cell/0_3"
+    assert not training.groups, "one momentum is the default"
 
 
 def test_every_hub_space_trains_the_sampled_subnet(hub, classification):
@@ -71,7 +70,9 @@ def test_equals_one_optimizer_a_group_with_the_formula_written_out(
     classification, idle, options, start
 ):
     evaluator = classification(max_epochs=3)
-    supernet, trainer, recorder = fit(dynamic(RandomOneShot(), idle=idle, **options), evaluator)
+    supernet, trainer, recorder = fit(
+        dynamic(RandomOneShot(), idle=idle, momentum=True, **options), evaluator
+    )
     training = training_of(trainer)
     steps = training.calr.total_steps
 
@@ -274,7 +275,7 @@ def test_second_fit_starts_anew(classification):
 def test_missing_momentum_warns_with_the_remedy(classification):
     evaluator = classification(optimizer=torch.optim.SGD)
     with pytest.warns(UserWarning, match=r"functools\.partial\(SGD, momentum=0\.9\)"):
-        _, trainer, _ = fit(dynamic(RandomOneShot()), evaluator)
+        _, trainer, _ = fit(dynamic(RandomOneShot(), momentum=True), evaluator)
     assert training_of(trainer).momentum is None
 
 

@@ -96,7 +96,7 @@ def test_runs_side_by_side_say_what_differs(pages):
     rows = {row[0]: row[1:] for row in page.tables["Configuration: what differs"][1:]}
     assert rows == {
         "dynamic.calr": ["false", "true"],
-        "dynamic.momentum": ["false", "auto"],
+        "dynamic.momentum": ["false", "true"],
         "dynamic.idle": ["freeze", "auto"],
         "scheduler.name": ["CosineAnnealingLR", "none"],
         "scheduler.kwargs.T_max": ["4", "none"],
