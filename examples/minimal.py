@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from nas_dynamic import CaLR, DynamicTraining, MomentumSeparation, SearchSpace, UniformSampler
+from nas_dynamic import CaLR, DynamicTraining, SearchSpace, UniformSampler
 from nas_dynamic.complexity import lookup, population
 from nas_dynamic.evaluation import evaluate, recalibrate, score_subnets
 
@@ -49,7 +49,6 @@ DynamicTraining(
     optimizer,
     architecture=lambda: supernet.sampled,
     calr=CaLR(size, total_steps=1000, population=population(SPACE, size)),
-    momentum=MomentumSeparation(group_by="layer1"),
 )
 for _ in range(1000):
     batch = torch.randint(599, (64,))

@@ -33,7 +33,8 @@ PARTS = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytic
 plt.rcParams.update(dict.fromkeys(PARTS, INK))
 
 SERIES = {
-    "calq-ms": "CaLR by rank + MS, the defaults",
+    "calq": "CaLR by rank, the default",
+    "calq-ms": "CaLR by rank + MS",
     "dynamic": "the paper's CaLR + MS",
     "poly": "static, linear decay",
 }

@@ -13,25 +13,25 @@ __all__ = ["MEASURED", "measured_differences", "write_measured"]
 MEASURED = Path("nas_dynamic/experiment/measured.json")
 
 MEASURES = ("tau_loss", "tau", "mean_accuracy", "regret_1", "regret_10")
+LEAST_PAIRS = 3
 BUDGETS = ("5000", "20000", "36000", "40000")
-ARMS = {"calq-ms": "the defaults", "poly": "a linear decay for all"}
+ARMS = {
+    "calq": "the defaults",
+    "calq-ms": "the defaults and momentum separation",
+    "poly": "a linear decay for all",
+}
 AGAINST = {"static": "static training, cosine decay", "poly": "static training, linear decay"}
 COMMON = {"sampler": "uniform", "batch": "64", "scored": "last"}
+REDUCED = {"channels": "8", "cells": "1", "size": "16", "architectures": "1000", "images": "5120"}
 SIZES = {
     "the paper's": {"channels": "16", "cells": "5", "size": "32", "idle": "freeze"},
-    "reduced": {
-        "channels": "8",
-        "cells": "1",
-        "size": "16",
-        "architectures": "1000",
-        "images": "5120",
-        "idle": "coast",
-    },
+    "reduced": REDUCED | {"idle": "freeze"},
+    "reduced, coasting": REDUCED | {"idle": "coast"},
 }
 
 
 def measured_differences(rows: Rows) -> list[dict[str, Any]]:
-    """Return what the defaults and a linear decay have more than another arm, by size and budget.
+    """Return what three trainings have more than another arm, by size and budget.
 
     Args:
         rows: of all sizes.
@@ -54,7 +54,8 @@ def _entry(rows: Rows, arm: str, against: str) -> dict[str, Any]:
     entry: dict[str, Any] = {}
     for measure in MEASURES:
         for key, difference in paired_differences(rows, measure, against).items():
-            if key[-1] == arm and key[-2] in ("3←0", ""):
+            known = key[-1] == arm and key[-2] in ("3←0", "")
+            if known and len(difference.values) >= LEAST_PAIRS:
                 entry["pairs"] = len(difference.values)
                 ends = [difference.mean, *difference.t_interval()]
                 entry[measure] = [round(end, 5) for end in ends]
@@ -64,9 +65,9 @@ def _entry(rows: Rows, arm: str, against: str) -> dict[str, Any]:
 def write_measured(results: Path, path: Path = MEASURED) -> None:
     """Write them with what they are of; replicas' results lie beside those of single runs."""
     content = {
-        "of": "NAS-Bench-201 on CIFAR-10, at the paper's size (one sequence of subnets, a GPU), "
-        "where idle parameters freeze, and reduced (16×16 pixels, C=8, N=1), where they coast; "
-        "500 and 1,000 subnets; τ to their published accuracy; paired seeds, 95% intervals "
+        "of": "NAS-Bench-201 on CIFAR-10, at the paper's size (one sequence of subnets, a GPU) "
+        "and reduced (16×16 pixels, C=8, N=1), where idle parameters freeze, the default, or "
+        "coast; 500 and 1,000 subnets; τ to their published accuracy; paired seeds, 95% intervals "
         "(Student's t)",
         "by": "python -m benchmarks.nb201 run and python -m benchmarks.nb201.replicas train",
         "differences": measured_differences(

@@ -123,7 +123,8 @@ def test_a_copy_has_an_active_subnet_and_none_that_is_sampled(supernet, images, 
 def test_a_loop_of_ones_own_does_what_attach_does(supernet, images):
     twin, steps = copy.deepcopy(supernet).train(), 6
     optimizer = create_optimizer_v2(supernet, opt="sgd", lr=0.1, momentum=0.9)
-    attached = attach(optimizer, supernet.train(), total_steps=steps, seed=3).training
+    options = {"total_steps": steps, "seed": 3, "momentum": True}
+    attached = attach(optimizer, supernet.train(), **options).training
 
     sampler, parameters = UniformSampler(twin.space, seed=3), twin.subnet_parameters()
     own_optimizer = create_optimizer_v2(twin, opt="sgd", lr=0.1, momentum=0.9)

@@ -187,7 +187,7 @@ def test_polynomial_decay_of_the_paper_over_total_steps():
 def test_bounds_and_default_group_come_from_the_space():
     supernet = tiny_supernet()
     optimizer = create_optimizer_v2(supernet, opt="sgd", lr=0.1)
-    training = attach(optimizer, supernet, gamma_by="complexity").training
+    training = attach(optimizer, supernet, gamma_by="complexity", momentum=True).training
     counts = [
         sum(p.numel() for p in supernet.extract(a).parameters())
         for a in (
