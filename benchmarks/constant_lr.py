@@ -20,7 +20,6 @@ to rank by; `autoformer` an elastic vision transformer on scikit-learn's digits.
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
 import itertools
 import statistics
@@ -40,7 +39,7 @@ from benchmarks.digits import distillation
 from benchmarks.digits.strategies import quiet
 from benchmarks.nb201.data import TrainingBatches, load_images, load_table
 from benchmarks.nb201.kernels import SIMD, TORCH
-from benchmarks.nb201.report import DEFAULT_EDGE, append_result
+from benchmarks.nb201.report import DEFAULT_EDGE, append_result, rows_of
 from benchmarks.nb201.scoring import measures, score
 from benchmarks.nb201.supernet import SPACE, Supernet, parameters
 from nas_dynamic import Architecture, CaLR, DynamicTraining, MomentumSeparation, UniformSampler
@@ -179,7 +178,9 @@ def run(options: argparse.Namespace) -> None:
         # As the user has it, without dynamic training, idle parameters freeze.
         idle = "freeze" if arm == BASELINE else options.idle
         row = {"space": name, "lr": lr, "updates": updates, "seed": seed, "arm": arm, "idle": idle}
-        if any(all(old[key] == str(v) for key, v in row.items()) for old in read(options.results)):
+        if any(
+            all(old[key] == str(v) for key, v in row.items()) for old in rows_of(options.results)
+        ):
             continue
         if name not in spaces:
             spaces[name] = SPACES[name](options)
@@ -191,18 +192,10 @@ def run(options: argparse.Namespace) -> None:
         print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """Return the rows of the results; none if there is no such file."""
-    if not path.is_file():
-        return []
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
 def table(options: argparse.Namespace) -> None:
     """Print the mean of each arm, and its differences to another one on the same seeds."""
     seeds = {str(seed) for seed in options.seeds}
-    found = [row for row in read(options.results) if row["seed"] in seeds]
+    found = [row for row in rows_of(options.results) if row["seed"] in seeds]
     lines = []
     for setting in dict.fromkeys((row["space"], row["lr"], row["updates"]) for row in found):
         rows = [row for row in found if (row["space"], row["lr"], row["updates"]) == setting]

@@ -136,13 +136,14 @@ def test_elastic_lm_trains_what_its_results_lack(tmp_path, capsys):
 def test_ends_of_elastic_lm_are_held_against_themselves_alone(tmp_path, capsys):
     pytest.importorskip("transformers")
     from benchmarks.elastic_lm.__main__ import main
-    from benchmarks.elastic_lm.rows import by_seed, read
+    from benchmarks.elastic_lm.rows import by_seed
+    from benchmarks.nb201.report import rows_of
 
     results = tmp_path / "results.csv"
     options = ["--data", str(Path(__file__).parents[1] / "README.md"), "--lr", "0.003"]
     options += ["--updates", "3", "--seeds", "2", "--results", str(results)]
     main([*options, "--arms", "alone", "static", "calr"])
-    alone, static, calr = (by_seed(read(results), arm=a) for a in ("alone", "static", "calr"))
+    alone, static, calr = (by_seed(rows_of(results), arm=a) for a in ("alone", "static", "calr"))
     gaps = [calr[seed]["largest"] - alone[seed]["largest"] for seed in (0, 1)]
     less = np.mean([calr[seed]["largest"] - static[seed]["largest"] for seed in (0, 1)])
     line = capsys.readouterr().out.splitlines()[-1].replace("−", "-")
@@ -156,7 +157,8 @@ def test_the_preset_for_a_gpu_trains_in_bfloat16(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     from benchmarks.elastic_lm import training
     from benchmarks.elastic_lm.__main__ import main
-    from benchmarks.elastic_lm.rows import by_seed, read
+    from benchmarks.elastic_lm.rows import by_seed
+    from benchmarks.nb201.report import rows_of
 
     small = {"width": 32, "depth": 2, "context": 16, "batch": 2, "heads": 4}
     for name, bf16 in (("gpu", True), ("cpu", False)):
@@ -168,8 +170,8 @@ def test_the_preset_for_a_gpu_trains_in_bfloat16(tmp_path, monkeypatch):
         results = tmp_path / f"{preset}.csv"
         options = ["--preset", preset, "--updates", "40", "--seeds", "1", "--arms", "calr"]
         main([*data, *options, "--results", str(results)])
-        assert read(results)[0]["lr"] == "0.001"
-        found[preset] = by_seed(read(results), arm="calr")[0]["mean"]
+        assert rows_of(results)[0]["lr"] == "0.001"
+        found[preset] = by_seed(rows_of(results), arm="calr")[0]["mean"]
     assert found["gpu"] != found["cpu"]
     assert found["gpu"] == pytest.approx(found["cpu"], rel=1e-3)
 

@@ -16,8 +16,6 @@ Source: Wang et al., "Neural Architecture Search on Efficient Transformers and B
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +34,7 @@ from nas_dynamic.experiment.data import ImageData, batch_loader
 from nas_dynamic.experiment.data_sets import digits
 from nas_dynamic.search import Evolution, Objective, SearchResult, search
 from nas_dynamic.space import Architecture, SearchSpace
+from nas_dynamic.storage.rows import common_seeds, complete, read_rows
 
 ARMS = {"softmax": ["softmax"], "linear": ["linear"], "mixed": ["softmax", "linear"]}
 OBJECTIVES = (Objective("accuracy", maximize=True), Objective("macs"))
@@ -64,21 +63,17 @@ def run(options: argparse.Namespace) -> None:
     """Train and search what the results lack: every arm of a seed before the next seed."""
     torch.set_num_threads(1)
     data = digits()
-    for seed in range(options.seeds):
-        for arm, kinds in ARMS.items():
-            if (arm, seed) in read(options.results):
-                continue
-            start = time.process_time()
-            supernet = supernet_of(seed, data.classes)
-            labels = [label for label in supernet.space.labels if label.startswith("attention")]
-            space = supernet.space.restrict(dict.fromkeys(labels, kinds))
-            train(supernet, space, data, options.epochs, seed)
-            row = {"arm": arm, "seed": seed, **front(supernet, space, data, options.budget, seed)}
-            row = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
-            row["seconds"] = round(time.process_time() - start)
-            with options.results.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(row, flush=True)
+
+    def row(arm: str, seed: int) -> dict[str, float]:
+        supernet = supernet_of(seed, data.classes)
+        labels = [label for label in supernet.space.labels if label.startswith("attention")]
+        space = supernet.space.restrict(dict.fromkeys(labels, ARMS[arm]))
+        train(supernet, space, data, options.epochs, seed)
+        found = front(supernet, space, data, options.budget, seed)
+        return {name: round(value, 4) for name, value in found.items()}
+
+    jobs = ((arm, seed) for seed in range(options.seeds) for arm in ARMS)
+    complete(options.results, jobs, row)
 
 
 def supernet_of(seed: int, classes: int) -> ElasticVisionTransformer:
@@ -173,17 +168,11 @@ def front(
     }
 
 
-def read(path: Path) -> dict[tuple[str, int], dict[str, float]]:
-    """Return the rows of the results by (arm, seed)."""
-    rows = map(json.loads, path.read_text().splitlines() if path.is_file() else ())
-    return {(row["arm"], row["seed"]): row for row in rows}
-
-
 def table(options: argparse.Namespace) -> None:
     """Print means of the arms, and differences of the mixed ones to both others."""
-    rows = read(options.results)
+    rows = read_rows(options.results)
     for arm in ARMS:
-        seeds = [seed for a, seed in rows if a == arm and ("mixed", seed) in rows]
+        seeds = common_seeds(rows, [arm, "mixed"])
         for measure in MEASURES if seeds else ():
             values = [rows[arm, seed][measure] for seed in seeds]
             line = f"{arm:8} {measure:12} {mean_estimate(values).value:.3f}"

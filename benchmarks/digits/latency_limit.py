@@ -18,7 +18,6 @@ the results. Whatever an arm finds is then trained alone, from new weights. Arms
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
 import itertools
 import time
@@ -33,7 +32,7 @@ from nni.nas.strategy import RandomOneShot
 from torch import nn
 
 from benchmarks.digits.strategies import quiet, train
-from benchmarks.nb201.report import append_result
+from benchmarks.nb201.report import append_result, rows_of
 from nas_dynamic import Architecture, UniformSampler
 from nas_dynamic.adapters.nni import (
     GumbelOneShot,
@@ -175,7 +174,7 @@ def run(options: argparse.Namespace) -> None:
     sampler = UniformSampler(search_space(Layers()), seed=0)
     limit = float(np.quantile([table(sampler.sample()) for _ in range(1000)], 0.1))
     data = digits(seed=0)
-    done = {(row["arm"], int(row["seed"])) for row in read(options.results)}
+    done = {(row["arm"], int(row["seed"])) for row in rows_of(options.results)}
     for seed, arm in itertools.product(options.seeds, options.arms):
         if (arm, seed) in done:
             continue
@@ -200,18 +199,10 @@ def run(options: argparse.Namespace) -> None:
         print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """Return the rows of the results; none if there is no such file."""
-    if not path.is_file():
-        return []
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
 def table(options: argparse.Namespace) -> None:
     """Print how many seeds keep the limit, and differences in accuracy to SPOS, in points."""
     lines = []
-    rows = {(row["arm"], row["seed"]): row for row in read(options.results)}
+    rows = {(row["arm"], row["seed"]): row for row in rows_of(options.results)}
     for arm in dict.fromkeys(arm for arm, _ in rows):
         seeds = [seed for a, seed in rows if a == arm and (BASELINE, seed) in rows]
         of_arm = [rows[arm, seed] for seed in seeds]

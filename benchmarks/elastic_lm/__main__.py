@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.elastic_lm.rows import MEASURES, append, by_seed, print_against, read
+from benchmarks.elastic_lm.rows import MEASURES, append, by_seed, print_against
 from benchmarks.elastic_lm.training import ALONE, ARMS, PRESETS, read_text, train
+from benchmarks.nb201.report import rows_of
 from nas_dynamic.analysis.paired import Difference, mean_estimate
 
 RESULTS = {
@@ -35,10 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         wanted = itertools.product(options.updates, range(options.seeds), options.lr, options.arms)
         for updates, seed, lr, arm in wanted:
             key = {"arm": arm, "lr": lr, "updates": updates}
-            if seed not in by_seed(read(options.results), **key):
+            if seed not in by_seed(rows_of(options.results), **key):
                 run = train(arm, seed, updates, dataclasses.replace(size, lr=lr), text)
                 append(options.results, {**key, "seed": seed}, run)
-    rows = read(options.results)
+    rows = rows_of(options.results)
     for lr, updates in sorted({(float(row["lr"]), int(row["updates"])) for row in rows}):
         budget = {"lr": lr, "updates": updates}
         print(f"\n{updates} updates, lr {lr}, nats a byte")

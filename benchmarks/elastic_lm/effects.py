@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.elastic_lm.rows import append, by_seed, print_against, read
+from benchmarks.elastic_lm.rows import append, by_seed, print_against
 from benchmarks.elastic_lm.training import (
     Run,
     Size,
@@ -28,6 +28,7 @@ from benchmarks.elastic_lm.training import (
     read_text,
     supernet_of,
 )
+from benchmarks.nb201.report import rows_of
 from nas_dynamic.adapters.transformers import ElasticLM, logits_loss
 from nas_dynamic.space import Architecture, SearchSpace
 
@@ -51,13 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     updates = {"updates": options.updates}
     for seed in range(options.seeds if options.data is not None else 0):
         for arm in options.arms:
-            if seed not in by_seed(read(options.results), arm=arm, **updates):
+            if seed not in by_seed(rows_of(options.results), arm=arm, **updates):
                 text = read_text(options.data)
                 train = train_attention if arm in ATTENTIONS else train_sandwich
                 for kind, run in train(arm, seed, options.updates, text).items():
                     key = {"arm": arm, "attention": kind, **updates, "seed": seed}
                     append(options.results, key, run)
-    rows = read(options.results)
+    rows = rows_of(options.results)
     print(f"{options.updates} updates, nats a byte")
     print_against("sandwich", {arm: by_seed(rows, arm=arm, **updates) for arm in TEACHERS})
     subnets = [(arm, kind) for arm, kinds in ATTENTIONS.items() for kind in kinds]

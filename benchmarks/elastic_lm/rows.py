@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,33 +9,21 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.elastic_lm.training import Run
+from benchmarks.nb201.report import Rows, append_result
 from nas_dynamic.analysis.paired import Difference
 
-__all__ = ["MEASURES", "append", "by_seed", "print_against", "read"]
+__all__ = ["MEASURES", "append", "by_seed", "print_against"]
 
 MEASURES = ("mean", "smallest", "largest")
-Row = dict[str, str]
-
-
-def read(path: Path) -> list[Row]:
-    if not path.exists():
-        return []
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 def append(path: Path, key: Mapping[str, object], run: Run) -> None:
     """Write what a training came to, after the entries that say which one it is."""
-    new = not path.exists()
-    measured = dataclasses.asdict(run)
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow([*key, *measured])
-        writer.writerow([*key.values(), *(f"{value:.6g}" for value in measured.values())])
+    measured = {name: f"{value:.6g}" for name, value in dataclasses.asdict(run).items()}
+    append_result(path, {**key, **measured})
 
 
-def by_seed(rows: list[Row], **key: object) -> dict[int, dict[str, float]]:
+def by_seed(rows: Rows, **key: object) -> dict[int, dict[str, float]]:
     """Return seed → measures of the rows that have these entries."""
     wanted = {name: str(value) for name, value in key.items()}
     return {

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks.elastic_lm.rows import append, by_seed, print_against, read
+from benchmarks.elastic_lm.rows import append, by_seed, print_against
 from benchmarks.elastic_lm.training import (
     Run,
     Size,
@@ -29,6 +29,7 @@ from benchmarks.elastic_lm.training import (
     sequences,
     supernet_of,
 )
+from benchmarks.nb201.report import rows_of
 from nas_dynamic.adapters.transformers import (
     ElasticLM,
     attention_features,
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     updates = {"updates": options.updates}
     for seed in range(options.seeds):
-        rows = read(options.results)
+        rows = rows_of(options.results)
         missing = [arm for arm in options.arms if seed not in by_seed(rows, arm=arm, **updates)]
         if options.data is not None and missing:
             text = read_text(options.data)
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for arm in missing:
                 run = train(arm, seed, options.updates, teacher, text)
                 append(options.results, {"arm": arm, **updates, "seed": seed}, run)
-    rows = read(options.results)
+    rows = rows_of(options.results)
     print(f"{options.updates} updates in all, nats a byte")
     print_against("one supernet", {arm: by_seed(rows, arm=arm, **updates) for arm in ARMS})
 

@@ -60,8 +60,7 @@ def read_results(path: Path) -> Rows:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no results yet; `python -m benchmarks.nb201 run` first")
-    with path.open() as file:
-        rows = [dict.fromkeys(REPLICAS, "") | row for row in csv.DictReader(file)]
+    rows = [dict.fromkeys(REPLICAS, "") | row for row in rows_of(path)]
     numbers = Counter(map(identity, rows))
     twice = [
         ", ".join(f"{name} {value}" for name, value in run if value)
@@ -76,6 +75,14 @@ def read_results(path: Path) -> Rows:
 def identity(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """Return what tells a row from others, as pairs of column and value."""
     return tuple((name, str(row.get(name, ""))) for name in (*ARM, "subnet_seed", "seed"))
+
+
+def rows_of(path: Path) -> Rows:
+    """Return the rows that `append_result` has written; none if there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def append_result(path: Path, row: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from benchmarks.nb201.rankings import (
     read_rankings,
     with_deviation,
 )
-from benchmarks.nb201.report import BASELINE, append_result
+from benchmarks.nb201.report import BASELINE, append_result, rows_of
 from benchmarks.nb201.scoring import score
 from benchmarks.nb201.training import Run, Training
 from nas_dynamic import Architecture
@@ -49,7 +48,9 @@ def train_standalone(
         batches: of test images.
         kernels: how layers are computed.
     """
-    done = {(row["architecture"], int(row["seed"]), int(row["updates"])) for row in _read(results)}
+    done = {
+        (row["architecture"], int(row["seed"]), int(row["updates"])) for row in rows_of(results)
+    }
     for number, architecture in enumerate(architectures, 1):
         if (_name(architecture), run.seed, run.updates) in done:
             continue
@@ -75,7 +76,7 @@ def print_standalone(
         everything: NAS-Bench-201.
     """
     losses: dict[str, list[float]] = defaultdict(list)
-    for row in _read(standalone):
+    for row in rows_of(standalone):
         if int(row["updates"]) == updates:
             losses[row["architecture"]].append(float(row["loss"]))
     if not losses:
@@ -105,13 +106,6 @@ def print_standalone(
         f"{len(of_table)} networks; τ of stand-alone to published accuracy: "
         f"{kendall_tau(np.array(values), everything.accuracy[of_table]):.3f}"
     )
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 def _name(architecture: Architecture) -> str:

@@ -8,7 +8,6 @@ CIFAR-10 in both, as SVHN's are not at hand: both metrics read no labels, and ze
 
 from __future__ import annotations
 
-import csv
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -21,7 +20,7 @@ from rich.table import Table as PrintedTable
 
 from benchmarks.nb201.data import Images, load_images, parse_architecture
 from benchmarks.nb201.network import Network
-from benchmarks.nb201.report import append_result
+from benchmarks.nb201.report import append_result, rows_of
 from benchmarks.proxies.tables import zero_cost
 from nas_dynamic.analysis.ranking import bootstrap_interval, spearman_rho
 from nas_dynamic.complexity import count_macs, count_parameters
@@ -111,7 +110,7 @@ def _sample(table: Any, task: str, networks: int) -> Any:
 def _measure(
     published: Any, task: str, metrics: Any, pixels: Images, rows: Path, channels: int, cells: int
 ) -> None:
-    done = {(row["task"], row["arch"]) for row in _read(rows)}
+    done = {(row["task"], row["arch"]) for row in rows_of(rows)}
     (batch,) = pixels.batches(len(pixels.classes))
     for number, arch in enumerate(published["arch"]):
         if (task, arch) in done:
@@ -132,7 +131,7 @@ def _measure(
 
 def _compare(published: Any, task: str, metrics: Any, rows: Path) -> dict[str, Any]:
     ours: dict[str, dict[str, str]] = {
-        row["arch"]: row for row in _read(rows) if row["task"] == task
+        row["arch"]: row for row in rows_of(rows) if row["task"] == task
     }
     ordered = [ours[arch] for arch in published["arch"]]
     accuracy = published["val_accuracy"].to_numpy()
@@ -161,10 +160,3 @@ def _compare(published: Any, task: str, metrics: Any, rows: Path) -> dict[str, A
         "flops_off": float(np.abs(beyond - fitted).max()),
     }
     return dict(found)
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open() as file:
-        return list(csv.DictReader(file))

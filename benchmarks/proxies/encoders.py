@@ -12,7 +12,6 @@ Words are drawn at random, with probabilities of one over their rank, since the 
 
 from __future__ import annotations
 
-import csv
 import itertools
 import time
 from pathlib import Path
@@ -25,7 +24,7 @@ from rich.console import Console
 from rich.table import Table as PrintedTable
 from torch import Tensor, nn
 
-from benchmarks.nb201.report import append_result
+from benchmarks.nb201.report import append_result, rows_of
 from nas_dynamic.analysis.ranking import estimate, spearman_rho
 from nas_dynamic.complexity import count_parameters
 from nas_dynamic.search.proxies import head_confidence, hidden_covariance
@@ -235,7 +234,7 @@ def encoders(table: Path, rows: Path, *, networks: int | None) -> dict[str, Any]
         ]
     frame["trained params"] = [count_parameters(network) for network in trained]
     frame["heads"] = [_heads(network) for network in trained]
-    done = {int(row["id"]) for row in _read(rows)}
+    done = {int(row["id"]) for row in rows_of(rows)}
     for encoder in frame.itertuples():
         if encoder.id not in done:
             start = time.perf_counter()
@@ -251,7 +250,7 @@ def encoders(table: Path, rows: Path, *, networks: int | None) -> dict[str, Any]
                         f"and {encoder.params:,} in {table}"
                     )
             append_result(rows, row | {"seconds": f"{time.perf_counter() - start:.2f}"})
-    return _compared(frame.merge(pd.DataFrame(_read(rows)).astype(float), on="id"))
+    return _compared(frame.merge(pd.DataFrame(rows_of(rows)).astype(float), on="id"))
 
 
 def encoders_table(found: dict[str, Any]) -> None:
@@ -306,10 +305,3 @@ def _compared(frame: pd.DataFrame) -> dict[str, Any]:
     for control in (*PUBLISHED, "params", "n_layers", "hidden_size"):
         compare(f"{control}, table, GLUE", control, "glue")
     return found
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open() as file:
-        return list(csv.DictReader(file))

@@ -9,7 +9,6 @@ is pre-trained on and those that it evaluates: their seconds stand beside the ev
 
 from __future__ import annotations
 
-import csv
 import functools
 import itertools
 import time
@@ -23,7 +22,7 @@ from rich.console import Console
 from rich.table import Table as PrintedTable
 
 from benchmarks.nb201.network import Network
-from benchmarks.nb201.report import append_result
+from benchmarks.nb201.report import append_result, rows_of
 from benchmarks.nb201.search import MEASURES, column, evaluations_to_best
 from benchmarks.nb201.supernet import EDGES, live_edges
 from nas_dynamic import Architecture
@@ -55,8 +54,8 @@ def pretraining(table: Path, rows: Path, *, seeds: range) -> dict[str, Any]:
     """
     accuracy = column(read_rows(table), "c10_val200")
     results = rows.with_name("pretraining_searches.csv")
-    measured = {row["cell"]: _numbers(row) for row in _read(rows)}
-    done = {(row["measures"], int(row["seed"])) for row in _read(results)}
+    measured = {row["cell"]: _numbers(row) for row in rows_of(rows)}
+    done = {(row["measures"], int(row["seed"])) for row in rows_of(results)}
     for seed, name in itertools.product(seeds, MEASURED):
         if (name, seed) in done:
             continue
@@ -67,7 +66,7 @@ def pretraining(table: Path, rows: Path, *, seeds: range) -> dict[str, Any]:
         row = {"measures": name, "seed": seed, "evaluations": count}
         cost = {"networks": len(proxies.used), "seconds": f"{proxies.seconds:.2f}"}
         append_result(results, row | cost)
-    return _summed(_read(results), seeds)
+    return _summed(rows_of(results), seeds)
 
 
 def pretraining_table(found: dict[str, Any]) -> None:
@@ -172,10 +171,3 @@ def _summed(results: list[dict[str, str]], seeds: range) -> dict[str, Any]:
 
 def _numbers(row: Mapping[str, str]) -> dict[str, float]:
     return {name: float(value) for name, value in row.items() if name != "cell"}
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open() as file:
-        return list(csv.DictReader(file))

@@ -7,7 +7,6 @@ published score was computed on Penn Treebank.
 
 from __future__ import annotations
 
-import csv
 import json
 import time
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from benchmarks.nb201.report import append_result
+from benchmarks.nb201.report import append_result, rows_of
 from nas_dynamic.analysis.ranking import estimate, spearman_rho
 from nas_dynamic.search.proxies import hidden_covariance
 
@@ -107,7 +106,7 @@ def recurrent(
     chances = 1 / np.arange(1, WORDS + 1)
     drawn = generator.choice(WORDS, (INPUTS, TIMES), p=chances / chances.sum())
     batch = torch.from_numpy(drawn), torch.zeros(INPUTS, dtype=torch.long)
-    done = {int(row["recipe_id"]) for row in _read(rows)}
+    done = {int(row["recipe_id"]) for row in rows_of(rows)}
     for number, text in zip(table["recipe_id"], table["recipe"], strict=True):
         if number not in done:
             start = time.perf_counter()
@@ -117,7 +116,7 @@ def recurrent(
             for of in ("units", "inputs"):
                 row[of] = hidden_covariance(network, batch, layer="cell", of=of)
             append_result(rows, row | {"seconds": f"{time.perf_counter() - start:.2f}"})
-    ours = pd.DataFrame(_read(rows)).astype(float)
+    ours = pd.DataFrame(rows_of(rows)).astype(float)
     table = table.merge(ours, on="recipe_id")
     found: dict[str, Any] = {"n": len(table), "seconds": float(table["seconds"].median())}
     theirs, loss = table["layer_1_hidden_covariance"], table["test_loss_50"]
@@ -155,10 +154,3 @@ def _ordered(recipe: Mapping[str, Any]) -> list[str]:
     for node in recipe:
         visit(node)
     return order
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open() as file:
-        return list(csv.DictReader(file))

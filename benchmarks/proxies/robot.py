@@ -7,7 +7,6 @@ that, seed by seed, 1 the best, equal ones by their mean rank.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.table import Table as PrintedTable
 from scipy.stats import rankdata
 
-from benchmarks.nb201.report import append_result
+from benchmarks.nb201.report import append_result, rows_of
 from benchmarks.proxies.tables import zero_cost
 from nas_dynamic import SearchSpace
 from nas_dynamic.analysis.paired import mean_estimate
@@ -41,7 +40,7 @@ def robot(scores: Path, rows: Path, *, budget: int, seeds: range) -> dict[str, A
         budget: evaluations of a search.
         seeds: of the searches.
     """
-    done = {(r["task"], int(r["budget"]), int(r["seed"]), r["method"]) for r in _read(rows)}
+    done = {(r["task"], int(r["budget"]), int(r["seed"]), r["method"]) for r in rows_of(rows)}
     tasks = dict(iter(zero_cost(scores).groupby(["space", "task"])))
     for (space, name), table in tasks.items():
         task = f"{space} {name}"
@@ -118,7 +117,7 @@ def _best(table: Any, strategy: Any, budget: int, seed: int) -> float:
 
 
 def _ranks(rows: Path, budget: int, seeds: range) -> dict[str, Any]:
-    read = [r for r in _read(rows) if int(r["budget"]) == budget and int(r["seed"]) in seeds]
+    read = [r for r in rows_of(rows) if int(r["budget"]) == budget and int(r["seed"]) in seeds]
     tasks, methods = (list(dict.fromkeys(r[n] for r in read)) for n in ("task", "method"))
     accuracy = np.empty((len(tasks), len(seeds), len(methods)))
     for r in read:
@@ -140,10 +139,3 @@ def _ranks(rows: Path, budget: int, seeds: range) -> dict[str, Any]:
     less = by_seed[:, methods.index("RoBoT")] - by_seed[:, methods.index("random")]
     found["robot_less_random"] = f"{mean_estimate(less):.2f}"
     return found
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open() as file:
-        return list(csv.DictReader(file))

@@ -8,7 +8,6 @@ of the table; 1 is the best.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table as PrintedTable
 
-from benchmarks.nb201.report import append_result
+from benchmarks.nb201.report import append_result, rows_of
 from nas_dynamic import SearchSpace
 from nas_dynamic.analysis.paired import mean_estimate
 from nas_dynamic.search import GradientBoosting, Objective, Surrogate, search_tasks
@@ -48,7 +47,7 @@ def tasks(table: Path, rows: Path, *, budget: int, seeds: range) -> dict[str, An
     frame = pd.read_csv(table)
     architectures = [key(_parsed(arch)) for arch in frame["arch"]]
     values = {task: dict(zip(architectures, frame[task], strict=True)) for task in TASKS}
-    done = {(int(row["budget"]), int(row["seed"])) for row in _read(rows)}
+    done = {(int(row["budget"]), int(row["seed"])) for row in rows_of(rows)}
     for seed in seeds:
         if (budget, seed) not in done:
             together = _places(values, TASKS, budget, seed)
@@ -58,7 +57,7 @@ def tasks(table: Path, rows: Path, *, budget: int, seeds: range) -> dict[str, An
             row = {"budget": budget, "seed": seed}
             row |= {f"together {task}": place for task, place in together.items()}
             append_result(rows, row | {f"alone {task}": place for task, place in alone.items()})
-    chosen = [r for r in _read(rows) if int(r["budget"]) == budget and int(r["seed"]) in seeds]
+    chosen = [r for r in rows_of(rows) if int(r["budget"]) == budget and int(r["seed"]) in seeds]
     found: dict[str, Any] = {"budget": budget, "seeds": len(chosen), "arms": {}}
     medians = {}
     for arm in ("together", "alone"):
@@ -117,10 +116,3 @@ def _places(
 def _parsed(text: str) -> dict[str, int]:
     operations = text.rpartition("-")[2].replace("_", "")
     return dict(zip(EDGES, map(int, operations), strict=True))
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open() as file:
-        return list(csv.DictReader(file))
