@@ -15,7 +15,7 @@ from nas_dynamic.analysis.text_table import text_table
 
 __all__ = ["AGAINST", "MEASURES", "print_differences", "print_errors"]
 
-AGAINST = ("static", "poly")
+AGAINST = ("static", "poly", "calq")
 BY = {"_loss": "by the loss", "": "by the accuracy"}
 OF_RANKINGS = {"tau": "τ", "tau_top": "τ of the best tenth"}
 OF_RANKINGS |= {f"regret_{count}": f"regret of the first {count}" for count in (1, 10, 100)}
